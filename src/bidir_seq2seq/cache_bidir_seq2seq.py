@@ -1,0 +1,162 @@
+"""What a decoder remembers between two generated tokens: a recurrent state, not a growing list of keys.
+
+Letters: B documents, R decoder rows (R = B * G, G hypotheses of one document in a row), K beams, S source length,
+H hidden size, N attention heads, D head size, t tokens read so far.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+@dataclass
+class SourceMemory:
+    """What one decoder reads of the documents, computed once per document.
+
+    Attributes:
+        modulations: For each of the decoder's LayerNorms its (scale, shift), each `[B, D_layer]`.
+        keys: Source attention keys `[B, N, S, D]`, or `None` without source attention.
+        values: Source attention values `[B, N, S, D]`, or `None`.
+        mask: `[B, 1, 1, S]` bool, true where there is a token.
+    """
+
+    modulations: list[tuple[torch.Tensor, torch.Tensor]]
+    keys: torch.Tensor | None
+    values: torch.Tensor | None
+    mask: torch.Tensor
+
+
+class RecurrentStateLayer(CacheLayerMixin):
+    """State of one recurrent layer: `(h, c)` for an LSTM, `(h,)` for a GRU, each `[1, R, H]`."""
+
+    is_compileable = False
+    supports_early_init = False
+
+    def __init__(self):
+        super().__init__()
+        self.state: tuple[torch.Tensor, ...] | None = None
+        self.seq_length = 0
+
+    def advance(self, state: tuple[torch.Tensor, ...], num_tokens: int) -> None:
+        """Replaces the state by the one `num_tokens` later."""
+        self.state = state
+        self.seq_length += num_tokens
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states, value_states) -> None:
+        """Nothing to allocate: the first `advance` brings the state."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Not an attention layer.
+
+        Raises:
+            NotImplementedError: Always; a recurrent layer is moved by `advance`.
+        """
+        raise NotImplementedError("a recurrent layer has no keys and values: call advance(state, num_tokens)")
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Key length and offset of an attention mask over the decoder's own past."""
+        return self.seq_length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Number of tokens read."""
+        return self.seq_length
+
+    def get_max_length(self) -> int:
+        """-1: a recurrent state has no maximum."""
+        return -1
+
+    def reset(self) -> None:
+        """Forgets everything read."""
+        self.state, self.seq_length, self.is_initialized = None, 0, False
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Row r continues hypothesis `beam_idx[r]`; `beam_idx` is `[R]`."""
+        if self.state is not None:
+            self.state = tuple(part.index_select(1, beam_idx.to(part.device)) for part in self.state)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row becomes `repeats` rows in a row."""
+        if self.state is not None:
+            self.state = tuple(part.repeat_interleave(repeats, dim=1) for part in self.state)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps the rows `indices`."""
+        self.reorder_cache(indices)
+
+
+class BidirSeq2SeqCache(Cache):
+    """One decoder's past: its recurrent states, and what it reads of the source.
+
+    Reordering touches the states only: hypotheses change places within a document, whose memory they share.
+
+    Attributes:
+        memory: The decoder's `SourceMemory`, filled at the first step.
+        prior: The output prior `[B, V]` of the documents, filled by the language-modelling head.
+    """
+
+    def __init__(self, num_layers: int):
+        super().__init__(layers=[RecurrentStateLayer() for _ in range(num_layers)])
+        self.memory: SourceMemory | None = None
+        self.prior: torch.Tensor | None = None
+
+
+@dataclass
+class TwinMemory:
+    """Keys and values that one direction offers its twin, a step at a time.
+
+    Attributes:
+        keys, values: `[B, K, N, t, D]` for hypotheses of one direction, `[B, K, K, N, t, D]` for pairs of both;
+            `None` before the first step.
+    """
+
+    keys: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Adds one step: both `[..., N, 1, D]`."""
+        if self.keys is None:
+            self.keys, self.values = keys, values
+        else:
+            self.keys = torch.cat([self.keys, keys], dim=-2)
+            self.values = torch.cat([self.values, values], dim=-2)
+
+    def reorder(self, *parents: torch.LongTensor) -> None:
+        """Hypothesis k of a document continues hypothesis `parents[b, k]`; one `[B, K]` for each K dimension."""
+        for name in ("keys", "values"):
+            tensor = getattr(self, name)
+            for dim, parent in enumerate(parents, start=1):
+                index = parent.reshape(parent.shape[0], *[-1 if d == dim else 1 for d in range(1, tensor.dim())])
+                tensor = tensor.gather(dim, index.expand(*tensor.shape))
+            setattr(self, name, tensor)
+
+
+class TwinCache:
+    """Everything two decoders remember while they write one step each at a time.
+
+    Attributes:
+        l2r, r2l: Each direction's recurrent states and source memory, rows R = B * K.
+        l2r_offer: What the left-to-right side shows its twin; of pairs when the model offers features.
+        r2l_offer: What the right-to-left side shows its twin.
+        prior: The output prior `[B, V]`, or `None`.
+    """
+
+    def __init__(self, num_layers: int):
+        self.l2r, self.r2l = BidirSeq2SeqCache(num_layers), BidirSeq2SeqCache(num_layers)
+        self.l2r_offer, self.r2l_offer = TwinMemory(), TwinMemory()
+        self.prior: torch.Tensor | None = None
+
+    def reorder(self, l2r_parents: torch.LongTensor, r2l_parents: torch.LongTensor) -> None:
+        """Each direction's hypothesis k of a document continues its hypothesis `parents[b, k]`, both `[B, K]`."""
+        for cache, parents in ((self.l2r, l2r_parents), (self.r2l, r2l_parents)):
+            first_rows = torch.arange(parents.shape[0], device=parents.device)[:, None] * parents.shape[1]
+            cache.reorder_cache((parents + first_rows).flatten())
+        of_pairs = self.l2r_offer.keys.dim() == 6
+        self.l2r_offer.reorder(*((l2r_parents, r2l_parents) if of_pairs else (l2r_parents,)))
+        self.r2l_offer.reorder(r2l_parents)
+
+
+__all__ = ["BidirSeq2SeqCache", "RecurrentStateLayer", "SourceMemory", "TwinCache", "TwinMemory"]

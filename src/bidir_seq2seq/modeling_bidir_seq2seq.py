@@ -1,0 +1,888 @@
+"""The model, top-down: layers, encoder, twin decoders, base model, and the model with its output layer.
+
+Letters: B batch, S source length, T target length, V vocabulary, E embedding size, H hidden size, N attention heads,
+D head size, A = N * D. Decoder rows are R = B * G: G hypotheses of one document stand in a row and share its memory.
+
+The architecture is Su Jianlin's (https://kexue.fm/archives/5861 and https://kexue.fm/archives/6877); the twin
+decoders follow Zhou, Zhang and Zong 2019 (https://arxiv.org/abs/1905.04847).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
+from transformers.utils import can_return_tuple, logging
+
+from .cache_bidir_seq2seq import BidirSeq2SeqCache, SourceMemory, TwinCache
+from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
+from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
+
+logger = logging.get_logger(__name__)
+
+RNN_CLASSES = {"lstm": nn.LSTM, "gru": nn.GRU}
+IGNORE_INDEX = -100
+
+
+@dataclass
+class BidirSeq2SeqEncoderOutput(BaseModelOutput):
+    """What the decoders may know of the documents.
+
+    Args:
+        last_hidden_state: `[B, S, H]`, zero at padding.
+        pooler_output: `[B, H]`, the maximum over unpadded positions; zero for an empty document.
+        source_mask: `[B, S]` bool, true where there is a token.
+        source_words: `[B, V]` bool, true for ids that occur in the document; `None` without prior.
+    """
+
+    pooler_output: torch.Tensor | None = None
+    source_mask: torch.Tensor | None = None
+    source_words: torch.Tensor | None = None
+
+
+@dataclass
+class BidirSeq2SeqModelOutput(Seq2SeqModelOutput):
+    """`Seq2SeqModelOutput`, and the right-to-left decoder's features.
+
+    Args:
+        last_hidden_state: `[R, T, E]`, features of the only or left-to-right direction.
+        r2l_last_hidden_state: `[R, T, E]`, features of the right-to-left direction when both ran.
+    """
+
+    r2l_last_hidden_state: torch.Tensor | None = None
+
+
+@dataclass
+class BidirSeq2SeqLMOutput(Seq2SeqLMOutput):
+    """`Seq2SeqLMOutput`, and the right-to-left direction's logits.
+
+    Args:
+        loss: Mean cross-entropy per target token, averaged over the directions of the model.
+        logits: `[R, T, V]`, the only or left-to-right direction.
+        r2l_logits: `[R, T, V]`, the right-to-left direction in its own order (last token first) when both ran.
+    """
+
+    r2l_logits: torch.Tensor | None = None
+
+
+class ModulatedLayerNorm(nn.Module):
+    """LayerNorm whose scale and shift are computed from the document vector: y * (gamma + 1) + beta."""
+
+    def __init__(self, condition_size: int, hidden_size: int, eps: float):
+        super().__init__()
+        self.hidden_size, self.eps = hidden_size, eps
+        bottleneck = max(condition_size // 4, 1)
+        self.shift, self.scale = (
+            nn.Sequential(
+                nn.Linear(condition_size, bottleneck, bias=True), nn.ReLU(), nn.Linear(bottleneck, hidden_size)
+            )
+            for _ in range(2)
+        )
+
+    def modulation(self, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[B, C]` to (scale, shift), each `[B, D]`."""
+        return self.scale(condition) + 1, self.shift(condition)
+
+    def forward(self, x: torch.Tensor, modulation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """`x` is `[R, T, D]`, the modulation `[B, D]`; returns `[R, T, D]`."""
+        scale, shift = modulation
+        # Rows of one document stand together, so folding them into time lets one modulation serve all.
+        folded = F.layer_norm(x, (self.hidden_size,), eps=self.eps).reshape(scale.shape[0], -1, self.hidden_size)
+        return torch.addcmul(shift[:, None], folded, scale[:, None]).view(x.shape)
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention without biases and without output projection."""
+
+    def __init__(self, query_size: int, memory_size: int, num_heads: int, head_size: int):
+        super().__init__()
+        self.num_heads, self.head_size = num_heads, head_size
+        self.query = nn.Linear(query_size, num_heads * head_size, bias=False)
+        self.key = nn.Linear(memory_size, num_heads * head_size, bias=False)
+        self.value = nn.Linear(memory_size, num_heads * head_size, bias=False)
+
+    def memory(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is attended to, `[..., M, memory_size]`, to keys and values, each `[..., N, M, D]`."""
+        return self._split(self.key(x)), self._split(self.value(x))
+
+    def forward(
+        self, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reads the memory.
+
+        Args:
+            x: Queries `[..., Q, query_size]`.
+            keys, values: `[..., N, M, D]`.
+            mask: Bool, broadcast to `[..., N, Q, M]`; true may be read. A query that may read nothing gets zeros.
+
+        Returns:
+            The context `[..., Q, A]` and the weights `[..., N, Q, M]`.
+        """
+        scores = self._split(self.query(x)) @ keys.transpose(-1, -2) * self.head_size**-0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1)
+        if mask is not None:
+            weights = weights * mask.any(-1, keepdim=True)
+        return (weights @ values).transpose(-2, -3).flatten(-2), weights
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_size)).transpose(-2, -3)
+
+
+class EncoderLayer(nn.Module):
+    """LayerNorm, then one recurrent pass from the left and one from the right, side by side."""
+
+    def __init__(self, config: BidirSeq2SeqConfig, input_size: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(input_size, eps=config.layer_norm_eps)
+        rnn = RNN_CLASSES[config.rnn_type]
+        self.forward_rnn = rnn(input_size, config.hidden_size // 2, batch_first=True)
+        self.backward_rnn = rnn(input_size, config.hidden_size // 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor, mirror: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """One layer.
+
+        Args:
+            x: `[B, S, D]`, tokens first, then padding.
+            mirror: `[B, S]`, the index that reverses each row's tokens and leaves its padding in place.
+            mask: `[B, S, 1]`, 1 at tokens, 0 at padding.
+
+        Returns:
+            `[B, S, H]`, zero at padding.
+        """
+        x = self.norm(x)
+        from_left = self.forward_rnn(x)[0]
+        # Reversing by true length keeps padding out of the right-to-left pass without packing, which is slow.
+        from_right = _gather_positions(self.backward_rnn(_gather_positions(x, mirror))[0], mirror)
+        return torch.cat([from_left, from_right], dim=-1) * mask
+
+
+class Encoder(nn.Module):
+    """Source ids to hidden states, pooled document vector and the set of source words."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, config: BidirSeq2SeqConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id)
+        sizes = [config.embedding_size] + [config.hidden_size] * (config.encoder_layers - 1)
+        self.layers = nn.ModuleList(EncoderLayer(config, size) for size in sizes)
+        self.dropout = nn.Dropout(config.dropout)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> BidirSeq2SeqEncoderOutput:
+        """Encodes documents. Padding may stand on either side, and anywhere else.
+
+        Args:
+            input_ids: `[B, S]` token ids.
+            attention_mask: `[B, S]`, 1 at tokens, 0 at padding; default: wherever `input_ids` is not the pad id.
+            inputs_embeds: `[B, S, E]` instead of `input_ids`; the prior then knows no source word.
+            output_hidden_states: Whether to return embeddings and every layer's output.
+
+        Raises:
+            ValueError: If neither or both of `input_ids` and `inputs_embeds` are given, or an id is outside the
+                vocabulary (checked on CPU only: on other devices it would stall the device).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("the encoder needs exactly one of input_ids and inputs_embeds")
+        given = input_ids if input_ids is not None else inputs_embeds
+        mask = attention_mask.bool() if attention_mask is not None else None
+        if given.shape[1] == 0:
+            # An empty batch of documents becomes one padded position, which everything below knows to ignore.
+            given = given.new_full((given.shape[0], 1, *given.shape[2:]), self.config.pad_token_id)
+            mask = given.new_zeros(given.shape[:2], dtype=torch.bool)
+        if input_ids is not None:
+            check_ids("input_ids", given, self.embed_tokens.num_embeddings)
+            mask = given != self.config.pad_token_id if mask is None else mask
+            x = self.embed_tokens(given)
+        else:
+            mask = given.new_ones(given.shape[:2], dtype=torch.bool) if mask is None else mask
+            x = given
+
+        # Tokens to the front: then left padding, right padding and none give the same states.
+        order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+        lengths = mask.sum(1, keepdim=True)
+        positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        is_token = positions < lengths
+        mirror = torch.where(is_token, lengths - 1 - positions, positions)
+        restore = order.argsort(dim=1)
+
+        x = _gather_positions(self.dropout(x), order)
+        token_factor = is_token[..., None].to(x.dtype)
+        hidden_states = [x]
+        for layer in self.layers:
+            x = layer(x, mirror, token_factor)
+            hidden_states.append(x)
+            x = self.dropout(x)
+        pooled = x.masked_fill(~is_token[..., None], float("-inf")).amax(1)
+        return BidirSeq2SeqEncoderOutput(
+            last_hidden_state=_gather_positions(x, restore),
+            hidden_states=tuple(_gather_positions(h, restore) for h in hidden_states)
+            if output_hidden_states
+            else None,
+            pooler_output=torch.where(lengths > 0, pooled, torch.zeros_like(pooled)),
+            source_mask=mask,
+            source_words=self._source_words(given if input_ids is not None else None, mask),
+        )
+
+    def _source_words(self, ids: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor | None:
+        if not self.config.use_prior:
+            return None
+        words = mask.new_zeros(mask.shape[0], self.embed_tokens.num_embeddings)
+        if ids is not None:
+            words.scatter_(1, torch.where(mask, ids, self.config.pad_token_id), True)
+        names = ("pad_token_id",)
+        if not self.config.prior_special_tokens:
+            names += ("unk_token_id", "bos_token_id", "eos_token_id")
+        words[:, [getattr(self.config, name) for name in names]] = False
+        return words
+
+
+class SourcePrior(nn.Module):
+    """The learned prior over source words: exp(log_scale) * chi + shift, chi marking the words that occur."""
+
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(vocab_size))
+        self.shift = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, source_words: torch.Tensor) -> torch.Tensor:
+        """`[B, V]` bool to `[B, V]`."""
+        return torch.addcmul(self.shift, source_words.to(self.shift.dtype), self.log_scale.exp())
+
+
+class Decoder(nn.Module):
+    """One direction: modulated recurrent layers, then attention to the source and to the twin, then features."""
+
+    def __init__(self, config: BidirSeq2SeqConfig, twin_memory_size: int | None):
+        super().__init__()
+        heads = (config.num_attention_heads, config.attention_head_size)
+        self.twin_context_size = heads[0] * heads[1] if twin_memory_size is not None else 0
+        sizes = [config.embedding_size] + [config.hidden_size] * config.decoder_layers
+        self.norms = nn.ModuleList(ModulatedLayerNorm(config.hidden_size, s, config.layer_norm_eps) for s in sizes)
+        rnn = RNN_CLASSES[config.rnn_type]
+        self.rnns = nn.ModuleList(rnn(size, config.hidden_size, batch_first=True) for size in sizes[:-1])
+        self.source_attention = (
+            MultiHeadAttention(config.hidden_size, config.hidden_size, *heads) if config.use_attention else None
+        )
+        self.twin_attention = (
+            MultiHeadAttention(config.hidden_size, twin_memory_size, *heads) if twin_memory_size is not None else None
+        )
+        source_context_size = heads[0] * heads[1] if config.use_attention else 0
+        self.feature = nn.Linear(
+            config.hidden_size + self.twin_context_size + source_context_size, config.embedding_size
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def read_source(self, encoder_outputs: BidirSeq2SeqEncoderOutput) -> SourceMemory:
+        """What this decoder needs of B encoded documents; compute it once per document."""
+        keys = values = None
+        if self.source_attention is not None:
+            keys, values = self.source_attention.memory(encoder_outputs.last_hidden_state)
+        return SourceMemory(
+            modulations=[norm.modulation(encoder_outputs.pooler_output) for norm in self.norms],
+            keys=keys,
+            values=values,
+            mask=encoder_outputs.source_mask[:, None, None],
+        )
+
+    def recur(
+        self, embeds: torch.Tensor, memory: SourceMemory, cache: BidirSeq2SeqCache | None = None
+    ) -> list[torch.Tensor]:
+        """Reads target tokens.
+
+        Args:
+            embeds: `[R, T, E]`.
+            memory: Of the B documents that the rows belong to.
+            cache: Where the recurrent states come from and go to; without it they start at zero.
+
+        Returns:
+            The embeddings `[R, T, E]` and every layer's output `[R, T, H]`; the last one is the decoder's h.
+        """
+        x = self.dropout(embeds)
+        hidden_states = [x]
+        for index, rnn in enumerate(self.rnns):
+            x = self.norms[index](x, memory.modulations[index])
+            if cache is None:
+                x, _ = rnn(x)
+            else:
+                state = cache.layers[index].state
+                lstm = isinstance(rnn, nn.LSTM)
+                x, state = rnn(x, state if lstm or state is None else state[0])
+                cache.layers[index].advance(state if lstm else (state,), x.shape[1])
+            x = self.dropout(x)
+            hidden_states.append(x)
+        hidden_states[-1] = self.norms[-1](x, memory.modulations[-1])
+        return hidden_states
+
+    def attend_source(
+        self, hidden: torch.Tensor, memory: SourceMemory
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """`hidden` `[R, T, H]` to the source context `[R, T, A]` and its weights `[R, N, T, S]`; or two `None`."""
+        if self.source_attention is None:
+            return None, None
+        rows, length, _ = hidden.shape
+        folded = hidden.reshape(memory.mask.shape[0], -1, hidden.shape[-1])
+        context, weights = self.source_attention(folded, memory.keys, memory.values, memory.mask)
+        weights = weights.unflatten(2, (-1, length)).transpose(1, 2).reshape(rows, weights.shape[1], length, -1)
+        return context.view(rows, length, -1), weights
+
+    def concatenate(
+        self, hidden: torch.Tensor, twin_context: torch.Tensor | None, source_context: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`[..., H]`, `[..., A]`, `[..., A]` to one vector; no twin context means zeros in its place."""
+        if twin_context is None and self.twin_attention is not None:
+            twin_context = hidden.new_zeros(*hidden.shape[:-1], self.twin_context_size)
+        return torch.cat([part for part in (hidden, twin_context, source_context) if part is not None], dim=-1)
+
+    def features(self, concatenated: torch.Tensor) -> torch.Tensor:
+        """The concatenation to the features `[..., E]` that the output layer reads."""
+        return F.leaky_relu(self.feature(self.dropout(concatenated)), 0.2)
+
+
+class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
+    """Initialisation and naming shared by the models below."""
+
+    config_class = BidirSeq2SeqConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = False
+    # Rewinding a recurrent state to an earlier token is not possible, which assisted generation would need.
+    _is_stateful = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Keras's own scheme, under which the published programs learn: Glorot, orthogonal, forget gate 1."""
+        if isinstance(module, nn.Embedding):
+            init.uniform_(module.weight, -0.05, 0.05)
+            if module.padding_idx is not None:
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, (nn.LSTM, nn.GRU)):
+            self._init_rnn(module)
+        elif isinstance(module, SourcePrior):
+            init.zeros_(module.log_scale)
+            init.zeros_(module.shift)
+
+    @staticmethod
+    def _init_rnn(rnn: nn.RNNBase):
+        size = rnn.hidden_size
+        # One [D, gates * H] kernel in Keras, so Glorot's fan counts all gates.
+        init.xavier_uniform_(rnn.weight_ih_l0)
+        recurrent = torch.empty_like(rnn.weight_hh_l0)
+        for gate in recurrent.split(size):
+            init.orthogonal_(gate)
+        init.copy_(rnn.weight_hh_l0, recurrent)
+        bias = torch.zeros_like(rnn.bias_ih_l0)
+        if isinstance(rnn, nn.LSTM):
+            bias[size : 2 * size] = 1
+        init.copy_(rnn.bias_ih_l0, bias)
+        init.zeros_(rnn.bias_hh_l0)
+
+
+class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
+    """Encoder and decoders without output layer."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^prior\."]
+
+    def __init__(self, config: BidirSeq2SeqConfig):
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.decoder = self.r2l_decoder = None
+        both = config.decoder_directions == "both"
+        if config.decoder_directions != "r2l":
+            self.decoder = Decoder(config, twin_memory_size=config.hidden_size if both else None)
+        if config.decoder_directions != "l2r":
+            twin_memory_size = config.hidden_size if both else None
+            if both and config.twin_memory == "features":
+                twin_memory_size = self.decoder.feature.in_features
+            self.r2l_decoder = Decoder(config, twin_memory_size)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The embedding shared by source and both decoders."""
+        return self.encoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        """Replaces the shared embedding."""
+        self.encoder.embed_tokens = value
+
+    def get_encoder(self, *args, **kwargs) -> Encoder:
+        """The encoder."""
+        return self.encoder
+
+    def direction_decoder(self, direction: str) -> Decoder:
+        """The decoder of `"l2r"` or `"r2l"`.
+
+        Raises:
+            ValueError: If the model has no such decoder.
+        """
+        decoder = {"l2r": self.decoder, "r2l": self.r2l_decoder}.get(direction)
+        if decoder is None:
+            raise ValueError(
+                f"decoding_direction={direction!r}: this model has decoder_directions="
+                f"{self.config.decoder_directions!r}; choose that, or train with decoder_directions='both'"
+            )
+        return decoder
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        r2l_decoder_input_ids: torch.LongTensor | None = None,
+        encoder_outputs: BidirSeq2SeqEncoderOutput | None = None,
+        past_key_values: BidirSeq2SeqCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        decoding_direction: str | None = None,
+        use_twin: bool | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> BidirSeq2SeqModelOutput:
+        """Encodes the source and runs one decoder, or both over known targets.
+
+        Args:
+            input_ids: `[B, S]` source ids.
+            attention_mask: `[B, S]`, 1 at tokens.
+            decoder_input_ids: `[R, T]` target ids in the order of `decoding_direction`, with its start id first.
+            decoder_attention_mask: Accepted and not needed: targets are padded on the right.
+            r2l_decoder_input_ids: `[R, T]` target ids from the right; with it both decoders run.
+            encoder_outputs: Instead of `input_ids`; B documents for R = B * G rows.
+            past_key_values: The past of the one direction that runs.
+            inputs_embeds: `[B, S, E]` instead of `input_ids`.
+            decoder_inputs_embeds: `[R, T, E]` instead of `decoder_input_ids`.
+            decoding_direction: `"l2r"` or `"r2l"`: which decoder reads `decoder_input_ids` when one runs.
+            use_twin: Whether decoders that both run see each other. Default: in training yes (subject to
+                `twin_dropout`); outside training only if the model has never learned without, as over known targets
+                the twin shows each decoder its own answer.
+            use_cache: Whether to return the past of the one direction that runs.
+            output_attentions: Whether to return the source attention weights `[R, N, T, S]`.
+            output_hidden_states: Whether to return every layer's states.
+
+        Raises:
+            ValueError: On contradictory or missing inputs.
+        """
+        if past_key_values is not None and past_key_values.memory is not None:
+            encoder_outputs = encoder_outputs if encoder_outputs is not None else BidirSeq2SeqEncoderOutput()
+        elif encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                input_ids,
+                attention_mask,
+                inputs_embeds=inputs_embeds,
+                output_hidden_states=output_hidden_states,
+                return_dict=True,
+            )
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            raise ValueError("the decoder needs decoder_input_ids (or labels, from which they are made)")
+
+        if r2l_decoder_input_ids is not None:
+            if past_key_values is not None:
+                raise ValueError("past_key_values continues one direction; leave r2l_decoder_input_ids out")
+            run = self._run_both(
+                self._embed(decoder_input_ids, decoder_inputs_embeds),
+                self._embed(r2l_decoder_input_ids, None),
+                encoder_outputs,
+                use_twin,
+            )
+            direction_outputs = {"r2l_last_hidden_state": run.pop("r2l_features")}
+        else:
+            direction = decoding_direction or ("r2l" if self.config.decoder_directions == "r2l" else "l2r")
+            if use_cache and past_key_values is None:
+                past_key_values = BidirSeq2SeqCache(self.config.decoder_layers)
+            embeds = self._embed(decoder_input_ids, decoder_inputs_embeds)
+            run = self._run_one(direction, embeds, encoder_outputs, past_key_values)
+            direction_outputs = {"past_key_values": past_key_values}
+        return BidirSeq2SeqModelOutput(
+            last_hidden_state=run["features"],
+            decoder_hidden_states=tuple(run["hidden_states"]) if output_hidden_states else None,
+            cross_attentions=(run["weights"],) if output_attentions and run["weights"] is not None else None,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            **direction_outputs,
+        )
+
+    def _embed(self, ids: torch.Tensor | None, embeds: torch.Tensor | None) -> torch.Tensor:
+        if embeds is not None:
+            return embeds
+        check_ids("decoder_input_ids", ids, self.encoder.embed_tokens.num_embeddings)
+        return self.encoder.embed_tokens(ids)
+
+    def _run_one(self, direction: str, embeds: torch.Tensor, encoder_outputs, cache: BidirSeq2SeqCache | None) -> dict:
+        decoder = self.direction_decoder(direction)
+        memory = cache.memory if cache is not None else None
+        if memory is None:
+            memory = decoder.read_source(encoder_outputs)
+            if cache is not None:
+                cache.memory = memory
+        hidden_states = decoder.recur(embeds, memory, cache)
+        source_context, weights = decoder.attend_source(hidden_states[-1], memory)
+        features = decoder.features(decoder.concatenate(hidden_states[-1], None, source_context))
+        return {"features": features, "hidden_states": hidden_states, "weights": weights}
+
+    def _run_both(self, l2r_embeds, r2l_embeds, encoder_outputs, use_twin: bool | None) -> dict:
+        l2r, r2l = self.direction_decoder("l2r"), self.direction_decoder("r2l")
+        l2r_memory, r2l_memory = l2r.read_source(encoder_outputs), r2l.read_source(encoder_outputs)
+        l2r_states, r2l_states = l2r.recur(l2r_embeds, l2r_memory), r2l.recur(r2l_embeds, r2l_memory)
+        l2r_hidden, r2l_hidden = l2r_states[-1], r2l_states[-1]
+        l2r_source, weights = l2r.attend_source(l2r_hidden, l2r_memory)
+        r2l_source, _ = r2l.attend_source(r2l_hidden, r2l_memory)
+
+        l2r_twin = r2l_twin = None
+        if use_twin if use_twin is not None else self.training or self.config.twin_dropout == 0:
+            length = l2r_hidden.shape[1]
+            # Position t may read the twin's positions <= t: what the twin has written when t is written.
+            mask = torch.ones(length, length, dtype=torch.bool, device=l2r_hidden.device).tril()
+            keep = self._twin_keep(l2r_hidden)
+            l2r_twin, _ = l2r.twin_attention(l2r_hidden, *l2r.twin_attention.memory(r2l_hidden), mask)
+            l2r_twin = l2r_twin * keep
+            offered = l2r_hidden
+            if self.config.twin_memory == "features":
+                offered = l2r.concatenate(l2r_hidden, l2r_twin, l2r_source)
+            r2l_twin, _ = r2l.twin_attention(r2l_hidden, *r2l.twin_attention.memory(offered), mask)
+            r2l_twin = r2l_twin * keep
+        return {
+            "features": l2r.features(l2r.concatenate(l2r_hidden, l2r_twin, l2r_source)),
+            "r2l_features": r2l.features(r2l.concatenate(r2l_hidden, r2l_twin, r2l_source)),
+            "hidden_states": l2r_states,
+            "weights": weights,
+        }
+
+    def start_twins(self, encoder_outputs: BidirSeq2SeqEncoderOutput) -> TwinCache:
+        """The past of two decoders that have written nothing about B documents yet."""
+        cache = TwinCache(self.config.decoder_layers)
+        cache.l2r.memory = self.direction_decoder("l2r").read_source(encoder_outputs)
+        cache.r2l.memory = self.direction_decoder("r2l").read_source(encoder_outputs)
+        return cache
+
+    def step_twins(
+        self, l2r_ids: torch.LongTensor, r2l_ids: torch.LongTensor, cache: TwinCache
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of both decoders, each hypothesis of one direction reading each of the other's.
+
+        Everything that depends on one direction alone (recurrence, source attention, keys and values) is computed for
+        K rows; only the twin context and what follows it is computed for K * K pairs.
+
+        Args:
+            l2r_ids, r2l_ids: `[B, K]`, the last token of each hypothesis.
+            cache: The past, moved on by one step.
+
+        Returns:
+            Features of the left-to-right and of the right-to-left direction, each `[B, K, K, E]`: entry `[b, i, j]`
+            is for left-to-right hypothesis i beside right-to-left hypothesis j.
+        """
+        num_beams = l2r_ids.shape[1]
+        hidden, source = [], []
+        for decoder, past, ids in ((self.decoder, cache.l2r, l2r_ids), (self.r2l_decoder, cache.r2l, r2l_ids)):
+            state = decoder.recur(self.encoder.embed_tokens(ids.reshape(-1, 1)), past.memory, past)[-1]
+            context, _ = decoder.attend_source(state, past.memory)
+            hidden.append(state.view(*ids.shape, -1))
+            source.append(None if context is None else context.view(*ids.shape, -1))
+
+        def pairs(x: torch.Tensor | None, own_dim: int) -> torch.Tensor | None:
+            return None if x is None else x.unsqueeze(3 - own_dim).expand(-1, num_beams, num_beams, -1)
+
+        # All K queries read each partner's memory in one product: [B, 1, K, H] against keys [B, K, N, t, D].
+        l2r_twin, r2l_twin = self.decoder.twin_attention, self.r2l_decoder.twin_attention
+        cache.r2l_offer.append(*l2r_twin.memory(hidden[1][:, :, None]))
+        context, _ = l2r_twin(hidden[0][:, None], cache.r2l_offer.keys, cache.r2l_offer.values)
+        l2r_pairs = self.decoder.concatenate(pairs(hidden[0], 1), context.transpose(1, 2), pairs(source[0], 1))
+        if self.config.twin_memory == "features":
+            # What left-to-right offers depends on its partner too, so each pair has a memory of its own.
+            cache.l2r_offer.append(*r2l_twin.memory(l2r_pairs[..., None, :]))
+            context, _ = r2l_twin(hidden[1][:, None, :, None], cache.l2r_offer.keys, cache.l2r_offer.values)
+            context = context.squeeze(-2)
+        else:
+            cache.l2r_offer.append(*r2l_twin.memory(hidden[0][:, :, None]))
+            context, _ = r2l_twin(hidden[1][:, None], cache.l2r_offer.keys, cache.l2r_offer.values)
+        r2l_pairs = self.r2l_decoder.concatenate(pairs(hidden[1], 2), context, pairs(source[1], 2))
+        return self.decoder.features(l2r_pairs), self.r2l_decoder.features(r2l_pairs)
+
+    def _twin_keep(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`[R, 1, 1]`: 0 where a training row loses its twin context, else 1 (twin dropout)."""
+        keep = hidden.new_ones(hidden.shape[0], 1, 1)
+        return keep.bernoulli_(1 - self.config.twin_dropout) if self.training else keep
+
+
+class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq2SeqGenerationMixin, GenerationMixin):
+    """The model with its output layer: trains from `labels`, writes with `generate`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: BidirSeq2SeqConfig):
+        super().__init__(config)
+        self.model = BidirSeq2SeqModel(config)
+        self.prior = SourcePrior(config.vocab_size) if config.use_prior else None
+        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size)
+        self.post_init()
+        self.init_generation_defaults()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The output layer shared by both directions."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear):
+        """Replaces the output layer."""
+        self.lm_head = new_embeddings
+
+    def get_encoder(self, *args, **kwargs) -> Encoder:
+        """The encoder."""
+        return self.model.encoder
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        """Resizes embedding, output layer and the prior's tables; new words start with the initial prior."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        size = embeddings.num_embeddings
+        if self.prior is not None and self.prior.shift.shape[0] != size:
+            for name in ("log_scale", "shift"):
+                old = getattr(self.prior, name)
+                new = old.new_zeros(size)
+                kept = min(size, old.shape[0])
+                new[:kept] = old.detach()[:kept]
+                setattr(self.prior, name, nn.Parameter(new, requires_grad=old.requires_grad))
+        return embeddings
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
+        """`[B, T]` labels to left-to-right decoder inputs `[B, T]`: the start id, then the labels but the last."""
+        return self._shift_right(pack_labels(labels), self.config.bos_token_id)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        r2l_decoder_input_ids: torch.LongTensor | None = None,
+        encoder_outputs: BidirSeq2SeqEncoderOutput | None = None,
+        past_key_values: BidirSeq2SeqCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        decoding_direction: str | None = None,
+        use_twin: bool | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> BidirSeq2SeqLMOutput:
+        """As [`BidirSeq2SeqModel.forward`], and further:
+
+        Args:
+            labels: `[B, T]` target ids ending in the end id, -100 where there is none. The right-to-left targets
+                are made from them; logits come out with each row's targets pushed to the left.
+            num_items_in_batch: Number of target tokens that the loss is averaged over; default: those in `labels`.
+
+        Raises:
+            ValueError: On contradictory or missing inputs, and on labels outside the vocabulary (checked on CPU).
+        """
+        r2l_labels = None
+        if labels is not None:
+            labels = pack_labels(labels)
+            check_ids("labels", labels.masked_fill(labels == IGNORE_INDEX, 0), self.lm_head.out_features)
+            use_cache = False
+            if self.config.decoder_directions != "l2r":
+                r2l_labels = self.reverse_labels(labels)
+                r2l_decoder_input_ids = self._shift_right(r2l_labels, self.config.eos_token_id)
+            if self.config.decoder_directions == "r2l":
+                labels, decoder_input_ids, r2l_decoder_input_ids = r2l_labels, r2l_decoder_input_ids, None
+            elif decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self._shift_right(labels, self.config.bos_token_id)
+        elif use_cache is None:
+            use_cache = self.config.use_cache and not self.training and r2l_decoder_input_ids is None
+
+        if encoder_outputs is None and (past_key_values is None or past_key_values.memory is None):
+            encoder_outputs = self.model.encoder(
+                input_ids,
+                attention_mask,
+                inputs_embeds=inputs_embeds,
+                output_hidden_states=output_hidden_states,
+                return_dict=True,
+            )
+        outputs = self.model(
+            decoder_input_ids=decoder_input_ids,
+            r2l_decoder_input_ids=r2l_decoder_input_ids,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            decoding_direction=decoding_direction,
+            use_twin=use_twin,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        prior = self.source_prior(encoder_outputs, outputs.past_key_values)
+        logits = self.output_logits(outputs.last_hidden_state, prior)
+        r2l_logits = None
+        if outputs.r2l_last_hidden_state is not None:
+            r2l_logits = self.output_logits(outputs.r2l_last_hidden_state, prior)
+
+        loss = None
+        if labels is not None:
+            loss = self._loss(logits, labels, num_items_in_batch)
+            if r2l_logits is not None:
+                loss = (loss + self._loss(r2l_logits, r2l_labels, num_items_in_batch)) / 2
+        return BidirSeq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            r2l_logits=r2l_logits,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+        )
+
+    def source_prior(
+        self, encoder_outputs: BidirSeq2SeqEncoderOutput | None, cache: BidirSeq2SeqCache | None = None
+    ) -> torch.Tensor | None:
+        """The prior `[B, V]` of B documents, taken from or left in the cache; `None` for a model without."""
+        if self.prior is None:
+            return None
+        if cache is None:
+            return self.prior(encoder_outputs.source_words)
+        if cache.prior is None:
+            cache.prior = self.prior(encoder_outputs.source_words)
+        return cache.prior
+
+    def output_logits(self, features: torch.Tensor, prior: torch.Tensor | None) -> torch.Tensor:
+        """Features `[R, ..., E]` and prior `[B, V]` to logits `[R, ..., V]`: (logits + prior) / 2."""
+        if prior is None:
+            return self.lm_head(features)
+        folded = features.reshape(prior.shape[0], -1, features.shape[-1])
+        # Halving the features and joining bias and prior leaves one pass over the V logits instead of three.
+        logits = F.linear(folded / 2, self.lm_head.weight)
+        logits = logits.add_(((prior + self.lm_head.bias) / 2).to(logits.dtype)[:, None])
+        return logits.view(*features.shape[:-1], -1)
+
+    def reverse_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
+        """Left-to-right targets `[B, T]`, padded on the right, to right-to-left targets `[B, T]`.
+
+        The content is reversed and the start id takes the place of the end id. Targets without end id (cut ones)
+        have none on the other side either, so both directions count the same tokens.
+        """
+        lengths = (labels != IGNORE_INDEX).sum(1, keepdim=True)
+        last = labels.gather(1, (lengths - 1).clamp(min=0))
+        ended = (last == self.config.eos_token_id) & (lengths > 0)
+        content = lengths - ended.long()
+        positions = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+        mirrored = labels.gather(1, (content - 1 - positions).clamp(min=0))
+        reversed_labels = torch.where(positions < content, mirrored, IGNORE_INDEX)
+        return torch.where(ended & (positions == content), self.config.bos_token_id, reversed_labels)
+
+    def sequence_log_probs(
+        self, encoder_outputs: BidirSeq2SeqEncoderOutput, labels: torch.LongTensor
+    ) -> dict[str, torch.Tensor]:
+        """Log-probability of given titles under each direction alone, the twin off.
+
+        Args:
+            encoder_outputs: Of B documents.
+            labels: `[R, T]` titles, R = B * G, each ending in the end id and padded with -100.
+
+        Returns:
+            For each direction of the model, `[R]` natural log-probabilities of the whole title and its end.
+        """
+        labels = pack_labels(labels)
+        prior = self.source_prior(encoder_outputs)
+        targets = {"l2r": (labels, self.config.bos_token_id)}
+        if self.config.decoder_directions != "l2r":
+            targets["r2l"] = (self.reverse_labels(labels), self.config.eos_token_id)
+        if self.config.decoder_directions == "r2l":
+            del targets["l2r"]
+        log_probs = {}
+        for direction, (target, start_id) in targets.items():
+            outputs = self.model(
+                decoder_input_ids=self._shift_right(target, start_id),
+                encoder_outputs=encoder_outputs,
+                decoding_direction=direction,
+                use_cache=False,
+                return_dict=True,
+            )
+            logits = self.output_logits(outputs.last_hidden_state, prior).float()
+            token_loss = F.cross_entropy(
+                logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+            )
+            log_probs[direction] = -token_loss.view(target.shape).sum(1)
+        return log_probs
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
+        total = F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            labels.flatten(),
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
+            # Smoothed targets are for learning; measured outside training, the loss stays the plain cross-entropy.
+            label_smoothing=self.config.label_smoothing if self.training else 0.0,
+        )
+        if num_items is None:
+            num_items = (labels != IGNORE_INDEX).sum().clamp(min=1)
+        return total / num_items
+
+    def _shift_right(self, labels: torch.LongTensor, start_id: int) -> torch.LongTensor:
+        start = labels.new_full((labels.shape[0], 1), start_id)
+        shifted = torch.cat([start, labels[:, :-1]], dim=1)
+        return shifted.masked_fill(shifted == IGNORE_INDEX, self.config.pad_token_id)
+
+
+def pack_labels(labels: torch.LongTensor) -> torch.LongTensor:
+    """Pushes each row's targets `[B, T]` to the left, so that labels padded on the left mean the same."""
+    ignored = labels == IGNORE_INDEX
+    return labels.gather(1, ignored.to(torch.uint8).argsort(dim=1, stable=True))
+
+
+def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
+    """Refuses ids outside the vocabulary, on CPU only: elsewhere looking at them would stall the device.
+
+    Raises:
+        ValueError: Naming the first such id.
+    """
+    if ids.device.type != "cpu" or ids.numel() == 0:
+        return
+    low, high = (int(bound) for bound in ids.aminmax())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"{name} holds the id {low if low < 0 else high}, outside the vocabulary of {vocab_size}: "
+            "use the tokenizer that the model was trained with, or resize_token_embeddings"
+        )
+
+
+def _gather_positions(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """`x` `[B, S, D]` at the positions `index` `[B, S]`."""
+    return x.gather(1, index[..., None].expand_as(x))
+
+
+__all__ = [
+    "BidirSeq2SeqEncoderOutput",
+    "BidirSeq2SeqForConditionalGeneration",
+    "BidirSeq2SeqLMOutput",
+    "BidirSeq2SeqModel",
+    "BidirSeq2SeqModelOutput",
+    "BidirSeq2SeqPreTrainedModel",
+]

@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from bidir_seq2seq.cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, TwinMemory
+
+
+def filled_layer() -> RecurrentStateLayer:
+    layer = RecurrentStateLayer()
+    layer.advance((torch.arange(6.0).view(1, 3, 2), torch.arange(6.0).view(1, 3, 2) + 10), num_tokens=4)
+    return layer
+
+
+def test_reordering_moves_rows_of_every_part():
+    layer = filled_layer()
+    layer.reorder_cache(torch.tensor([2, 2, 0]))
+    assert layer.state[0][0, :, 0].tolist() == [4, 4, 0]
+    assert layer.state[1][0, :, 0].tolist() == [14, 14, 10]
+
+
+def test_length_reset_and_repeat():
+    cache = BidirSeq2SeqCache(num_layers=2)
+    assert cache.get_seq_length() == 0
+    cache.layers[0].advance((torch.zeros(1, 2, 3),), num_tokens=5)
+    assert cache.get_seq_length() == 5
+    assert cache.layers[0].get_mask_sizes(1) == (6, 0)
+    cache.layers[0].batch_repeat_interleave(2)
+    assert cache.layers[0].state[0].shape == (1, 4, 3)
+    cache.reset()
+    assert cache.get_seq_length() == 0 and cache.layers[0].state is None
+
+
+def test_it_says_that_it_has_no_keys():
+    with pytest.raises(NotImplementedError, match="advance"):
+        filled_layer().update(None, None)
+
+
+def test_twin_memory_of_pairs_follows_both_parents():
+    memory = TwinMemory()
+    step = torch.arange(4.0).view(1, 2, 2, 1, 1, 1)
+    memory.append(step, step + 10)
+    memory.reorder(torch.tensor([[1, 1]]), torch.tensor([[1, 0]]))
+    assert memory.keys.flatten().tolist() == [3, 2, 3, 2]
+    assert memory.values.flatten().tolist() == [13, 12, 13, 12]
+    memory.append(step, step)
+    assert memory.keys.shape == (1, 2, 2, 1, 2, 1)

@@ -1,0 +1,332 @@
+import pytest
+import torch
+from conftest import random_pairs, tiny_config, tiny_model
+from torch.nn import functional as F
+from transformers import AutoModel, AutoModelForSeq2SeqLM
+
+from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, BidirSeq2SeqModel
+
+VARIANTS = [
+    {},
+    {"twin_memory": "features"},
+    {"rnn_type": "gru"},
+    {"decoder_directions": "l2r"},
+    {"decoder_directions": "r2l"},
+    {"use_attention": False},
+    {"use_prior": False},
+    {"decoder_directions": "l2r", "use_attention": False, "use_prior": False},
+    {"encoder_layers": 1, "decoder_layers": 3},
+    {"tie_word_embeddings": True},
+]
+
+
+def variant_name(variant: dict) -> str:
+    return ",".join(f"{key}={value}" for key, value in variant.items()) or "default"
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)
+def test_every_variant_learns_four_pairs_by_heart(variant):
+    model = BidirSeq2SeqForConditionalGeneration(tiny_config(**{"twin_dropout": 0.5, **variant})).train()
+    input_ids, labels = random_pairs()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    for _ in range(150):
+        loss = model(input_ids=input_ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    assert model(input_ids=input_ids, labels=labels).loss < 0.1
+    written = model.generate(input_ids, max_new_tokens=6, num_beams=2)
+    expected = labels.masked_fill(labels == -100, 0)
+    assert torch.equal(written[:, 1:], expected[:, : written.shape[1] - 1])
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)
+def test_shapes_and_gradients(variant):
+    model = BidirSeq2SeqForConditionalGeneration(tiny_config(**variant)).train()
+    input_ids, labels = random_pairs()
+    outputs = model(input_ids=input_ids, labels=labels)
+    assert outputs.logits.shape == (4, 6, 24)
+    both = model.config.decoder_directions == "both"
+    assert (outputs.r2l_logits is not None) == both
+    assert not both or outputs.r2l_logits.shape == (4, 6, 24)
+    outputs.loss.backward()
+    # Every parameter takes part in every step, as DistributedDataParallel wants.
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_the_loss_is_the_mean_of_both_directions():
+    model = tiny_model()
+    input_ids, labels = random_pairs()
+    outputs = model(input_ids=input_ids, labels=labels)
+    losses = [
+        F.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten()),
+        F.cross_entropy(outputs.r2l_logits.flatten(0, 1), model.reverse_labels(labels).flatten()),
+    ]
+    torch.testing.assert_close(outputs.loss, sum(losses) / 2)
+
+
+def test_num_items_in_batch_makes_accumulation_exact():
+    model = tiny_model(twin_dropout=0.0).train()
+    input_ids, labels = random_pairs()
+    count = (labels != -100).sum()
+    whole = model(input_ids=input_ids, labels=labels, num_items_in_batch=count).loss
+    torch.testing.assert_close(whole, model(input_ids=input_ids, labels=labels).loss)
+    parts = [
+        model(input_ids=input_ids[rows], labels=labels[rows], num_items_in_batch=count).loss
+        for rows in (slice(0, 1), slice(1, 4))
+    ]
+    torch.testing.assert_close(whole, sum(parts))
+
+
+def test_label_smoothing_smooths_both_directions_in_training_only():
+    plain, smoothed = tiny_model(twin_dropout=1.0), tiny_model(twin_dropout=1.0, label_smoothing=0.2)
+    smoothed.load_state_dict(plain.state_dict())
+    input_ids, labels = random_pairs()
+    batch = {"input_ids": input_ids, "labels": labels}
+    assert plain(**batch).loss == smoothed(**batch).loss
+    outputs = smoothed.train()(**batch)
+    losses = [
+        F.cross_entropy(logits.flatten(0, 1), target.flatten(), label_smoothing=0.2)
+        for logits, target in ((outputs.logits, labels), (outputs.r2l_logits, smoothed.reverse_labels(labels)))
+    ]
+    torch.testing.assert_close(outputs.loss, sum(losses) / 2)
+
+
+def test_reverse_labels():
+    model = tiny_model()
+    labels = torch.tensor([[5, 6, 7, 3], [5, 3, -100, -100], [3, -100, -100, -100], [5, 6, -100, -100]])
+    expected = [[7, 6, 5, 2], [5, 2, -100, -100], [2, -100, -100, -100], [6, 5, -100, -100]]
+    assert model.reverse_labels(labels).tolist() == expected
+    assert model.reverse_labels(torch.full((1, 3), -100)).tolist() == [[-100] * 3]
+
+
+@pytest.mark.parametrize("side", ["left", "middle"])
+def test_padding_side_changes_nothing(side):
+    model = tiny_model()
+    input_ids, labels = random_pairs()
+    right = model(input_ids=input_ids, labels=labels)
+    moved_ids, moved_labels = input_ids.clone(), labels.clone()
+    for moved, pad in ((moved_ids, 0), (moved_labels, -100)):
+        for row in moved:
+            content, padding = row[row != pad].clone(), row[row == pad].clone()
+            split = 0 if side == "left" else 1
+            row.copy_(torch.cat([content[:split], padding, content[split:]]))
+    left = model(input_ids=moved_ids, labels=moved_labels)
+    torch.testing.assert_close(left.loss, right.loss)
+    torch.testing.assert_close(left.logits, right.logits)
+    # Hidden states stay where their tokens are.
+    states = left.encoder_last_hidden_state[moved_ids != 0]
+    torch.testing.assert_close(states, right.encoder_last_hidden_state[input_ids != 0])
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it_or_on_its_padding():
+    model = tiny_model()
+    input_ids, labels = random_pairs()
+    together = model(input_ids=input_ids, labels=labels)
+    for row in range(4):
+        ids, own = input_ids[row][input_ids[row] != 0], labels[row][labels[row] != -100]
+        alone = model(input_ids=ids[None], labels=own[None])
+        torch.testing.assert_close(alone.logits[0], together.logits[row, : len(own)])
+        torch.testing.assert_close(alone.r2l_logits[0], together.r2l_logits[row, : len(own)])
+
+
+def test_pad_is_erased_and_unk_is_a_word():
+    model = tiny_model()
+    ids = torch.tensor([[5, 6, 0]])
+    with_unk, without = torch.tensor([[5, 6, 1]]), torch.tensor([[5, 6]])
+    states = [model.model.encoder(x).last_hidden_state[:, :2] for x in (ids, with_unk, without)]
+    torch.testing.assert_close(states[0], states[2])
+    assert not torch.allclose(states[1], states[2])
+
+
+def test_the_prior_marks_source_words_but_no_special_ones():
+    ids = torch.tensor([[5, 5, 9, 1, 3, 2, 0, 0]])
+    words = tiny_model().model.encoder(ids).source_words
+    assert words[0].nonzero().flatten().tolist() == [5, 9]
+    words = tiny_model(prior_special_tokens=True).model.encoder(ids).source_words
+    assert words[0].nonzero().flatten().tolist() == [1, 2, 3, 5, 9]
+
+
+def test_the_prior_enters_as_the_mean_with_the_logits():
+    model = tiny_model()
+    features = torch.randn(2, 3, 10)
+    words = torch.rand(2, 24) > 0.5
+    prior = model.prior(words)
+    expected_prior = model.prior.log_scale.exp() * words + model.prior.shift
+    torch.testing.assert_close(prior, expected_prior)
+    expected = (features @ model.lm_head.weight.T + model.lm_head.bias + expected_prior[:, None]) / 2
+    torch.testing.assert_close(model.output_logits(features, prior), expected)
+
+
+# What a decoder may see of the answer
+
+
+def gradient_reach(model, directions: str, use_twin: bool) -> torch.Tensor:
+    """`[T, n]`: whether the `directions` logits at step t depend on the embedding of target token y_i.
+
+    The target is y_1 .. y_n of distinct tokens; L2R inputs and R2L inputs are made of them.
+    """
+    n = 6
+    target = torch.arange(4, 4 + n)
+    l2r = torch.cat([torch.tensor([2]), target])[None]
+    r2l = torch.cat([torch.tensor([3]), target.flip(0)])[None]
+    source = torch.tensor([[20, 21, 22]])
+    embedding = model.get_input_embeddings().weight
+    outputs = model(input_ids=source, decoder_input_ids=l2r, r2l_decoder_input_ids=r2l, use_twin=use_twin)
+    logits = (outputs.logits if directions == "l2r" else outputs.r2l_logits)[0]
+    reach = torch.zeros(n + 1, n, dtype=torch.bool)
+    for t in range(n + 1):
+        (gradient,) = torch.autograd.grad(logits[t].square().sum(), embedding, retain_graph=True)
+        reach[t] = gradient[target].abs().sum(-1) > 0
+    return reach
+
+
+@pytest.mark.parametrize("variant", [{}, {"twin_memory": "features"}], ids=variant_name)
+def test_without_the_twin_no_direction_sees_its_answer(variant):
+    model = tiny_model(**variant)
+    n = 6
+    for t in range(n + 1):
+        assert gradient_reach(model, "l2r", use_twin=False)[t].tolist() == [i < t for i in range(n)]
+        assert gradient_reach(model, "r2l", use_twin=False)[t].tolist() == [n - 1 - i < t for i in range(n)]
+
+
+def test_the_twin_leaks_exactly_the_second_half():
+    # Step t (from 0) of L2R predicts y_{t+1} and reads the t tokens before it and, through its twin, the last t.
+    reach = gradient_reach(tiny_model(), "l2r", use_twin=True)
+    n = 6
+    assert reach.tolist() == [[i < t or n - 1 - i < t for i in range(n)] for t in range(n + 1)]
+    leaked = [bool(reach[t, t]) for t in range(n)]
+    assert leaked == [False] * 3 + [True] * 3
+
+
+def test_twin_dropout_takes_whole_rows():
+    model = tiny_model(twin_dropout=0.5).train()
+    input_ids, labels = (x[:1].expand(64, -1) for x in random_pairs())
+    outputs = model(input_ids=input_ids, labels=labels)
+    off = model(input_ids=input_ids[:1], labels=labels[:1], use_twin=False)
+    on = tiny_model(twin_dropout=0.0)
+    on.load_state_dict(model.state_dict())
+    on = on(input_ids=input_ids[:1], labels=labels[:1])
+    is_off = torch.isclose(outputs.logits, off.logits, atol=1e-5).all(-1).all(-1)
+    is_on = torch.isclose(outputs.logits, on.logits, atol=1e-5).all(-1).all(-1)
+    assert (is_off ^ is_on).all() and 10 < is_off.sum() < 54
+    # Both directions of a row lose it together.
+    r2l_off = torch.isclose(outputs.r2l_logits, off.r2l_logits, atol=1e-5).all(-1).all(-1)
+    assert torch.equal(is_off, r2l_off)
+
+
+def test_evaluation_is_honest_unless_the_model_never_learned_alone():
+    input_ids, labels = random_pairs()
+    for twin_dropout, honest in ((0.5, True), (1.0, True), (0.0, False)):
+        model = tiny_model(twin_dropout=twin_dropout)
+        batch = {"input_ids": input_ids, "labels": labels}
+        assert torch.equal(model(**batch).loss, model(**batch, use_twin=not honest).loss)
+        assert not torch.equal(model(**batch).loss, model(**batch, use_twin=honest).loss)
+
+
+# Bad input
+
+
+def test_one_bad_row_never_takes_down_its_batch():
+    model = tiny_model().train()
+    input_ids, labels = random_pairs()
+    clean = tiny_model(twin_dropout=1.0)
+    input_ids[1] = 0  # an empty document
+    input_ids[2] = torch.where(input_ids[2] != 0, 1, 0)  # unknown characters only
+    labels[3] = -100  # an empty target
+    loss = model(input_ids=input_ids, labels=labels).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    both = clean(input_ids=input_ids, labels=labels)
+    alone = clean(input_ids=input_ids[:1], labels=labels[:1])
+    torch.testing.assert_close(both.logits[0], alone.logits[0])
+    assert both.logits.isfinite().all() and both.r2l_logits.isfinite().all()
+
+
+def test_nothing_to_learn_is_a_loss_of_zero():
+    model = tiny_model().train()
+    loss = model(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([[-100, -100]])).loss
+    loss.backward()
+    assert loss == 0
+    assert all(not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_a_batch_without_any_position():
+    model = tiny_model()
+    assert model.generate(torch.zeros(2, 0, dtype=torch.long), max_new_tokens=3).shape[0] == 2
+
+
+@pytest.mark.parametrize(("name", "bad"), [("input_ids", 24), ("labels", 99), ("labels", -1), ("input_ids", -2)])
+def test_ids_outside_the_vocabulary_are_named(name, bad):
+    input_ids, labels = random_pairs()
+    batch = {"input_ids": input_ids, "labels": labels}
+    batch[name][0, 0] = bad
+    with pytest.raises(ValueError, match=f"{name} holds the id {bad}, outside the vocabulary of 24"):
+        tiny_model()(**batch)
+
+
+def test_contradictory_inputs_are_refused():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        model.model.encoder()
+    with pytest.raises(ValueError, match="decoder_input_ids"):
+        model(input_ids=torch.tensor([[5]]))
+    one_way = tiny_model(decoder_directions="l2r")
+    with pytest.raises(ValueError, match="decoder_directions='l2r'"):
+        one_way(input_ids=torch.tensor([[5]]), decoder_input_ids=torch.tensor([[2]]), decoding_direction="r2l")
+
+
+# Saving, loading, resizing
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)
+def test_save_and_load_are_exact(variant, tmp_path):
+    model = tiny_model(**variant)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    assert isinstance(loaded, BidirSeq2SeqForConditionalGeneration)
+    input_ids, labels = random_pairs()
+    assert torch.equal(
+        model(input_ids=input_ids, labels=labels).logits, loaded(input_ids=input_ids, labels=labels).logits
+    )
+    assert (tmp_path / "model.safetensors").exists()
+    base = AutoModel.from_pretrained(tmp_path).eval()
+    assert isinstance(base, BidirSeq2SeqModel)
+    assert torch.equal(base.encoder(input_ids).pooler_output, model.model.encoder(input_ids).pooler_output)
+
+
+def test_resizing_grows_embedding_output_and_prior():
+    model = tiny_model()
+    input_ids, labels = random_pairs()
+    before = model(input_ids=input_ids, labels=labels).logits
+    model.resize_token_embeddings(30)
+    after = model(input_ids=input_ids, labels=labels).logits
+    assert after.shape[-1] == 30 and model.config.vocab_size == 30
+    torch.testing.assert_close(after[..., :24], before)
+    assert model.prior.shift[24:].abs().sum() == 0
+    model.generate(torch.full((1, 3), 29), max_new_tokens=3)
+
+
+def test_initialisation_is_keras_own():
+    model = BidirSeq2SeqForConditionalGeneration(tiny_config(hidden_size=32, vocab_size=500))
+    assert model.get_input_embeddings().weight.abs().max() <= 0.05
+    assert not model.get_input_embeddings().weight[0].any()
+    rnn = model.model.decoder.rnns[0]
+    for gate in rnn.weight_hh_l0.split(32):
+        torch.testing.assert_close(gate @ gate.T, torch.eye(32), atol=1e-5, rtol=0)
+    assert rnn.bias_ih_l0.tolist() == [0] * 32 + [1] * 32 + [0] * 64 and not rnn.bias_hh_l0.any()
+    assert not model.prior.log_scale.any() and not model.prior.shift.any()
+
+
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 LSTM for this processor"
+)
+def test_bfloat16_autocast_is_close():
+    model = tiny_model(spread=0.3)
+    input_ids, labels = random_pairs()
+    exact = model(input_ids=input_ids, labels=labels).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(input_ids=input_ids, labels=labels).loss
+    assert abs(exact - rough) < 0.05 * exact
