@@ -1,0 +1,326 @@
+"""Training from raw pairs: arguments, the Trainer's set-up, and what is left in the output folder."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.utils import logging
+
+from .configuration_bidir_seq2seq import REFERENCE_PRESET, BidirSeq2SeqConfig
+from .data import encode_pairs, load_pairs
+from .metrics import TitleScore
+from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
+from .tokenization import build_bpe_tokenizer, build_char_tokenizer
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class ModelArguments:
+    """The model and its tokenizer: an existing one, or what to make."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to go on from. Default: a new model with the settings below."}
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "Tokenizer to use. Default: the checkpoint's, or a new one built from the training pairs."},
+    )
+    tokenizer_type: str = field(
+        default="char",
+        metadata={
+            "help": "What to build when there is no tokenizer: 'char' (Chinese, Japanese) or 'bpe' (spaced text).",
+            "choices": ["char", "bpe"],
+        },
+    )
+    vocab_size: int = field(default=8000, metadata={"help": "Largest vocabulary of a new tokenizer."})
+    min_frequency: int = field(
+        default=10, metadata={"help": "Characters (or pairs of pieces) seen less often get no id in a new tokenizer."}
+    )
+    lowercase: bool = field(default=False, metadata={"help": "Whether a new tokenizer lower-cases all text."})
+    embedding_size: int = field(default=128, metadata={"help": "Width of the embedding."})
+    hidden_size: int = field(default=128, metadata={"help": "Width of encoder and decoders."})
+    encoder_layers: int = field(default=2, metadata={"help": "Bidirectional layers of the encoder."})
+    decoder_layers: int = field(default=2, metadata={"help": "Layers of each decoder."})
+    num_attention_heads: int = field(default=8, metadata={"help": "Attention heads."})
+    attention_head_size: int = field(default=16, metadata={"help": "Width of an attention head."})
+    rnn_type: str = field(default="lstm", metadata={"help": "Recurrent cell.", "choices": ["lstm", "gru"]})
+    decoder_directions: str = field(
+        default="both", metadata={"help": "Twin decoders, or one.", "choices": ["both", "l2r", "r2l"]}
+    )
+    use_attention: bool = field(default=True, metadata={"help": "Attend to the source."})
+    use_prior: bool = field(default=True, metadata={"help": "Favour words of the source by a learned prior."})
+    twin_dropout: float = field(
+        default=0.5,
+        metadata={"help": "Share of training rows whose decoders do not see each other; 0 leaks the answer."},
+    )
+    dropout: float = field(default=0.0, metadata={"help": "Dropout."})
+    label_smoothing: float = field(default=0.0, metadata={"help": "Label smoothing, in both directions."})
+
+
+@dataclass
+class DataArguments:
+    """The pairs."""
+
+    train_file: str | None = field(default=None, metadata={"help": "Training pairs: .json(l), .csv or .tsv."})
+    validation_file: str | None = field(default=None, metadata={"help": "Validation pairs, for the best checkpoint."})
+    dataset_name: str | None = field(default=None, metadata={"help": "A dataset of the Hub instead of files."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    source_column: str | None = field(default=None, metadata={"help": "Column to read. Default: the first."})
+    target_column: str | None = field(default=None, metadata={"help": "Column to write. Default: the second."})
+    max_source_length: int = field(default=400, metadata={"help": "Longest source in tokens; the rest is cut."})
+    max_target_length: int = field(default=64, metadata={"help": "Longest target in tokens; the rest is cut."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on only the first so many pairs."})
+
+
+@dataclass
+class TrainingArguments(Seq2SeqTrainingArguments):
+    """transformers' own arguments, with defaults that suit a small model trained from nothing."""
+
+    output_dir: str = field(default="output", metadata={"help": "Folder for checkpoints and results."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(default=200, metadata={"help": "Warm-up updates (or, below 1, their share)."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs per update and device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per validation batch and device."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training pairs."})
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "Batches of similar length pad less."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to validate: 'epoch', 'steps' or 'no'."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save; as eval_strategy."})
+    logging_steps: float = field(default=50, metadata={"help": "Updates between two lines of the log."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best among them."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best checkpoint, not the last."})
+    metric_for_best_model: str | None = field(default="rougeL", metadata={"help": "What 'best' is measured by."})
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of it is better."})
+    predict_with_generate: bool = field(default=True, metadata={"help": "Write titles in validation."})
+    generation_num_beams: int | None = field(default=3, metadata={"help": "Beams per direction in validation."})
+    report_to: str | list[str] | None = field(default="none", metadata={"help": "Where to report, e.g. tensorboard."})
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; for GPUs."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many validations without a better one."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} would train the left-to-right direction only: "
+                "use label_smoothing, which smooths both"
+            )
+
+
+class ElapsedTimeCallback(TrainerCallback):
+    """Adds `elapsed_seconds` of training, earlier runs of a resumed training included, to every log entry."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        before = max((entry.get("elapsed_seconds", 0.0) for entry in state.log_history), default=0.0)
+        self.start = time.monotonic() - before
+
+    def on_log(self, args, state, control, **kwargs):
+        if state.log_history and hasattr(self, "start"):
+            state.log_history[-1]["elapsed_seconds"] = round(time.monotonic() - self.start, 1)
+
+
+def train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> dict[str, float]:
+    """Trains a model and leaves it, its tokenizer, its log and its curve in `training_args.output_dir`.
+
+    A complete checkpoint in that folder is resumed. Under torchrun or accelerate each process calls this.
+
+    Returns:
+        The last validation's metrics; empty without validation pairs.
+
+    Raises:
+        ValueError: On arguments or pairs that cannot be trained on.
+    """
+    set_seed(training_args.seed)
+    pairs = load_pairs(
+        {"train": data_args.train_file, "validation": data_args.validation_file},
+        data_args.dataset_name,
+        data_args.dataset_config_name,
+        data_args.source_column,
+        data_args.target_column,
+    )
+    if "train" not in pairs:
+        raise ValueError(f"there are no training pairs, only {list(pairs)}: give train_file")
+    limits = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
+    pairs = {
+        name: split.select(range(min(limits.get(name) or len(split), len(split))))
+        for name, split in pairs.items()
+        if name in limits
+    }
+    with training_args.main_process_first(desc="building the tokenizer"):
+        tokenizer = load_or_build_tokenizer(model_args, data_args, pairs["train"], training_args.output_dir)
+    encoded = {}
+    for name, split in pairs.items():
+        with training_args.main_process_first(desc="encoding"):
+            encoded[name], report = encode_pairs(
+                split, tokenizer, data_args.max_source_length, data_args.max_target_length
+            )
+        logger.warning_once(f"{name}: {report}")
+
+    model = load_or_build_model(model_args, tokenizer)
+    model.generation_config.max_length = data_args.max_target_length + 1
+    model.generation_config.num_beams = training_args.generation_num_beams or 1
+    if model.config.decoder_directions == "both" and model.config.twin_dropout > 0:
+        model.generation_config.joint_rescoring = True
+    # Seq2SeqTrainer writes its own evaluation defaults into the model's generation config; ours is what ships.
+    generation_config = copy.deepcopy(model.generation_config)
+
+    validates = "validation" in encoded
+    if not validates:
+        training_args.eval_strategy = "no"
+        training_args.load_best_model_at_end = False
+    callbacks: list[TrainerCallback] = [ElapsedTimeCallback()]
+    if training_args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=encoded["train"],
+        eval_dataset=encoded.get("validation"),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        processing_class=tokenizer,
+        compute_metrics=title_metrics(tokenizer) if validates and training_args.predict_with_generate else None,
+        callbacks=callbacks,
+    )
+    num_parameters = sum(p.numel() for p in model.parameters())
+    logger.warning_once(f"model: {num_parameters:,} parameters, vocabulary {len(tokenizer):,}")
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or last_checkpoint(training_args))
+
+    metrics = trainer.evaluate() if validates else {}
+    model.generation_config = generation_config
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        output_dir = Path(training_args.output_dir)
+        (output_dir / "eval_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        plot_training_curve(trainer.state.log_history, output_dir / "training_curve.png")
+    return metrics
+
+
+def load_or_build_tokenizer(
+    model_args: ModelArguments, data_args: DataArguments, pairs, output_dir: str
+) -> PreTrainedTokenizerBase:
+    """The tokenizer asked for, the checkpoint's, the one of the run to resume, or a new one from `pairs`."""
+    run_before = output_dir if (Path(output_dir) / "tokenizer.json").exists() else None
+    name = model_args.tokenizer_name or model_args.model_name_or_path or run_before
+    if name:
+        return AutoTokenizer.from_pretrained(name)
+    texts = (text for row in pairs for text in (row["source"], row["target"]) if text)
+    settings = {
+        "vocab_size": model_args.vocab_size,
+        "min_frequency": model_args.min_frequency,
+        "lowercase": model_args.lowercase,
+        "model_max_length": data_args.max_source_length,
+    }
+    build = {"char": build_char_tokenizer, "bpe": build_bpe_tokenizer}[model_args.tokenizer_type]
+    tokenizer = build(texts, **settings)
+    tokenizer.save_pretrained(output_dir)
+    return tokenizer
+
+
+def load_or_build_model(
+    model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase
+) -> BidirSeq2SeqForConditionalGeneration:
+    """The checkpoint asked for, or a new model for the tokenizer's vocabulary.
+
+    Raises:
+        ValueError: If checkpoint and tokenizer do not fit.
+    """
+    if model_args.model_name_or_path:
+        model = AutoModelForSeq2SeqLM.from_pretrained(model_args.model_name_or_path, use_safetensors=True)
+    else:
+        names = set(REFERENCE_PRESET) | {"rnn_type", "decoder_directions", "use_attention", "use_prior"}
+        settings = {name: getattr(model_args, name) for name in names if hasattr(model_args, name)}
+        special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "bos", "eos")}
+        config = BidirSeq2SeqConfig(
+            vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.bos_token_id, **special, **settings
+        )
+        model = BidirSeq2SeqForConditionalGeneration(config)
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}: "
+            "use the tokenizer that the model was trained with, or model.resize_token_embeddings first"
+        )
+    return model
+
+
+def title_metrics(tokenizer: PreTrainedTokenizerBase):
+    """`compute_metrics` for a Trainer that generates: ROUGE, BLEU and the mean length of what was written."""
+    score = TitleScore()
+
+    def compute(prediction) -> dict[str, float]:
+        texts = []
+        for ids in (prediction.predictions, prediction.label_ids):
+            ids = np.where(ids >= 0, ids, tokenizer.pad_token_id)
+            texts.append(tokenizer.batch_decode(ids, skip_special_tokens=True))
+        lengths = (prediction.predictions > 0) & (prediction.predictions != tokenizer.pad_token_id)
+        return {**score.compute(predictions=texts[0], references=texts[1]), "gen_len": float(lengths.sum(1).mean())}
+
+    return compute
+
+
+def last_checkpoint(training_args: TrainingArguments) -> str | None:
+    """The newest checkpoint of an earlier run that was written to its end; half-written ones are passed over."""
+    if not os.path.isdir(training_args.output_dir):
+        return None
+    folders = sorted(
+        Path(training_args.output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True
+    )
+    for folder in folders:
+        # The Trainer writes this file last.
+        if (folder / "trainer_state.json").exists():
+            logger.warning_once(f"going on from {folder}")
+            return str(folder)
+        logger.warning_once(f"{folder} is incomplete and is passed over")
+    return None
+
+
+def plot_training_curve(log_history: list[dict], path: str | Path) -> None:
+    """Draws validation loss and ROUGE-L against training time in minutes; needs two validations or more."""
+    points = [e for e in log_history if "eval_loss" in e and "elapsed_seconds" in e]
+    if len(points) < 2:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    minutes = [e["elapsed_seconds"] / 60 for e in points]
+    figure, loss_axis = plt.subplots(figsize=(7, 4))
+    loss_axis.plot(minutes, [e["eval_loss"] for e in points], "o-", color="tab:blue")
+    loss_axis.set(xlabel="training time (minutes)", ylabel="validation loss (nats per token)")
+    loss_axis.yaxis.label.set_color("tab:blue")
+    if all("eval_rougeL" in e for e in points):
+        rouge_axis = loss_axis.twinx()
+        rouge_axis.plot(minutes, [e["eval_rougeL"] for e in points], "s-", color="tab:orange")
+        rouge_axis.set_ylabel("validation ROUGE-L", color="tab:orange")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+__all__ = ["DataArguments", "ModelArguments", "TrainingArguments", "train"]

@@ -1,0 +1,226 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Trainer
+
+from bidir_seq2seq.training import (
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    last_checkpoint,
+    load_or_build_model,
+    plot_training_curve,
+    train,
+)
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "embedding_size": 16,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "attention_head_size": 8,
+    "min_frequency": 1,
+}
+RUN = {
+    "max_steps": 4,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "logging_steps": 1,
+    "per_device_train_batch_size": 4,
+    "warmup_steps": 0,
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, str]:
+    """Pairs whose title is the first three characters of the document."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = torch.Generator().manual_seed(0)
+    for name, count in (("train", 24), ("validation", 7)):
+        with open(folder / f"{name}.jsonl", "w") as file:
+            for _ in range(count):
+                length = int(torch.randint(3, 9, (), generator=generator))
+                letters = torch.randint(0, 8, (length,), generator=generator).tolist()
+                text = "".join("abcdefgh"[i] for i in letters)
+                file.write(json.dumps({"document": text, "title": text[:3]}) + "\n")
+    return {f"{name}_file": str(folder / f"{name}.jsonl") for name in ("train", "validation")}
+
+
+def run(files, output_dir, model=None, **overrides):
+    return train(
+        ModelArguments(**{**TINY, **(model or {})}),
+        DataArguments(**files),
+        TrainingArguments(output_dir=str(output_dir), **{**RUN, **overrides}),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(files, tmp_path_factory):
+    """A finished run of four updates, and its metrics."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, run(files, folder)
+
+
+def test_what_a_run_leaves_behind(finished):
+    folder, metrics = finished
+    assert {"eval_loss", "eval_rouge1", "eval_rougeL", "eval_bleu"} <= set(metrics)
+    assert json.loads((folder / "eval_results.json").read_text())["eval_loss"] == metrics["eval_loss"]
+    for name in ("model.safetensors", "tokenizer.json", "generation_config.json", "training_curve.png"):
+        assert (folder / name).stat().st_size > 0
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    # The Trainer's own evaluation defaults (20 tokens) have not got into what ships.
+    assert model.generation_config.max_length == 65 and model.generation_config.num_beams == 3
+    assert model.generation_config.joint_rescoring is True
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == model.config.vocab_size == 12
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    elapsed = [entry["elapsed_seconds"] for entry in log if "loss" in entry]
+    assert len(elapsed) == 4 and elapsed == sorted(elapsed)
+
+
+def test_the_best_checkpoint_is_what_is_left(finished):
+    folder, _ = finished
+    state = json.loads((folder / "trainer_state.json").read_text())
+    best = load_file(Path(state["best_model_checkpoint"]) / "model.safetensors")
+    left = load_file(folder / "model.safetensors")
+    assert all(torch.equal(best[name], left[name]) for name in left)
+    rouge = [entry["eval_rougeL"] for entry in state["log_history"] if "eval_rougeL" in entry]
+    assert state["best_metric"] == max(rouge)
+
+
+def test_a_resumed_run_equals_one_that_was_not_interrupted(files, finished, tmp_path):
+    folder, _ = finished
+    shutil.copytree(folder / "checkpoint-2", tmp_path / "checkpoint-2")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, tmp_path)
+    # A later checkpoint that was cut off while it was written is passed over.
+    (tmp_path / "checkpoint-3").mkdir()
+    run(files, tmp_path)
+    for name in ("checkpoint-4/model.safetensors", "checkpoint-4/optimizer.pt"):
+        assert (tmp_path / name).exists()
+    before, after = (load_file(path / "checkpoint-4" / "model.safetensors") for path in (folder, tmp_path))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_last_checkpoint(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert last_checkpoint(args) is None
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert last_checkpoint(args) is None
+    (tmp_path / "checkpoint-9" / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(args) == str(tmp_path / "checkpoint-9")
+
+
+def test_training_goes_on_from_a_model(files, finished, tmp_path):
+    folder, _ = finished
+    run(files, tmp_path, model={"model_name_or_path": str(folder)}, max_steps=1)
+    assert (tmp_path / "model.safetensors").exists()
+    assert len(AutoTokenizer.from_pretrained(tmp_path)) == 12
+
+
+def test_without_validation_pairs(files, tmp_path):
+    assert run({"train_file": files["train_file"]}, tmp_path, max_steps=1) == {}
+    assert (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("decoder_directions", ["l2r", "r2l"])
+def test_one_direction_trains_too(files, tmp_path, decoder_directions):
+    model = {"decoder_directions": decoder_directions, "use_attention": False, "use_prior": False}
+    metrics = run(files, tmp_path, model=model, max_steps=1)
+    assert metrics["eval_loss"] > 0
+
+
+def test_two_processes_train_the_model_that_one_does(files, tmp_path):
+    # Without twin dropout nothing is random but the order of the pairs, which both share.
+    flags = {
+        **TINY,
+        **files,
+        **RUN,
+        "twin_dropout": 0,
+        "train_sampling_strategy": "random",
+        "metric_for_best_model": "loss",
+    }
+    flags |= {"greater_is_better": False, "max_steps": 3, "eval_steps": 3, "save_steps": 3}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+
+    def launch(name: str, launcher: list[str], batch_size: int):
+        settings = {**flags, "output_dir": str(tmp_path / name), "per_device_train_batch_size": batch_size}
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(settings))
+        command = [*launcher, str(ROOT / "scripts" / "train.py"), str(path)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        assert result.returncode == 0, result.stderr[-2000:]
+        state = json.loads((tmp_path / name / "trainer_state.json").read_text())
+        return load_file(tmp_path / name / "model.safetensors"), state
+
+    one, one_state = launch("one", [sys.executable], batch_size=4)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two, two_state = launch("two", torchrun, batch_size=2)
+    assert two_state["train_batch_size"] == 2
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
+    losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in (one_state, two_state)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    rouge = [
+        [e["eval_rougeL"] for e in state["log_history"] if "eval_rougeL" in e] for state in (one_state, two_state)
+    ]
+    assert rouge[0] == pytest.approx(rouge[1], abs=1e-6)
+
+
+def test_the_trainers_own_label_smoothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="use label_smoothing, which smooths both"):
+        TrainingArguments(output_dir=str(tmp_path), label_smoothing_factor=0.1, use_cpu=True)
+
+
+def test_a_tokenizer_that_is_too_large_for_the_model(files, finished):
+    folder, _ = finished
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["new"])
+    with pytest.raises(ValueError, match="the tokenizer has 13 tokens and the model 12"):
+        load_or_build_model(ModelArguments(model_name_or_path=str(folder)), tokenizer)
+
+
+def test_missing_training_pairs(files, tmp_path):
+    with pytest.raises(ValueError, match="give train_file"):
+        run({"validation_file": files["validation_file"]}, tmp_path)
+
+
+def test_the_stock_trainer_takes_the_model(finished, files, tmp_path):
+    folder, _ = finished
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    from transformers import DataCollatorForSeq2Seq
+
+    from bidir_seq2seq.data import encode_pairs, load_pairs
+
+    pairs, _ = encode_pairs(load_pairs({"train": files["train_file"]})["train"], tokenizer, 20, 10)
+    trainer = Trainer(
+        model,
+        TrainingArguments(output_dir=str(tmp_path), **{**RUN, "eval_strategy": "no", "load_best_model_at_end": False}),
+        train_dataset=pairs,
+        eval_dataset=pairs,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model, pad_to_multiple_of=8),
+        processing_class=tokenizer,
+    )
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before
+
+
+def test_a_curve_needs_two_points(tmp_path):
+    entries = [{"eval_loss": 2.0, "eval_rougeL": 10.0, "elapsed_seconds": 60.0}]
+    plot_training_curve(entries, tmp_path / "curve.png")
+    assert not (tmp_path / "curve.png").exists()
+    plot_training_curve([*entries, {"eval_loss": 1.0, "elapsed_seconds": 120.0}], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
