@@ -1,0 +1,37 @@
+# make quickstart   trains, scores and shows a small model on text that is on every machine
+# make test         checks style and runs the tests
+# make format       formats the code
+# make clean        removes what the targets above made
+#
+# The first two install everything into .venv themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: quickstart test format clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/python scripts/gather_docstrings.py --output_dir quickstart/data
+	$(BIN)/python scripts/train.py scripts/quickstart.yaml
+	$(BIN)/python scripts/score.py --model_name_or_path quickstart/model --test_file quickstart/data/test.jsonl \
+		--num_examples 6 --output_dir quickstart/scores
+
+test: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) quickstart .pytest_cache .ruff_cache
+
+# constraints.txt pins the versions the tests ran with, so that a fresh machine gets the same.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[reference,test]'
+	touch $@
