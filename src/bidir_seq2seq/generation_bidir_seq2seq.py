@@ -357,8 +357,9 @@ class BidirSeq2SeqGenerationMixin:
         log_probs = []
         for features, partner_dim, partner in ((l2r_features, 2, r2l), (r2l_features, 1, l2r)):
             probs = self.output_logits(features, prior).float().softmax(-1)
-            weights = partner.alive.float()
-            weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
+            # Hypotheses that do not exist (in a vocabulary smaller than the beam) have no say, unless none exists.
+            alive = partner.alive | ~partner.alive.any(1, keepdim=True)
+            weights = alive.float() / alive.sum(1, keepdim=True)
             weights = weights[:, None, :, None] if partner_dim == 2 else weights[:, :, None, None]
             mean = (probs * weights).sum(partner_dim)
             log_probs.append(mean.clamp(min=torch.finfo(mean.dtype).tiny).log().flatten(0, 1))

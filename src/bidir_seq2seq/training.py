@@ -115,7 +115,6 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of it is better."})
     predict_with_generate: bool = field(default=True, metadata={"help": "Write titles in validation."})
     generation_num_beams: int | None = field(default=3, metadata={"help": "Beams per direction in validation."})
-    report_to: str | list[str] | None = field(default="none", metadata={"help": "Where to report, e.g. tensorboard."})
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; for GPUs."}
     )

@@ -1,0 +1,105 @@
+"""The scripts as a user runs them, on a tiny model."""
+
+import io
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import tiny_model
+
+from bidir_seq2seq.arguments import parse_arguments
+from bidir_seq2seq.tokenization import build_char_tokenizer
+from bidir_seq2seq.training import DataArguments, ModelArguments, TrainingArguments
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Runs a script in this process, which has the slow imports behind it, and returns what it printed."""
+
+    def run(name: str, *args, stdin: str = "") -> str:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = build_char_tokenizer(["abcdefgh"], min_frequency=1)
+    model = tiny_model(vocab_size=len(tokenizer))
+    model.generation_config.max_length = 8
+    model.generation_config.num_beams = 2
+    model.generation_config.min_length = 4
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_generate_reads_lines_and_keeps_them_in_place(script, checkpoint, tmp_path):
+    (tmp_path / "documents.txt").write_text("abc\n\nfedcba\n", encoding="utf-8")
+    script(
+        "generate", "--model_name_or_path", checkpoint, "--input_file", tmp_path / "documents.txt",
+        "--output_file", tmp_path / "titles.txt",
+    )  # fmt: skip
+    titles = (tmp_path / "titles.txt").read_text(encoding="utf-8").split("\n")
+    assert len(titles) == 4 and titles[0] and titles[1] == "" and titles[2]
+    from_stdin = script("generate", "--model_name_or_path", checkpoint, stdin="abc\n\nfedcba\n")
+    assert from_stdin.split("\n") == titles
+
+
+def test_generate_shows_candidates(script, checkpoint):
+    result = script(
+        "generate", "--model_name_or_path", checkpoint, "--text", "abc", "--num_beams", 3,
+        "--num_return_sequences", 2, "--decoding_direction", "r2l", "--show_details",
+    )  # fmt: skip
+    candidates = json.loads(result)
+    assert len(candidates) == 2
+    assert {"text", "score", "direction"} == set(candidates[0]) and candidates[0]["direction"] == "r2l"
+    assert candidates[0]["score"] >= candidates[1]["score"]
+
+
+def test_score_compares_directions_and_files(script, checkpoint, tmp_path):
+    rows = [{"document": "abcdef", "title": "abc"}, {"document": "fedcba", "title": "fed"}]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = script(
+        "score", "--model_name_or_path", checkpoint, "--test_file", tmp_path / "test.jsonl",
+        "--output_dir", tmp_path / "scores", "--tokenization", "char", "--num_examples", 1,
+    )  # fmt: skip
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert list(scores) == ["lead", "l2r", "r2l", "both", "joint"]
+    assert scores["lead"]["rougeL"] == 100
+    assert "reference  abc" in result
+    script(
+        "score", "--predictions_file", tmp_path / "scores" / "lead.txt", tmp_path / "scores" / "l2r.txt",
+        "--test_file", tmp_path / "test.jsonl", "--tokenization", "char", "--output_dir", tmp_path / "again",
+    )  # fmt: skip
+    rescored = json.loads((tmp_path / "again" / "scores.json").read_text())
+    assert rescored["l2r"]["rougeL"] == pytest.approx(scores["l2r"]["rougeL"])
+
+
+@pytest.mark.parametrize("name", ["train", "generate", "score", "gather_docstrings"])
+def test_help_explains(script, name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stopped:
+        script(name, "--help")
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert f"python scripts/{name}.py" in text and "(default: " in text
+
+
+def test_settings_may_stand_in_a_file(tmp_path):
+    (tmp_path / "run.yaml").write_text("train_file: a.jsonl\nhidden_size: 64\nlearning_rate: 0.002\nuse_cpu: true\n")
+    types = (ModelArguments, DataArguments, TrainingArguments)
+    model, data, training = parse_arguments(*types, description="", args=[str(tmp_path / "run.yaml")])
+    assert (model.hidden_size, data.train_file, training.learning_rate) == (64, "a.jsonl", 0.002)
+    (tmp_path / "run.json").write_text('{"hidden_sise": 64}')
+    with pytest.raises(ValueError, match="hidden_sise"):
+        parse_arguments(*types, description="", args=[str(tmp_path / "run.json")])
