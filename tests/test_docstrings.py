@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "gather_docstrings.py"
 GOOD = '''
 class TableReader:
     def read_csv(self, file_path, *, sep=","):
-        """Read a table from a *comma-separated* file. The file may be compressed.
+        """Read a table from a *comma-separated* file. The file may be compressed, and is separated by a comma.
 
         Args:
             file_path (`str`, *optional*, defaults to `None`): Where the :class:`~files.Table` is stored.
@@ -36,13 +36,14 @@ def spell(number: int) -> str:
 def write_functions(
     folder: Path, count: int, *, name: str = "{0}", summary: str = "Compute the {0} value of {0}", body: str = "{0}"
 ) -> Path:
-    """Writes one function per file, which differ in every word of the body unless `body` says otherwise."""
+    """Writes one function per file, which differ in the opening of the body unless `body` says otherwise."""
+    tail = "to compute the value of a thing, and return the same old text or write another about it instead"
     folder.mkdir(parents=True, exist_ok=True)
     for key in map(spell, range(count)):
         text = " ".join(
             body.format(key) + word for word in ["reads", "every", "row", "once", "and", "then", "adds", "them", "all"]
         )
-        docstring = f'"""{summary.format(key)}.\n\n    {text}.\n    """'
+        docstring = f'"""{summary.format(key)}.\n\n    {text} {tail}.\n    """'
         (folder / f"{key}.py").write_text(f"def {name.format(key)}():\n    {docstring}\n")
     return folder
 
@@ -53,7 +54,7 @@ def test_pair_is_extracted_exactly(tmp_path):
     (pair,), dropped = docstring_pairs(path)
     assert pair.document == (
         "method Table Reader read csv (file path, sep): "
-        "The file may be compressed. file_path: Where the Table is stored."
+        "The file may be compressed, and is separated by a comma. file_path: Where the Table is stored."
     )
     assert pair.summary == "Read a table from a comma-separated file"
     assert not dropped
@@ -89,6 +90,7 @@ def test_body_is_cut_at_a_line_end():
         ("Opens.\n\nThis body has more than eight words in it, really.", "summary length"),
         ("open the given file.\n\nThis body has more than eight words in it, really.", "summary is no sentence"),
         ("Open f(x) -> the file.\n\nThis body has more than eight words in it, really.", "not plain text"),
+        ("Open the given file.\n\nThis body has more than eight words in it, really.", "summary of other words"),
         ("Open the given file.\n\nCopyright of this file is with all those who wrote it.", "licence"),
     ],
 )

@@ -11,6 +11,8 @@ FORMAT_VERSION = 1
 # * twin_memory: there the right-to-left side reads the left-to-right side's *concatenated* features, because a
 #   variable is reused; the symmetric form is what the accompanying text describes.
 # * twin_dropout: 0 makes teacher-forced training show each decoder the second half of its own answer.
+# * prior_initial_scale: the prior has one number a word, which an optimiser moves slowly; at 1 a word of the source
+#   starts only half a nat above any other.
 # * prior_special_tokens: an unknown character in the source should not make an unknown one likelier in the title.
 REFERENCE_PRESET = {
     "embedding_size": 128,
@@ -24,6 +26,7 @@ REFERENCE_PRESET = {
     "twin_dropout": 0.0,
     "dropout": 0.0,
     "label_smoothing": 0.0,
+    "prior_initial_scale": 1.0,
     "prior_special_tokens": True,
 }
 
@@ -50,6 +53,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         use_attention (`bool`): Whether decoders attend to the source. Without it the document reaches them only as
             the pooled vector that modulates their LayerNorms.
         use_prior (`bool`): Whether words of the source get a learned bonus in the output.
+        prior_initial_scale (`float`): Bonus of a source word before training; half of it reaches the logits.
         prior_special_tokens (`bool`): Whether pad, unknown, start and end ids in the source count for the prior.
         twin_dropout (`float`): Probability that a training row gets no twin context (zeros in its place). Above 0
             the same weights are an honest left-to-right model, an honest right-to-left model and a twin.
@@ -93,6 +97,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
     decoder_directions: str = "both"
     use_attention: bool = True
     use_prior: bool = True
+    prior_initial_scale: float | int = 6.0
     prior_special_tokens: bool = False
     twin_dropout: float | int = 0.5
     twin_memory: str = "hidden"
@@ -131,7 +136,8 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         _check(0 <= self.twin_dropout <= 1, "twin_dropout", self.twin_dropout, "is a probability: 0 to 1")
         for name in ("dropout", "label_smoothing"):
             _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be at least 0 and below 1")
-        _check(self.layer_norm_eps > 0, "layer_norm_eps", self.layer_norm_eps, "must be above 0")
+        for name in ("layer_norm_eps", "prior_initial_scale"):
+            _check(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
         _check(
             self.format_version <= FORMAT_VERSION,
             "format_version",

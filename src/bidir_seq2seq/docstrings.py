@@ -23,6 +23,8 @@ from tqdm.auto import tqdm
 MAX_BODY_WORDS = 100
 MIN_BODY_WORDS = 8
 SUMMARY_WORDS = range(3, 21)
+# A summary that shares few words with its document rests on knowledge that no model of these pairs could have.
+MIN_COVERAGE = 0.5
 MAX_ARGUMENTS = 8
 MAX_REPEATS = 3
 OPENING_WORDS = 10
@@ -98,10 +100,11 @@ def docstring_pairs(path: Path) -> tuple[list[Pair], Counter]:
     for heading, node in documented:
         if docstring := ast.get_docstring(node):
             summary, body = split_docstring(docstring)
-            if problem := _problem(summary, body):
+            pair = Pair(heading, body, summary)
+            if problem := _problem(pair):
                 dropped[problem] += 1
             else:
-                pairs.append(Pair(heading, body, summary))
+                pairs.append(pair)
     return pairs, dropped
 
 
@@ -290,8 +293,9 @@ def _prose_lines(text: str) -> Iterator[str]:
             yield _DIRECTIVE.sub("", stripped)
 
 
-def _problem(summary: str, body: str) -> str | None:
+def _problem(pair: Pair) -> str | None:
     """Names the rule that drops a pair, if any."""
+    _, body, summary = pair
     if len(body.split()) < MIN_BODY_WORDS:
         return "short body"
     if len(summary.split()) not in SUMMARY_WORDS:
@@ -302,7 +306,15 @@ def _problem(summary: str, body: str) -> str | None:
         return "not plain text"
     if "copyright" in f"{summary} {body}".lower():
         return "licence"
+    if _coverage(pair) < MIN_COVERAGE:
+        return "summary of other words"
     return None
+
+
+def _coverage(pair: Pair) -> float:
+    """Share of the summary's words that occur in the document."""
+    summary, document = _normal(pair.summary).split(), set(_normal(pair.document).split())
+    return sum(word in document for word in summary) / max(len(summary), 1)
 
 
 def _letter_share(text: str) -> float:

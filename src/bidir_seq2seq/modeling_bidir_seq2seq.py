@@ -9,6 +9,7 @@ decoders follow Zhou, Zhang and Zong 2019 (https://arxiv.org/abs/1905.04847).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -381,7 +382,7 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
         elif isinstance(module, (nn.LSTM, nn.GRU)):
             self._init_rnn(module)
         elif isinstance(module, SourcePrior):
-            init.zeros_(module.log_scale)
+            init.constant_(module.log_scale, math.log(self.config.prior_initial_scale))
             init.zeros_(module.shift)
 
     @staticmethod

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from .configuration_bidir_seq2seq import REFERENCE_PRESET, BidirSeq2SeqConfig
+from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .data import encode_pairs, load_pairs
 from .metrics import TitleScore
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
@@ -68,6 +68,12 @@ class ModelArguments:
     )
     use_attention: bool = field(default=True, metadata={"help": "Attend to the source."})
     use_prior: bool = field(default=True, metadata={"help": "Favour words of the source by a learned prior."})
+    prior_initial_scale: float = field(
+        default=6.0, metadata={"help": "Bonus of a source word before training; half of it reaches the logits."}
+    )
+    tie_word_embeddings: bool = field(
+        default=False, metadata={"help": "Use one matrix for the embedding and the output layer."}
+    )
     twin_dropout: float = field(
         default=0.5,
         metadata={"help": "Share of training rows whose decoders do not see each other; 0 leaks the answer."},
@@ -252,8 +258,11 @@ def load_or_build_model(
     if model_args.model_name_or_path:
         model = AutoModelForSeq2SeqLM.from_pretrained(model_args.model_name_or_path, use_safetensors=True)
     else:
-        names = set(REFERENCE_PRESET) | {"rnn_type", "decoder_directions", "use_attention", "use_prior"}
-        settings = {name: getattr(model_args, name) for name in names if hasattr(model_args, name)}
+        settings = {
+            field.name: getattr(model_args, field.name)
+            for field in fields(model_args)
+            if field.name != "vocab_size" and field.name in BidirSeq2SeqConfig.__dataclass_fields__
+        }
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "bos", "eos")}
         config = BidirSeq2SeqConfig(
             vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.bos_token_id, **special, **settings
