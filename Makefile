@@ -1,16 +1,17 @@
 # make quickstart   trains, scores and shows a small model on text that is on every machine
 # make test         checks style and runs the tests
+# make test-hf      runs transformers' own common tests on the model (fetches their source distribution)
 # make format       formats the code
 # make clean        removes what the targets above made
 #
-# The first two install everything into .venv themselves.
+# They install everything into .venv themselves.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test format clean
+.PHONY: quickstart test test-hf format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python scripts/gather_docstrings.py --output_dir quickstart/data
@@ -23,12 +24,15 @@ test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
+test-hf: $(VENV)/.installed
+	$(BIN)/python tests/hf/run.py -q
+
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) quickstart .pytest_cache .ruff_cache
+	rm -rf $(VENV) .hf_tests quickstart .pytest_cache .ruff_cache
 
 # constraints.txt pins the versions the tests ran with, so that a fresh machine gets the same.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -225,6 +225,21 @@ def test_evaluation_is_honest_unless_the_model_never_learned_alone():
         assert not torch.equal(model(**batch).loss, model(**batch, use_twin=honest).loss)
 
 
+def test_states_and_weights_are_shown_on_request_by_argument_and_by_config():
+    model = tiny_model()
+    batch = {"input_ids": random_pairs()[0], "decoder_input_ids": torch.full((4, 5), 2)}
+    assert model(**batch).encoder_hidden_states is None and model(**batch).cross_attentions is None
+    asked = model(**batch, output_hidden_states=True, output_attentions=True)
+    assert [tuple(states.shape) for states in asked.encoder_hidden_states] == [(4, 9, 10), (4, 9, 12), (4, 9, 12)]
+    assert [tuple(states.shape) for states in asked.decoder_hidden_states] == [(4, 5, 10), (4, 5, 12), (4, 5, 12)]
+    (weights,) = asked.cross_attentions
+    torch.testing.assert_close(weights.sum(-1), torch.ones(4, 2, 5))
+    assert not weights[1, :, :, -1].any()
+    model.config.output_hidden_states = model.config.output_attentions = True
+    torch.testing.assert_close(model(**batch).decoder_hidden_states[-1], asked.decoder_hidden_states[-1])
+    torch.testing.assert_close(model(**batch).cross_attentions[0], weights)
+
+
 # Bad input
 
 
@@ -306,6 +321,7 @@ def test_resizing_grows_embedding_output_and_prior():
     assert after.shape[-1] == 30 and model.config.vocab_size == 30
     torch.testing.assert_close(after[..., :24], before)
     assert model.prior.shift[24:].abs().sum() == 0
+    torch.testing.assert_close(model.prior.log_scale[24:].exp(), torch.full((6,), 6.0))
     model.generate(torch.full((1, 3), 29), max_new_tokens=3)
 
 
@@ -317,7 +333,8 @@ def test_initialisation_is_keras_own():
     for gate in rnn.weight_hh_l0.split(32):
         torch.testing.assert_close(gate @ gate.T, torch.eye(32), atol=1e-5, rtol=0)
     assert rnn.bias_ih_l0.tolist() == [0] * 32 + [1] * 32 + [0] * 64 and not rnn.bias_hh_l0.any()
-    assert not model.prior.log_scale.any() and not model.prior.shift.any()
+    torch.testing.assert_close(model.prior.log_scale.exp(), torch.full((500,), 6.0))
+    assert not model.prior.shift.any()
 
 
 @pytest.mark.skipif(

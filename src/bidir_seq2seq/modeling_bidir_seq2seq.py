@@ -146,22 +146,25 @@ class EncoderLayer(nn.Module):
         self.forward_rnn = rnn(input_size, config.hidden_size // 2, batch_first=True)
         self.backward_rnn = rnn(input_size, config.hidden_size // 2, batch_first=True)
 
-    def forward(self, x: torch.Tensor, mirror: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, reading_orders: list[tuple], mask: torch.Tensor) -> torch.Tensor:
         """One layer.
 
         Args:
-            x: `[B, S, D]`, tokens first, then padding.
-            mirror: `[B, S]`, the index that reverses each row's tokens and leaves its padding in place.
+            x: `[B, S, D]`.
+            reading_orders: For each direction the positions in the order to read them, tokens before padding, and
+                the inverse of that permutation; all `[B, S]`.
             mask: `[B, S, 1]`, 1 at tokens, 0 at padding.
 
         Returns:
             `[B, S, H]`, zero at padding.
         """
         x = self.norm(x)
-        from_left = self.forward_rnn(x)[0]
-        # Reversing by true length keeps padding out of the right-to-left pass without packing, which is slow.
-        from_right = _gather_positions(self.backward_rnn(_gather_positions(x, mirror))[0], mirror)
-        return torch.cat([from_left, from_right], dim=-1) * mask
+        # Reordering by true length keeps padding out of both passes without packing, which is slow.
+        passes = [
+            _gather_positions(rnn(_gather_positions(x, order))[0], inverse)
+            for rnn, (order, inverse) in zip((self.forward_rnn, self.backward_rnn), reading_orders)
+        ]
+        return torch.cat(passes, dim=-1) * mask
 
 
 class Encoder(nn.Module):
@@ -200,6 +203,8 @@ class Encoder(nn.Module):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("the encoder needs exactly one of input_ids and inputs_embeds")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         given = input_ids if input_ids is not None else inputs_embeds
         mask = attention_mask.bool() if attention_mask is not None else None
         if given.shape[1] == 0:
@@ -216,25 +221,22 @@ class Encoder(nn.Module):
 
         # Tokens to the front: then left padding, right padding and none give the same states.
         order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+        inverse = order.argsort(dim=1)
         lengths = mask.sum(1, keepdim=True)
         positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-        is_token = positions < lengths
-        mirror = torch.where(is_token, lengths - 1 - positions, positions)
-        restore = order.argsort(dim=1)
+        # Reverses each row's tokens and leaves its padding in place; its own inverse.
+        mirror = torch.where(positions < lengths, lengths - 1 - positions, positions)
+        reading_orders = [(order, inverse), (order.gather(1, mirror), mirror.gather(1, inverse))]
 
-        x = _gather_positions(self.dropout(x), order)
-        token_factor = is_token[..., None].to(x.dtype)
+        x = self.dropout(x)
         hidden_states = [x]
         for layer in self.layers:
-            x = layer(x, mirror, token_factor)
+            x = self.dropout(layer(x, reading_orders, mask[..., None].to(x.dtype)))
             hidden_states.append(x)
-            x = self.dropout(x)
-        pooled = x.masked_fill(~is_token[..., None], float("-inf")).amax(1)
+        pooled = x.masked_fill(~mask[..., None], float("-inf")).amax(1)
         return BidirSeq2SeqEncoderOutput(
-            last_hidden_state=_gather_positions(x, restore),
-            hidden_states=tuple(_gather_positions(h, restore) for h in hidden_states)
-            if output_hidden_states
-            else None,
+            last_hidden_state=x,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
             pooler_output=torch.where(lengths > 0, pooled, torch.zeros_like(pooled)),
             source_mask=mask,
             source_words=self._source_words(given if input_ids is not None else None, mask),
@@ -488,6 +490,10 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         Raises:
             ValueError: On contradictory or missing inputs.
         """
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         if past_key_values is not None and past_key_values.memory is not None:
             encoder_outputs = encoder_outputs if encoder_outputs is not None else BidirSeq2SeqEncoderOutput()
         elif encoder_outputs is None:
@@ -660,9 +666,9 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         size = embeddings.num_embeddings
         if self.prior is not None and self.prior.shift.shape[0] != size:
-            for name in ("log_scale", "shift"):
+            for name, initial in (("log_scale", math.log(self.config.prior_initial_scale)), ("shift", 0.0)):
                 old = getattr(self.prior, name)
-                new = old.new_zeros(size)
+                new = old.new_full((size,), initial)
                 kept = min(size, old.shape[0])
                 new[:kept] = old.detach()[:kept]
                 setattr(self.prior, name, nn.Parameter(new, requires_grad=old.requires_grad))
@@ -859,12 +865,12 @@ def pack_labels(labels: torch.LongTensor) -> torch.LongTensor:
 
 
 def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
-    """Refuses ids outside the vocabulary, on CPU only: elsewhere looking at them would stall the device.
+    """Refuses ids outside the vocabulary, in eager CPU code only: elsewhere looking at them would stall or fail.
 
     Raises:
         ValueError: Naming the first such id.
     """
-    if ids.device.type != "cpu" or ids.numel() == 0:
+    if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
         return
     low, high = (int(bound) for bound in ids.aminmax())
     if low < 0 or high >= vocab_size:
@@ -876,7 +882,9 @@ def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
 
 def _gather_positions(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """`x` `[B, S, D]` at the positions `index` `[B, S]`."""
-    return x.gather(1, index[..., None].expand_as(x))
+    first_rows = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
+    # A lookup copies whole vectors where `gather` would move single numbers.
+    return F.embedding(first_rows + index, x.flatten(0, 1))
 
 
 __all__ = [

@@ -79,6 +79,7 @@ class CommonModelTests(ModelTesterMixin, GenerationTesterMixin):
     is_encoder_decoder = True
     # Only decoders attend, and only to the source; `test_attention_outputs` below covers that.
     has_attentions = False
+    # They tell a model's age by a copyright line, which our files do not have.
     test_can_init_all_missing_weights_before_2023 = True
 
     def setUp(self):
@@ -103,6 +104,13 @@ class CommonModelTests(ModelTesterMixin, GenerationTesterMixin):
 
 class TwinModelTest(CommonModelTests, unittest.TestCase):
     """Twin decoders of LSTM cells: the default model."""
+
+    @unittest.skip(
+        "The loss is the mean over two directions, so its gradient in the logits of one is half of what the test "
+        "expects; it runs in OneDirectionModelTest."
+    )
+    def test_encoder_decoder_loss_no_double_shift(self):
+        pass
 
 
 class OneDirectionModelTest(CommonModelTests, unittest.TestCase):
@@ -129,7 +137,7 @@ class CommonTokenizerTests(TokenizerTesterMixin):
 
     @classmethod
     def setUpClass(cls):
-        # Any English prose with every letter in it; a licence is on every machine.
+        # Any English text with every letter in it.
         texts = [inspect.getdoc(unittest), inspect.getsource(unittest.TestCase)]
         cls.folder = tempfile.TemporaryDirectory()
         cls.build(texts).save_pretrained(cls.folder.name)

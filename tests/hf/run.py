@@ -83,7 +83,9 @@ def main():
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])),
     }
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tests), *pytest_arguments]
+    # Their marks are declared in a file of theirs that we do not have.
+    options = ["-p", "no:cacheprovider", "-W", "ignore::pytest.PytestUnknownMarkWarning"]
+    command = [sys.executable, "-m", "pytest", *options, str(tests), *pytest_arguments]
     # From our root, so that our pytest settings hold: deprecated uses of transformers and torch are errors.
     raise SystemExit(subprocess.run(command, env=environment, cwd=tests.parents[2]).returncode)
 
