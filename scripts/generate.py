@@ -14,12 +14,11 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from datasets import load_dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 
 import bidir_seq2seq  # noqa: F401  (registers the model with the Auto classes)
 from bidir_seq2seq.arguments import parse_arguments
-from bidir_seq2seq.data import FILE_FORMATS
+from bidir_seq2seq.data import FILE_FORMATS, load_file
 from bidir_seq2seq.titles import write_titles
 
 
@@ -71,8 +70,7 @@ def read_documents(args: GenerateArguments) -> list[str]:
     extension = Path(args.input_file).suffix[1:].lower()
     if extension not in FILE_FORMATS:
         return Path(args.input_file).read_text(encoding="utf-8-sig").splitlines()
-    options = {"sep": "\t"} if extension == "tsv" else {}
-    rows = load_dataset(FILE_FORMATS[extension], data_files=args.input_file, split="train", **options)
+    rows = load_file(args.input_file)
     column = args.source_column or rows.column_names[0]
     if column not in rows.column_names:
         raise ValueError(f"{args.input_file}: source_column={column!r} is not among its columns {rows.column_names}")

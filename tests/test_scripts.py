@@ -53,6 +53,10 @@ def test_generate_reads_lines_and_keeps_them_in_place(script, checkpoint, tmp_pa
     assert len(titles) == 4 and titles[0] and titles[1] == "" and titles[2]
     from_stdin = script("generate", "--model_name_or_path", checkpoint, stdin="abc\n\nfedcba\n")
     assert from_stdin.split("\n") == titles
+    rows = [{"id": 1, "text": "abc"}, {"id": 2, "text": ""}, {"id": 3, "text": "fedcba"}]
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ["--input_file", tmp_path / "documents.jsonl", "--source_column", "text"]
+    assert script("generate", "--model_name_or_path", checkpoint, *columns).split("\n") == titles
 
 
 def test_generate_shows_candidates(script, checkpoint):

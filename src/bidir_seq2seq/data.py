@@ -69,13 +69,18 @@ def load_pairs(
     if dataset_name:
         splits = load_dataset(dataset_name, dataset_config_name, cache_dir=cache_dir)
     else:
-        splits = DatasetDict({split: _load_file(path, cache_dir) for split, path in files.items()})
+        splits = DatasetDict({split: load_file(path, cache_dir) for split, path in files.items()})
     return DatasetDict(
         {name: _name_columns(split, name, source_column, target_column) for name, split in splits.items()}
     )
 
 
-def _load_file(path: str, cache_dir: str | None) -> Dataset:
+def load_file(path: str, cache_dir: str | None = None) -> Dataset:
+    """Loads one `.json`, `.jsonl`, `.csv` or `.tsv` file.
+
+    Raises:
+        ValueError: On another file type.
+    """
     extension = path.rsplit(".", 1)[-1].lower()
     if extension not in FILE_FORMATS:
         raise ValueError(f"{path}: unknown file type .{extension}; use {', '.join(f'.{e}' for e in FILE_FORMATS)}")
@@ -176,4 +181,4 @@ def _cut(ids: list[int], max_length: int, end_id: int | None) -> list[int]:
     return ids[:max_length] if end_id is None else [*ids[: max_length - 1], end_id]
 
 
-__all__ = ["EncodingReport", "encode_pairs", "load_pairs"]
+__all__ = ["EncodingReport", "encode_pairs", "load_file", "load_pairs"]

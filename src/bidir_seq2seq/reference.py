@@ -15,12 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from .configuration_bidir_seq2seq import REFERENCE_PRESET, BidirSeq2SeqConfig
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
-from .tokenization import SPECIAL_TOKENS
+from .tokenization import SPECIAL_TOKENS, as_fast_tokenizer, char_backend
 
 MAX_SOURCE_LENGTH = 400
 # The search as the programs call it: three beams, summed log-probabilities, 64 steps after the start id.
@@ -131,16 +130,9 @@ def build_reference_tokenizer(char2id: Mapping[str, int]) -> PreTrainedTokenizer
         char2id: Characters and their ids, 4 and up.
     """
     special = {token: index for index, token in enumerate(SPECIAL_TOKENS.values())}
-    tokenizer = Tokenizer(models.WordLevel({**special, **char2id}, unk_token=SPECIAL_TOKENS["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens(list(special))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=MAX_SOURCE_LENGTH,
-        model_input_names=["input_ids", "attention_mask"],
-        **SPECIAL_TOKENS,
-    )
+    backend = char_backend({**special, **char2id})
+    backend.add_special_tokens(list(special))
+    return as_fast_tokenizer(backend, MAX_SOURCE_LENGTH)
 
 
 def build_reference_model(

@@ -33,9 +33,7 @@ def build_char_tokenizer(
     Raises:
         ValueError: If the texts hold no character that is frequent enough.
     """
-    tokenizer = Tokenizer(models.WordLevel(unk_token=SPECIAL_TOKENS["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
+    tokenizer = char_backend()
     trainer = trainers.WordLevelTrainer(
         vocab_size=vocab_size or 2**31 - 1,
         min_frequency=min_frequency,
@@ -93,12 +91,25 @@ def _train(tokenizer: Tokenizer, trainer, texts, lowercase: bool, model_max_leng
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", pair=f"$A {end} $B:1 {end}:1", special_tokens=[(end, tokenizer.token_to_id(end))]
     )
+    return as_fast_tokenizer(tokenizer, model_max_length)
+
+
+def char_backend(vocab: dict[str, int] | None = None) -> Tokenizer:
+    """A backend whose tokens are single characters, with the ids of `vocab` or yet to be trained."""
+    tokenizer = Tokenizer(models.WordLevel(vocab or {}, unk_token=SPECIAL_TOKENS["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def as_fast_tokenizer(backend: Tokenizer, model_max_length: int) -> PreTrainedTokenizerFast:
+    """The stock tokenizer around a backend, with our special tokens and input names."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=backend,
         model_max_length=model_max_length,
         model_input_names=["input_ids", "attention_mask"],
         **SPECIAL_TOKENS,
     )
 
 
-__all__ = ["SPECIAL_TOKENS", "build_bpe_tokenizer", "build_char_tokenizer"]
+__all__ = ["SPECIAL_TOKENS", "as_fast_tokenizer", "build_bpe_tokenizer", "build_char_tokenizer", "char_backend"]
