@@ -41,7 +41,7 @@ class GenerateArguments:
     max_new_tokens: int | None = field(default=None, metadata={"help": "Longest title in tokens."})
     min_new_tokens: int | None = field(default=None, metadata={"help": "Shortest title in tokens."})
     no_repeat_ngram_size: int | None = field(default=None, metadata={"help": "No n-gram of this size twice."})
-    do_sample: bool = field(default=False, metadata={"help": "Sample; needs decoding_direction l2r or r2l."})
+    do_sample: bool = field(default=False, metadata={"help": "Sample instead of searching for the most probable titles."})
     batch_size: int = field(default=32, metadata={"help": "Documents per batch."})
     show_details: bool = field(default=False, metadata={"help": "JSON lines with all candidates, scores, directions."})
     seed: int = field(default=0, metadata={"help": "Random seed, for sampling."})

@@ -30,21 +30,53 @@ class SourceMemory:
 
 
 class RecurrentStateLayer(CacheLayerMixin):
-    """State of one recurrent layer: `(h, c)` for an LSTM, `(h,)` for a GRU, each `[1, R, H]`."""
+    """State of one recurrent layer: `(h, c)` for an LSTM, `(h,)` for a GRU, each `[1, R, H]`.
+
+    Attributes:
+        state: The present state, `None` before the first token.
+        record_past: Whether the states that were are kept, so that `crop` can go back to one of them; the layer must
+            then be advanced a token at a time.
+    """
 
     is_compileable = False
+    is_croppable = True
     supports_early_init = False
 
     def __init__(self):
         super().__init__()
         self.state: tuple[torch.Tensor, ...] | None = None
         self.seq_length = 0
+        self.record_past = False
+        self._past_states: list[tuple[torch.Tensor, ...] | None] = []
 
     def advance(self, state: tuple[torch.Tensor, ...], num_tokens: int) -> None:
         """Replaces the state by the one `num_tokens` later."""
+        if self.record_past:
+            assert num_tokens == 1, "a recorded past has one state per token"
+            self._past_states.append(self.state)
         self.state = state
         self.seq_length += num_tokens
         self.is_initialized = True
+
+    def activate_past_recording(self) -> None:
+        """From here on the past can be gone back to: assisted generation tries tokens that it may take back."""
+        self.record_past = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back the last `-tokens_to_remove` tokens.
+
+        Raises:
+            ValueError: If that is more than were recorded, or not a negative number or 0.
+        """
+        if not -len(self._past_states) <= tokens_to_remove <= 0:
+            raise ValueError(
+                f"crop({tokens_to_remove}) takes a number from {-len(self._past_states)} (the states recorded since "
+                "activate_past_recording) to 0"
+            )
+        if tokens_to_remove:
+            self.state = self._past_states[tokens_to_remove]
+            del self._past_states[tokens_to_remove:]
+            self.seq_length += tokens_to_remove
 
     def lazy_initialization(self, key_states, value_states) -> None:
         """Nothing to allocate: the first `advance` brings the state."""
@@ -72,14 +104,17 @@ class RecurrentStateLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forgets everything read."""
         self.state, self.seq_length, self.is_initialized = None, 0, False
+        self._past_states.clear()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Row r continues hypothesis `beam_idx[r]`; `beam_idx` is `[R]`."""
+        """Row r continues hypothesis `beam_idx[r]`; `beam_idx` is `[R]`. What was recorded before is gone."""
+        self._past_states.clear()
         if self.state is not None:
             self.state = tuple(part.index_select(1, beam_idx.to(part.device)) for part in self.state)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row becomes `repeats` rows in a row."""
+        self._past_states.clear()
         if self.state is not None:
             self.state = tuple(part.repeat_interleave(repeats, dim=1) for part in self.state)
 

@@ -4,7 +4,11 @@ One direction runs through transformers' own `generate`; right-to-left starts wi
 and its results are turned round. Both directions run the bidirectional beam search below (Su Jianlin,
 https://kexue.fm/archives/6877, after Zhou, Zhang and Zong 2019, https://arxiv.org/abs/1905.04847).
 
-Letters: B documents, K beams per direction, V vocabulary, L length of a sequence with its start id.
+A title has two orders: its reading order, in which results come, and its writing order, which for right-to-left is
+the other way round and in which processors, criteria and per-step outputs see it.
+
+Letters: B documents, K beams per direction, V vocabulary, S source length, N attention heads, L length of a sequence
+with its start id, M candidates of a document.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor
 from transformers.generation.utils import GenerateBeamEncoderDecoderOutput
 
@@ -21,20 +26,47 @@ from .cache_bidir_seq2seq import BidirSeq2SeqCache
 
 DIRECTIONS = ("l2r", "r2l", "both")
 IMPOSSIBLE = float("-inf")
+ONE_WAY = "pass decoding_direction='l2r'"
+
+
+# Settings of a `GenerationConfig` that speak of a title's left end, or of the order in which it is written.
+LEFT_END_SETTINGS = ("forced_bos_token_id", "begin_suppress_tokens", "stop_strings", "watermarking_config")
 
 
 @dataclass
 class BidirBeamSearchOutput(GenerateBeamEncoderDecoderOutput):
-    """What the bidirectional search found.
+    """What the bidirectional search found; R = B * num_return_sequences, best first for each document.
 
     Args:
-        sequences: `[B * num_return_sequences, L]`, in reading order, best first for each document.
-        sequences_scores: `[B * num_return_sequences]`, what the candidates were ranked by: log-probability divided by
-            length ** length_penalty, of the direction that wrote it, or the mean of both with `joint_rescoring`.
+        sequences: `[R, L]`, in reading order.
+        sequences_scores: `[R]`, what the candidates were ranked by: log-probability divided by length **
+            length_penalty, of the direction that wrote it, or the mean of both with `joint_rescoring`.
         directions: For each sequence the direction that wrote it, `"l2r"` or `"r2l"`.
+        token_scores: `[R, L - 1]`, for each token of `sequences` after the start id its (processed) log-probability
+            when its direction wrote it, the end's included, 0 at padding. With `output_scores`.
+        l2r_log_probs, r2l_log_probs: `[R]`, log-probability of the whole title under each direction alone. With
+            `joint_rescoring`.
+        source_attentions: `[R, N, L - 1, S]`, what each token's decoder read of the source when it wrote it, 0 at
+            padding. With `output_attentions`.
+        beam_indices: `[R, L - 1]` in writing order, the row of `l2r_scores` or `r2l_scores` that each token was
+            chosen from, -1 where there is none. With `output_scores` or `output_attentions`.
+        l2r_scores, r2l_scores: For each step, `[B * K, V]` processed log-probabilities of the next token. With
+            `output_scores`.
+        l2r_logits, r2l_logits: The same before processing. With `output_logits`.
+        encoder_hidden_states: As the encoder gave them. With `output_hidden_states`.
+
+    The fields of transformers' own class that are not named here are `None`: they describe a single direction.
     """
 
     directions: list[str] | None = None
+    token_scores: torch.Tensor | None = None
+    l2r_log_probs: torch.Tensor | None = None
+    r2l_log_probs: torch.Tensor | None = None
+    source_attentions: torch.Tensor | None = None
+    l2r_scores: tuple[torch.Tensor, ...] | None = None
+    r2l_scores: tuple[torch.Tensor, ...] | None = None
+    l2r_logits: tuple[torch.Tensor, ...] | None = None
+    r2l_logits: tuple[torch.Tensor, ...] | None = None
 
 
 class Beam:
@@ -44,9 +76,10 @@ class Beam:
     running hypothesis can enter its pool any more; what happens to other documents does not matter to it.
 
     Attributes:
-        sequences: `[B, K, max_length]` running hypotheses, best first; `length` of each is filled.
+        paths: `[B, K, max_length, 2]` running hypotheses, best first; `length` of each is filled. The first number of
+            a step is the token, the second the hypothesis that it continued (-1 before the first step).
         scores: `[B, K]` their summed log-probabilities; minus infinity for one that does not exist.
-        finished_sequences, finished_scores: The pool, best first; scores are divided by length ** length_penalty.
+        finished_paths, finished_scores: The pool, best first; scores are divided by length ** length_penalty.
         open: `[B, 1]` bool.
     """
 
@@ -60,27 +93,30 @@ class Beam:
     ):
         self.max_length = generation_config.max_length
         self.length_penalty = generation_config.length_penalty
-        self.early_stopping = generation_config.early_stopping
-        pad_id = int(generation_config._pad_token_tensor)
-        self.sequences = torch.full((batch_size, num_beams, self.max_length), pad_id, device=device)
-        self.sequences[:, :, 0] = start_id
+        self.do_sample = generation_config.do_sample
+        # One hypothesis that is sampled is ancestral sampling: its first token decides, even when it is the end.
+        self.ancestral = self.do_sample and num_beams == 1
+        self.early_stopping = self.ancestral or generation_config.early_stopping
+        self.paths = torch.full((batch_size, num_beams, self.max_length, 2), -1, device=device)
+        self.paths[..., 0] = generation_config._pad_token_tensor
+        self.paths[:, :, 0, 0] = start_id
         self.length = 1
         # One hypothesis to start with: K equal ones would propose the same tokens K times.
         self.scores = torch.full((batch_size, num_beams), IMPOSSIBLE, device=device)
         self.scores[:, 0] = 0
-        self.finished_sequences = self.sequences.clone()
+        self.finished_paths = self.paths.clone()
         self.finished_scores = torch.full_like(self.scores, IMPOSSIBLE)
         self.open = torch.ones(batch_size, 1, dtype=torch.bool, device=device)
 
     @property
     def last_ids(self) -> torch.LongTensor:
         """`[B, K]`, the last token of each running hypothesis."""
-        return self.sequences[:, :, self.length - 1]
+        return self.paths[:, :, self.length - 1, 0]
 
     @property
     def running(self) -> torch.LongTensor:
         """`[B * K, length]`, the running hypotheses as logits processors want them."""
-        return self.sequences[:, :, : self.length].flatten(0, 1)
+        return self.paths[:, :, : self.length, 0].flatten(0, 1)
 
     @property
     def alive(self) -> torch.BoolTensor:
@@ -98,30 +134,45 @@ class Beam:
             `[B, K]`, which hypothesis each new one continues.
         """
         batch_size, num_beams, vocab_size = log_probs.shape
-        # 2K candidates: each hypothesis has one end, so at least K of them do not end.
-        totals = (log_probs + self.scores[:, :, None]).flatten(1)
-        scores, flat = totals.topk(min(2 * num_beams, totals.shape[1]))
+        scores, flat = self._candidates((log_probs + self.scores[:, :, None]).flatten(1))
         parents = flat // vocab_size
-        sequences = _select(self.sequences, parents)
-        sequences[:, :, self.length] = flat % vocab_size
+        paths = _select(self.paths, parents)
+        paths[:, :, self.length] = torch.stack([flat % vocab_size, parents], dim=-1)
         self.length += 1
 
-        candidates = sequences[:, :, : self.length].flatten(0, 1)
-        ends = stopping_criteria(candidates, None).view(batch_size, -1)
-        self._keep_finished(sequences[:, :num_beams], scores[:, :num_beams], ends[:, :num_beams])
+        ends = stopping_criteria(paths[:, :, : self.length, 0].flatten(0, 1), None).view(batch_size, -1)
+        self._keep_finished(paths[:, :num_beams], scores[:, :num_beams], ends[:, :num_beams])
 
-        self.scores, order = scores.masked_fill(ends, IMPOSSIBLE).topk(num_beams)
-        self.sequences = _select(sequences, order)
+        scores = scores.masked_fill(ends, IMPOSSIBLE)
+        if self.ancestral:
+            # After an end the second token goes on, for the twin to read.
+            order = ends[:, :1].long()
+            self.scores = scores.gather(1, order)
+        else:
+            self.scores, order = scores.topk(num_beams)
+        self.paths = _select(paths, order)
         self._close()
         return parents.gather(1, order)
 
-    def _keep_finished(self, sequences: torch.Tensor, scores: torch.Tensor, ends: torch.Tensor):
+    def _candidates(self, totals: torch.Tensor) -> tuple[torch.Tensor, torch.LongTensor]:
+        """From the scores `[B, K * V]` of all continuations those that are looked at, with their positions."""
+        num_beams = self.scores.shape[1]
+        # 2K candidates: each hypothesis has one end, so at least K of them do not end.
+        count = min(2 * num_beams, totals.shape[1])
+        if not self.do_sample:
+            return totals.topk(count)
+        # The largest sums of log-probability and Gumbel noise are a sample without replacement (Kool et al. 2019,
+        # https://arxiv.org/abs/1903.06059).
+        flat = (totals - torch.empty_like(totals).exponential_().log()).topk(count).indices
+        return totals.gather(1, flat), flat
+
+    def _keep_finished(self, paths: torch.Tensor, scores: torch.Tensor, ends: torch.Tensor):
         normalised = scores / (self.length - 1) ** self.length_penalty
         normalised = normalised.masked_fill(~(ends & self.open), IMPOSSIBLE)
         pool_size = self.scores.shape[1]
         merged = torch.cat([self.finished_scores, normalised], dim=1)
         self.finished_scores, order = merged.topk(pool_size)
-        self.finished_sequences = _select(torch.cat([self.finished_sequences, sequences], dim=1), order)
+        self.finished_paths = _select(torch.cat([self.finished_paths, paths], dim=1), order)
 
     def _close(self):
         worst = self.finished_scores.amin(1, keepdim=True)
@@ -134,11 +185,35 @@ class Beam:
         self.open = self.open & improvable & (self.length < self.max_length)
 
 
+class StepRecords:
+    """What a caller asked to keep of each step of one direction; `None` where nothing was asked for.
+
+    Attributes:
+        scores, logits: `[B * K, V]` for each step, after and before processing.
+        weights: `[B * K, N, S]` for each step, the source attention.
+    """
+
+    def __init__(self, generation_config: GenerationConfig):
+        as_dict = generation_config.return_dict_in_generate
+        self.scores: list[torch.Tensor] | None = [] if as_dict and generation_config.output_scores else None
+        self.logits: list[torch.Tensor] | None = [] if as_dict and generation_config.output_logits else None
+        self.weights: list[torch.Tensor] | None = [] if as_dict and generation_config.output_attentions else None
+
+    def add(self, logits: torch.Tensor, scores: torch.Tensor, weights: torch.Tensor | None) -> None:
+        """One step: `[B, K, V]`, `[B * K, V]` and, for a model with source attention, `[B * K, N, 1, S]`."""
+        if self.scores is not None:
+            self.scores.append(scores)
+        if self.logits is not None:
+            self.logits.append(logits.flatten(0, 1))
+        if self.weights is not None and weights is not None:
+            self.weights.append(weights.squeeze(2))
+
+
 class BidirSeq2SeqGenerationMixin:
     """Adds `decoding_direction` and `joint_rescoring` to `generate`. Goes before `GenerationMixin`.
 
-    decoding_direction (`"both"`, `"l2r"` or `"r2l"`): The bidirectional beam search, which is deterministic, or one
-        decoder alone with its twin off. Default: what the model has.
+    decoding_direction (`"both"`, `"l2r"` or `"r2l"`): The bidirectional beam search, or one decoder alone with its
+        twin off. Default: what the model has.
     joint_rescoring (`bool`): Ranks what the bidirectional search proposes by the mean of both directions'
         log-probabilities with the twin off, each a proper model of the title (after Liu et al. 2016, "Agreement on
         Target-bidirectional Neural Machine Translation"). Needs a model trained with `twin_dropout` above 0.
@@ -174,19 +249,33 @@ class BidirSeq2SeqGenerationMixin:
                 "joint_rescoring needs directions that have learned to write alone, and this model has "
                 "twin_dropout=0: train with twin_dropout=0.5, or leave joint_rescoring out"
             )
+        if generation_config.guidance_scale not in (None, 1):
+            raise ValueError(
+                f"guidance_scale={generation_config.guidance_scale!r} is for models without encoder: leave it out"
+            )
         if direction == "l2r":
             return
-        alternative = "pass decoding_direction='l2r'"
-        for name in ("forced_bos_token_id", "begin_suppress_tokens", "stop_strings"):
+        for name in LEFT_END_SETTINGS:
             if getattr(generation_config, name, None) is not None:
-                raise ValueError(f"{name} speaks of the left end, where {direction!r} does not start: {alternative}")
-        if direction == "both" and generation_config.do_sample:
-            raise ValueError(f"the bidirectional search does not sample: {alternative} or 'r2l', or do_sample=False")
-        if direction == "both" and generation_config.num_return_sequences > generation_config.num_beams:
+                raise ValueError(f"{name} speaks of the left end, where {direction!r} does not start: {ONE_WAY}")
+        sampled_alone = generation_config.do_sample and generation_config.num_beams == 1
+        too_many = generation_config.num_return_sequences > generation_config.num_beams
+        if direction == "both" and too_many and not sampled_alone:
             raise ValueError(
                 f"num_return_sequences={generation_config.num_return_sequences} is more than "
                 f"num_beams={generation_config.num_beams}: raise num_beams"
             )
+
+    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+        direction = generation_config.decoding_direction
+        if direction != "l2r":
+            if generation_mode_kwargs.get("streamer") is not None:
+                raise ValueError(f"a streamer shows a title from the left: {ONE_WAY}")
+            if generation_mode_kwargs.get("assistant_model") is not None:
+                raise ValueError(f"an assistant_model writes from the left: {ONE_WAY}")
+        if direction == "both" and generation_mode == GenerationMode.ASSISTED_GENERATION:
+            raise ValueError(f"candidates can be tried in one direction only: {ONE_WAY} or 'r2l'")
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
 
     def _prepare_special_tokens(self, generation_config: GenerationConfig, *args, **kwargs):
         super()._prepare_special_tokens(generation_config, *args, **kwargs)
@@ -223,21 +312,31 @@ class BidirSeq2SeqGenerationMixin:
                 "state; leave cache_implementation out"
             )
         if direction == "both":
+            if model_kwargs.get("past_key_values") is not None:
+                raise ValueError(f"past_key_values continues one direction: {ONE_WAY} or 'r2l'")
             return
         model_kwargs["decoding_direction"] = direction
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = BidirSeq2SeqCache(self.config.decoder_layers)
+            if generation_config.is_assistant:
+                model_kwargs["past_key_values"].activate_past_recording()
 
     def _get_logits_processor(self, generation_config: GenerationConfig, *args, **kwargs) -> LogitsProcessorList:
         direction = generation_config.decoding_direction
         if direction != "l2r" and kwargs.get("prefix_allowed_tokens_fn") is not None:
-            raise ValueError("prefix_allowed_tokens_fn reads titles from the left: pass decoding_direction='l2r'")
+            raise ValueError(f"prefix_allowed_tokens_fn reads titles from the left: {ONE_WAY}")
+        if direction == "r2l" and kwargs.get("encoder_input_ids") is not None:
+            # Some processors compare what is written with the source's n-grams, which have to run the same way.
+            kwargs["encoder_input_ids"] = kwargs["encoder_input_ids"].flip(1)
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)
-        processors.append(self._never_written("r2l" if direction == "r2l" else "l2r", kwargs.get("device")))
+        # First, so that samplers choose among what can be written.
+        processors.insert(0, self._never_written("r2l" if direction == "r2l" else "l2r", kwargs.get("device")))
         if direction == "both":
             mirrored = copy.copy(generation_config)
             self._turn_round(mirrored)
             mirrored.decoding_direction = "r2l"
+            # A processor of the user's may remember what it has seen, which must not be the other direction's.
+            kwargs["logits_processor"] = copy.deepcopy(kwargs.get("logits_processor"))
             generation_config._r2l_config = mirrored
             generation_config._r2l_logits_processor = self._get_logits_processor(mirrored, *args, **kwargs)
         return processors
@@ -257,58 +356,94 @@ class BidirSeq2SeqGenerationMixin:
         return criteria
 
     def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
-        return self._decode(
-            super()._sample, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs
-        )
+        search = super()._sample
+        return self._decode(search, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
     def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
-        return self._decode(
-            super()._beam_search, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs
-        )
+        search = super()._beam_search
+        return self._decode(search, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+
+    def _assisted_decoding(
+        self, input_ids, logits_processor, stopping_criteria, generation_config, inputs_tensor=None, **kwargs
+    ):
+        # `generate` looks for the name `inputs_tensor` in this signature.
+        search, kwargs["inputs_tensor"] = super()._assisted_decoding, inputs_tensor
+        return self._decode(search, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
     def _decode(self, one_direction, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
         direction = generation_config.decoding_direction
-        if direction != "l2r":
-            if kwargs.get("streamer") is not None:
-                raise ValueError("a streamer shows a title from the left: pass decoding_direction='l2r'")
-            if input_ids.shape[1] > 1:
-                raise ValueError(
-                    f"decoder_input_ids fix the left end, where {direction!r} does not start: "
-                    "pass decoding_direction='l2r'"
-                )
+        if direction != "l2r" and input_ids.shape[1] > 1:
+            raise ValueError(f"decoder_input_ids fix the left end, where {direction!r} does not start: {ONE_WAY}")
         search = self._bidirectional_search if direction == "both" else one_direction
         result = search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
-        if direction != "both":
-            as_dict = not isinstance(result, torch.Tensor)
-            sequences = self._clean(result.sequences if as_dict else result, direction)
-            if as_dict:
-                result.sequences = sequences
-            return result if as_dict else sequences
+        # An assistant's draft is read as it was written.
+        if direction == "both" or generation_config.is_assistant:
+            return result
+        if isinstance(result, torch.Tensor):
+            return self._clean(result, direction)
+        result.sequences = self._clean(result.sequences, direction)
         return result
 
-    def _clean(self, sequences: torch.LongTensor, direction: str) -> torch.LongTensor:
-        """One direction's raw sequences `[R, L]` to reading order, padded after the end.
+    def compute_transition_scores(
+        self,
+        sequences: torch.LongTensor,
+        scores: tuple[torch.Tensor, ...],
+        beam_indices: torch.LongTensor | None = None,
+        normalize_logits: bool = False,
+        decoding_direction: str = "l2r",
+    ) -> torch.Tensor:
+        """Scores of the tokens that one direction has written; a bidirectional output has them as `token_scores`.
 
-        A sequence is its start id, the content, and its end id if it came that far.
+        Args:
+            sequences: `[R, L]`, in reading order, as `generate` returned them.
+            scores: Of the same output (`output_scores=True`), a tensor `[rows, V]` for each step.
+            beam_indices: `[R, L - 1]`, of the same output if it comes from a beam search.
+            normalize_logits: Whether to turn scores into log-probabilities first.
+            decoding_direction: `"l2r"` or `"r2l"`, which wrote them.
+
+        Returns:
+            `[R, L - 1]`, the score of each token after the start id, in reading order, the end's included.
+
+        Raises:
+            ValueError: If there are no scores of one direction, as in a bidirectional output.
         """
-        start_id, end_id = self.config.bos_token_id, self.config.eos_token_id
-        own_end = end_id if direction == "l2r" else start_id
-        positions = torch.arange(sequences.shape[1], device=sequences.device)
-        is_end = (sequences == own_end) & (positions > 0)
-        ended = is_end.any(1, keepdim=True)
-        # Content stands at 1..size; pads at the tail of one that did not end are no content.
+        if scores is None:
+            raise ValueError(
+                "there are no scores of one direction: a bidirectional output has token_scores instead, and "
+                "others need output_scores=True"
+            )
+        written = sequences
+        if decoding_direction == "r2l":
+            # Reading order and writing order are each other's mirror images, so one index serves both ways.
+            index = self._mirror(sequences, self.config.eos_token_id)
+            written = sequences.gather(1, index)
+            written = written.where(written != self.config.eos_token_id, self.config.bos_token_id)
+        token_scores = super().compute_transition_scores(written, scores, beam_indices, normalize_logits)
+        if decoding_direction == "r2l":
+            token_scores = token_scores.gather(1, index[:, 1:] - 1)
+        is_padding = sequences[:, -token_scores.shape[1] :] == self.config.pad_token_id
+        return token_scores.masked_fill(is_padding, 0)
+
+    def _mirror(self, sequences: torch.LongTensor, end_id: int) -> torch.LongTensor:
+        """For sequences `[R, L]` of start id, content and, if they came that far, `end_id` the positions `[R, L]` that
+        turn their content round and leave everything else in its place."""
+        positions = torch.arange(sequences.shape[1], device=sequences.device).expand_as(sequences)
+        is_end = (sequences == end_id) & (positions > 0)
+        # Content stands at 1..size; pads at the tail of a sequence that did not end are no content.
         unended_size = ((sequences != self.config.pad_token_id) * positions).amax(1, keepdim=True)
-        size = torch.where(ended, is_end.int().argmax(1, keepdim=True) - 1, unended_size)
-        source = (
-            positions.expand_as(sequences)
-            if direction == "l2r"
-            else (size + 1 - positions).clamp(0, sequences.shape[1] - 1)
-        )
-        content = sequences.gather(1, source)
-        is_content = (positions > 0) & (positions <= size)
-        cleaned = torch.where(is_content, content, self.config.pad_token_id)
-        cleaned[:, 0] = start_id
-        return torch.where(ended & (positions == size + 1), end_id, cleaned)
+        size = torch.where(is_end.any(1, keepdim=True), is_end.int().argmax(1, keepdim=True) - 1, unended_size)
+        return torch.where((positions > 0) & (positions <= size), size + 1 - positions, positions)
+
+    def _clean(self, sequences: torch.LongTensor, direction: str) -> torch.LongTensor:
+        """One direction's raw sequences `[R, L]` to reading order, the end id at the end and padded after it."""
+        start_id, end_id = self.config.bos_token_id, self.config.eos_token_id
+        if direction == "r2l":
+            sequences = sequences.gather(1, self._mirror(sequences, start_id))
+            # The other direction's start is this one's end.
+            sequences = torch.where(sequences == start_id, end_id, sequences)
+            sequences[:, 0] = start_id
+        after_end = (sequences == end_id).cumsum(1) - (sequences == end_id).long() > 0
+        return sequences.masked_fill(after_end, self.config.pad_token_id)
 
     def _bidirectional_search(
         self,
@@ -336,84 +471,129 @@ class BidirSeq2SeqGenerationMixin:
         r2l = Beam(batch_size, num_beams, self.config.eos_token_id, *beam_args)
         cache = self.model.start_twins(encoder_outputs)
         prior = self.source_prior(encoder_outputs)
+        records = StepRecords(generation_config), StepRecords(generation_config)
         done = False
         while self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device):
-            l2r_log_probs, r2l_log_probs = self._step_log_probs(l2r, r2l, cache, prior)
+            step = self.model.step_twins(l2r.last_ids, r2l.last_ids, cache)
             if done:
                 continue
-            l2r_log_probs = logits_processor(l2r.running, l2r_log_probs)
-            r2l_log_probs = generation_config._r2l_logits_processor(r2l.running, r2l_log_probs)
-            shape = (batch_size, num_beams, -1)
-            l2r_parents = l2r.advance(l2r_log_probs.view(shape), stopping_criteria)
-            r2l_parents = r2l.advance(r2l_log_probs.view(shape), generation_config._r2l_stopping_criteria)
+            # Pairs are [B, K, K]: first the left-to-right hypothesis, then the right-to-left one.
+            l2r_logits = self._mean_log_probs(step.l2r_features, prior, r2l.alive[:, None, :], partner_dim=2)
+            r2l_logits = self._mean_log_probs(step.r2l_features, prior, l2r.alive[:, :, None], partner_dim=1)
+            l2r_scores = logits_processor(l2r.running, l2r_logits.flatten(0, 1))
+            r2l_scores = generation_config._r2l_logits_processor(r2l.running, r2l_logits.flatten(0, 1))
+            records[0].add(l2r_logits, l2r_scores, step.l2r_weights)
+            records[1].add(r2l_logits, r2l_scores, step.r2l_weights)
+            l2r_parents = l2r.advance(l2r_scores.view_as(l2r_logits), stopping_criteria)
+            r2l_parents = r2l.advance(r2l_scores.view_as(r2l_logits), generation_config._r2l_stopping_criteria)
             done = not bool((l2r.open | r2l.open).any())
             if not done:
                 cache.reorder(l2r_parents, r2l_parents)
-        return self._gather_results(l2r, r2l, encoder_outputs, generation_config)
+        return self._gather_results(l2r, r2l, records, encoder_outputs, generation_config)
 
-    def _step_log_probs(self, l2r: Beam, r2l: Beam, cache, prior) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[B * K, V]` log-probabilities of each direction's next token, averaged over the living partners."""
-        l2r_features, r2l_features = self.model.step_twins(l2r.last_ids, r2l.last_ids, cache)
-        log_probs = []
-        for features, partner_dim, partner in ((l2r_features, 2, r2l), (r2l_features, 1, l2r)):
-            probs = self.output_logits(features, prior).float().softmax(-1)
-            # Hypotheses that do not exist (in a vocabulary smaller than the beam) have no say, unless none exists.
-            alive = partner.alive | ~partner.alive.any(1, keepdim=True)
-            weights = alive.float() / alive.sum(1, keepdim=True)
-            weights = weights[:, None, :, None] if partner_dim == 2 else weights[:, :, None, None]
-            mean = (probs * weights).sum(partner_dim)
-            log_probs.append(mean.clamp(min=torch.finfo(mean.dtype).tiny).log().flatten(0, 1))
-        return log_probs[0], log_probs[1]
+    def _mean_log_probs(
+        self, features: torch.Tensor, prior, alive: torch.BoolTensor, partner_dim: int
+    ) -> torch.Tensor:
+        """Features `[B, K, K, E]` of pairs to log-probabilities `[B, K, V]`: the mean probability over the partners.
 
-    def _gather_results(self, l2r: Beam, r2l: Beam, encoder_outputs, generation_config):
+        `alive`, broadcast to `[B, K, K]`, says which partners exist: in a vocabulary smaller than the beam some do
+        not, and have no say unless none exists.
+        """
+        probs = self.output_logits(features, prior).float().softmax(-1)
+        alive = alive | ~alive.any(partner_dim, keepdim=True)
+        weights = alive.float() / alive.sum(partner_dim, keepdim=True)
+        mean = (probs * weights[..., None]).sum(partner_dim)
+        return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+
+    def _gather_results(self, l2r: Beam, r2l: Beam, records, encoder_outputs, generation_config):
         """Merges both pools: one ranking, no sequence twice."""
-        batch_size, num_beams, _ = l2r.finished_sequences.shape
-        sequences = torch.cat(
-            [
-                self._clean(beam.finished_sequences.flatten(0, 1), direction).view(batch_size, num_beams, -1)
-                for beam, direction in ((l2r, "l2r"), (r2l, "r2l"))
-            ],
-            dim=1,
-        )
+        sides = [
+            self._pool_details(beam, record, direction)
+            for beam, record, direction in ((l2r, records[0], "l2r"), (r2l, records[1], "r2l"))
+        ]
+        pool = {name: torch.cat([side[name] for side in sides], dim=1) for name in sides[0]}
         scores = torch.cat([l2r.finished_scores, r2l.finished_scores], dim=1)
-        from_right = torch.arange(2 * num_beams, device=scores.device) >= num_beams
-        from_right = from_right.expand_as(scores)
         if generation_config.joint_rescoring:
-            scores = self._joint_scores(sequences, encoder_outputs, generation_config.length_penalty).where(
-                scores > IMPOSSIBLE, IMPOSSIBLE
-            )
+            log_probs, joint = self._joint_scores(pool["sequences"], encoder_outputs, generation_config.length_penalty)
+            pool |= log_probs
+            scores = joint.where(scores > IMPOSSIBLE, IMPOSSIBLE)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
-        sequences, from_right = _select(sequences, order), from_right.gather(1, order)
+        sequences = _select(pool["sequences"], order)
+        repeats = (sequences[:, :, None] == sequences[:, None]).all(-1).tril(-1).any(-1)
+        scores, distinct = scores.masked_fill(repeats, IMPOSSIBLE).sort(dim=1, descending=True, stable=True)
 
-        same = (sequences[:, :, None] == sequences[:, None]).all(-1)
-        repeats = same.tril(-1).any(-1)
-        scores, order = scores.masked_fill(repeats, IMPOSSIBLE).sort(dim=1, descending=True, stable=True)
-        order = order[:, : generation_config.num_return_sequences]
-        sequences = _select(sequences, order).flatten(0, 1)
-        written = (sequences != self.config.pad_token_id).sum(1).amax()
-        sequences = sequences[:, :written]
+        # Where each returned sequence has a row of its own (sampling), that row gives its best.
+        rows = encoder_outputs.last_hidden_state.shape[0]
+        per_row = generation_config.num_return_sequences * rows // scores.shape[0]
+        order = order.gather(1, distinct)[:, :per_row]
+        found = {name: _select(values, order).flatten(0, 1) for name, values in pool.items()}
+        length = (found["sequences"] != self.config.pad_token_id).sum(1).amax()
+        sequences = found.pop("sequences")[:, :length]
         if not generation_config.return_dict_in_generate:
             return sequences
+        directions = ["r2l" if right else "l2r" for right in found.pop("from_right").tolist()]
+        for name, step_dim in (("token_scores", 1), ("beam_indices", 1), ("source_attentions", 2)):
+            if name in found:
+                found[name] = found[name].narrow(step_dim, 0, length - 1)
         return BidirBeamSearchOutput(
             sequences=sequences,
-            sequences_scores=scores[:, : generation_config.num_return_sequences].flatten(),
-            directions=["r2l" if right else "l2r" for right in from_right.gather(1, order).flatten().tolist()],
+            sequences_scores=scores[:, :per_row].flatten(),
+            directions=directions,
+            l2r_scores=_as_tuple(records[0].scores),
+            r2l_scores=_as_tuple(records[1].scores),
+            l2r_logits=_as_tuple(records[0].logits),
+            r2l_logits=_as_tuple(records[1].logits),
             encoder_hidden_states=encoder_outputs.hidden_states,
+            **found,
         )
 
-    def _joint_scores(self, sequences: torch.LongTensor, encoder_outputs, length_penalty: float) -> torch.Tensor:
-        """`[B, M, L]` candidates to `[B, M]`: the mean of both directions' log-probabilities, length-normalised."""
+    def _pool_details(self, beam: Beam, records: StepRecords, direction: str) -> dict[str, torch.Tensor]:
+        """What is known of the finished sequences of one direction: tensors `[B, K, ...]` by name."""
+        pool_shape = beam.finished_scores.shape
+        written, parents = beam.finished_paths[:, :, : beam.length].flatten(0, 1).unbind(-1)
+        details = {
+            "sequences": self._clean(written, direction),
+            "from_right": torch.full(written.shape[:1], direction == "r2l", device=written.device),
+        }
+        if records.scores or records.weights:
+            first_rows = torch.arange(len(written), device=written.device) // pool_shape[1] * pool_shape[1]
+            tokens, rows = written[:, 1:], parents[:, 1:] + first_rows[:, None]
+            exists = parents[:, 1:] >= 0
+            details["beam_indices"] = rows.where(exists, -1)
+            steps = torch.arange(rows.shape[1], device=rows.device)
+            order = steps.expand_as(rows)
+            if direction == "r2l":
+                order = self._mirror(written, self.config.bos_token_id)[:, 1:] - 1
+            steps, rows = order, rows.where(exists, 0).gather(1, order)
+            if records.scores:
+                chosen = torch.stack(records.scores)[steps, rows, tokens.gather(1, order)]
+                details["token_scores"] = chosen.masked_fill(~exists, 0)
+            if records.weights:
+                read = torch.stack(records.weights)[steps, rows] * exists[..., None, None]
+                details["source_attentions"] = read.transpose(1, 2)
+        return {name: values.unflatten(0, pool_shape) for name, values in details.items()}
+
+    def _joint_scores(
+        self, sequences: torch.LongTensor, encoder_outputs, length_penalty: float
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """`[B, M, L]` candidates to each direction's log-probabilities and their length-normalised mean, `[B, M]`."""
         labels = sequences[:, :, 1:].flatten(0, 1)
         labels = labels.masked_fill(labels == self.config.pad_token_id, -100)
-        log_probs = self.sequence_log_probs(encoder_outputs, labels)
+        by_direction = self.sequence_log_probs(encoder_outputs, labels)
         lengths = (labels != -100).sum(1).clamp(min=1)
-        joint = (log_probs["l2r"] + log_probs["r2l"]) / 2 / lengths**length_penalty
-        return joint.view(sequences.shape[:2])
+        joint = (by_direction["l2r"] + by_direction["r2l"]) / 2 / lengths**length_penalty
+        shape = sequences.shape[:2]
+        return {f"{name}_log_probs": values.view(shape) for name, values in by_direction.items()}, joint.view(shape)
 
 
 def _select(x: torch.Tensor, index: torch.LongTensor) -> torch.Tensor:
-    """`x` `[B, M, L]` at the entries `index` `[B, K]` of its second dimension."""
-    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+    """`x` `[B, M, ...]` at the entries `index` `[B, K]` of its second dimension."""
+    documents = torch.arange(len(x), device=x.device)[:, None]
+    return x[documents, index]
+
+
+def _as_tuple(steps: list[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | None:
+    return None if steps is None else tuple(steps)
 
 
 __all__ = ["BidirBeamSearchOutput", "BidirSeq2SeqGenerationMixin"]

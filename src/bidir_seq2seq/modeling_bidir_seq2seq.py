@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils import can_return_tuple, logging
 
-from .cache_bidir_seq2seq import BidirSeq2SeqCache, SourceMemory, TwinCache
+from .cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory, TwinCache
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
 
@@ -69,6 +70,21 @@ class BidirSeq2SeqLMOutput(Seq2SeqLMOutput):
     """
 
     r2l_logits: torch.Tensor | None = None
+
+
+class TwinStep(NamedTuple):
+    """What one step of both decoders gives.
+
+    Attributes:
+        l2r_features, r2l_features: `[B, K, K, E]`; entry `[b, i, j]` is for left-to-right hypothesis i beside
+            right-to-left hypothesis j.
+        l2r_weights, r2l_weights: Source attention `[B * K, N, 1, S]`, or `None` for a model without.
+    """
+
+    l2r_features: torch.Tensor
+    r2l_features: torch.Tensor
+    l2r_weights: torch.Tensor | None
+    r2l_weights: torch.Tensor | None
 
 
 class ModulatedLayerNorm(nn.Module):
@@ -320,17 +336,21 @@ class Decoder(nn.Module):
         hidden_states = [x]
         for index, rnn in enumerate(self.rnns):
             x = self.norms[index](x, memory.modulations[index])
-            if cache is None:
-                x, _ = rnn(x)
-            else:
-                state = cache.layers[index].state
-                lstm = isinstance(rnn, nn.LSTM)
-                x, state = rnn(x, state if lstm or state is None else state[0])
-                cache.layers[index].advance(state if lstm else (state,), x.shape[1])
-            x = self.dropout(x)
+            x = self.dropout(rnn(x)[0] if cache is None else self._read_on(rnn, x, cache.layers[index]))
             hidden_states.append(x)
         hidden_states[-1] = self.norms[-1](x, memory.modulations[-1])
         return hidden_states
+
+    @staticmethod
+    def _read_on(rnn: nn.RNNBase, x: torch.Tensor, past: RecurrentStateLayer) -> torch.Tensor:
+        outputs = []
+        lstm = isinstance(rnn, nn.LSTM)
+        # A past that may be taken back needs the state after every token, which one call would not tell.
+        for tokens in x.split(1, dim=1) if past.record_past else (x,):
+            output, state = rnn(tokens, past.state if lstm or past.state is None else past.state[0])
+            past.advance(state if lstm else (state,), tokens.shape[1])
+            outputs.append(output)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
     def attend_source(
         self, hidden: torch.Tensor, memory: SourceMemory
@@ -363,9 +383,8 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
     config_class = BidirSeq2SeqConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    # A recurrent layer keeps one vector per token, so recomputing them would save little memory for much time.
     supports_gradient_checkpointing = False
-    # Rewinding a recurrent state to an earlier token is not possible, which assisted generation would need.
-    _is_stateful = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -586,9 +605,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         cache.r2l.memory = self.direction_decoder("r2l").read_source(encoder_outputs)
         return cache
 
-    def step_twins(
-        self, l2r_ids: torch.LongTensor, r2l_ids: torch.LongTensor, cache: TwinCache
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def step_twins(self, l2r_ids: torch.LongTensor, r2l_ids: torch.LongTensor, cache: TwinCache) -> TwinStep:
         """One step of both decoders, each hypothesis of one direction reading each of the other's.
 
         Everything that depends on one direction alone (recurrence, source attention, keys and values) is computed for
@@ -597,16 +614,13 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         Args:
             l2r_ids, r2l_ids: `[B, K]`, the last token of each hypothesis.
             cache: The past, moved on by one step.
-
-        Returns:
-            Features of the left-to-right and of the right-to-left direction, each `[B, K, K, E]`: entry `[b, i, j]`
-            is for left-to-right hypothesis i beside right-to-left hypothesis j.
         """
         num_beams = l2r_ids.shape[1]
-        hidden, source = [], []
+        hidden, source, weights = [], [], []
         for decoder, past, ids in ((self.decoder, cache.l2r, l2r_ids), (self.r2l_decoder, cache.r2l, r2l_ids)):
             state = decoder.recur(self.encoder.embed_tokens(ids.reshape(-1, 1)), past.memory, past)[-1]
-            context, _ = decoder.attend_source(state, past.memory)
+            context, read = decoder.attend_source(state, past.memory)
+            weights.append(read)
             hidden.append(state.view(*ids.shape, -1))
             source.append(None if context is None else context.view(*ids.shape, -1))
 
@@ -627,7 +641,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             cache.l2r_offer.append(*r2l_twin.memory(hidden[0][:, :, None]))
             context, _ = r2l_twin(hidden[1][:, None], cache.l2r_offer.keys, cache.l2r_offer.values)
         r2l_pairs = self.r2l_decoder.concatenate(pairs(hidden[1], 2), context, pairs(source[1], 2))
-        return self.decoder.features(l2r_pairs), self.r2l_decoder.features(r2l_pairs)
+        return TwinStep(self.decoder.features(l2r_pairs), self.r2l_decoder.features(r2l_pairs), *weights)
 
     def _twin_keep(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[R, 1, 1]`: 0 where a training row loses its twin context, else 1 (twin dropout)."""
@@ -721,6 +735,13 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
                 labels, decoder_input_ids, r2l_decoder_input_ids = r2l_labels, r2l_decoder_input_ids, None
             elif decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self._shift_right(labels, self.config.bos_token_id)
+        elif num_items_in_batch is not None and not self._has_all_decoder_inputs(r2l_decoder_input_ids):
+            raise ValueError(
+                "there is a number of labels (num_items_in_batch) but no labels: a Trainer takes them away for "
+                "label_smoothing_factor or compute_loss_func, and would train the left-to-right direction only. Set "
+                "config.label_smoothing instead, which smooths both; for a loss of your own, also give "
+                "r2l_decoder_input_ids, and logits and r2l_logits come back"
+            )
         elif use_cache is None:
             use_cache = self.config.use_cache and not self.training and r2l_decoder_input_ids is None
 
@@ -766,6 +787,9 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
         )
+
+    def _has_all_decoder_inputs(self, r2l_decoder_input_ids: torch.Tensor | None) -> bool:
+        return r2l_decoder_input_ids is not None or self.config.decoder_directions != "both"
 
     def source_prior(
         self, encoder_outputs: BidirSeq2SeqEncoderOutput | None, cache: BidirSeq2SeqCache | None = None

@@ -1,0 +1,525 @@
+"""Each feature of transformers' `generate` in each direction: it works, or is refused with a clear error."""
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import random_pairs, tiny_model
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import LogitsProcessor, LogitsProcessorList
+
+from bidir_seq2seq.generation_bidir_seq2seq import Beam
+
+PAD, UNK, START, END = 0, 1, 2, 3
+DIRECTIONS = ["l2r", "r2l", "both"]
+every_direction = pytest.mark.parametrize("direction", DIRECTIONS)
+one_direction = pytest.mark.parametrize("direction", ["l2r", "r2l"])
+
+
+def content(sequence) -> list[int]:
+    return [token for token in sequence.tolist() if token not in (PAD, START, END)]
+
+
+def in_writing_order(sequence, direction: str) -> list[int]:
+    return content(sequence) if direction == "l2r" else content(sequence)[::-1]
+
+
+def forced_token_scores(model, input_ids, sequence, direction: str) -> list[float]:
+    """Log-probabilities of a title's tokens and its end under one direction alone, in reading order."""
+    ended = END in sequence.tolist()
+    words = in_writing_order(sequence, direction)
+    start, end = (START, END) if direction == "l2r" else (END, START)
+    targets = words + [end] * ended
+    outputs = model(
+        input_ids=input_ids[None],
+        decoder_input_ids=torch.tensor([[start, *words]])[:, : len(targets)],
+        decoding_direction=direction,
+    )
+    scores = outputs.logits[0].log_softmax(-1)[range(len(targets)), targets].tolist()
+    return scores if direction == "l2r" else scores[: len(words)][::-1] + scores[len(words) :]
+
+
+# Sampling
+
+
+@every_direction
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_sampling_is_reproducible_varied_and_well_formed(direction, num_beams):
+    model = tiny_model(spread=0.3)
+    input_ids, _ = random_pairs()
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        runs.append(
+            model.generate(
+                input_ids,
+                do_sample=True,
+                num_beams=num_beams,
+                num_return_sequences=num_beams if num_beams > 1 else 5,
+                decoding_direction=direction,
+                max_new_tokens=9,
+            )
+        )
+    assert torch.equal(*runs)
+    assert runs[0].shape[0] == 4 * (num_beams if num_beams > 1 else 5)
+    assert len({tuple(row.tolist()) for row in runs[0]}) > 4
+    for row in runs[0].tolist():
+        body = row[1 : row.index(END)] if END in row else [token for token in row[1:] if token != PAD]
+        assert row[0] == START and min(body, default=9) > END
+    torch.manual_seed(4)
+    other = model.generate(
+        input_ids, do_sample=True, num_beams=num_beams, decoding_direction=direction, max_new_tokens=9
+    )
+    assert not torch.equal(other[:, :4], runs[0][:: runs[0].shape[0] // 4][:, :4])
+
+
+def test_beam_sampling_both_near_temperature_zero_is_the_search():
+    model = tiny_model()
+    input_ids, _ = random_pairs()
+    settings = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 7}
+    sampled = model.generate(input_ids, **settings, do_sample=True, temperature=1e-5)
+    assert torch.equal(sampled, model.generate(input_ids, **settings))
+
+
+def test_sampling_both_among_one_token_is_greedy():
+    model = tiny_model()
+    input_ids, _ = random_pairs(batch_size=6)
+    settings = {"max_new_tokens": 7, "return_dict_in_generate": True}
+    sampled = model.generate(input_ids, **settings, do_sample=True, top_k=1)
+    greedy = model.generate(input_ids, **settings, early_stopping=True)
+    assert torch.equal(sampled.sequences, greedy.sequences)
+    assert sampled.directions == greedy.directions
+
+
+def sampling_beam(batch_size: int, num_beams: int) -> Beam:
+    config = GenerationConfig(max_length=9, length_penalty=1.0, early_stopping=False, do_sample=True)
+    config._pad_token_tensor = torch.tensor(PAD)
+    return Beam(batch_size, num_beams, START, config, torch.device("cpu"))
+
+
+def ends_with_end(ids, scores):
+    return ids[:, -1] == END
+
+
+def test_one_sampled_hypothesis_follows_the_probabilities():
+    beam = sampling_beam(20_000, num_beams=1)
+    probs = torch.tensor([0.0, 0.0, 0.0, 0.1, 0.5, 0.4])
+    beam.advance(probs.log().expand(20_000, 1, -1), ends_with_end)
+    ended = beam.finished_scores[:, 0] > -math.inf
+    # Five standard deviations of a share near 0.1 or 0.5 among 20,000.
+    assert abs(float(ended.float().mean()) - 0.1) < 0.011
+    assert torch.equal(ended, ~beam.open[:, 0])
+    first = beam.last_ids[~ended, 0]
+    assert abs(float((first == 4).float().mean()) - 0.5 / 0.9) < 0.018
+    torch.testing.assert_close(beam.scores[~ended, 0], probs.log()[first])
+
+
+def test_a_sampled_beam_draws_without_replacement():
+    beam = sampling_beam(20_000, num_beams=2)
+    probs = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.6, 0.3, 0.1])
+    # Two of the three are kept of the four drawn (one of them impossible): the best two, whatever was drawn first.
+    beam.advance(probs.log().expand(20_000, 2, -1), ends_with_end)
+    assert beam.last_ids.unique(dim=0).tolist() == [[4, 5]]
+    wide = torch.cat([probs, torch.full((50,), 1e-3)])
+    beam = sampling_beam(20_000, num_beams=2)
+    beam.advance(wide.log().expand(20_000, 2, -1), ends_with_end)
+    assert (beam.last_ids[:, 0] != beam.last_ids[:, 1]).all()
+    assert len(beam.last_ids.unique()) > 20
+
+
+@every_direction
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": 2},
+        {"top_p": 0.5},
+        {"min_p": 0.3},
+        {"typical_p": 0.5},
+        {"epsilon_cutoff": 0.1},
+        {"eta_cutoff": 0.1},
+        {"temperature": 0.3},
+        {"renormalize_logits": True, "top_k": 3},
+        {"remove_invalid_values": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_samplers_choose_among_what_can_be_written(direction, settings, num_beams):
+    model = tiny_model()
+    with torch.no_grad():
+        # Were these not ruled out first, a sampler would keep hardly anything else.
+        model.lm_head.bias[[PAD, UNK]] += 20
+    input_ids, _ = random_pairs()
+    settings = {**settings, "decoding_direction": direction, "num_beams": num_beams, "max_new_tokens": 6}
+    written = model.generate(input_ids, do_sample=True, min_new_tokens=3, **settings)
+    for row in written:
+        assert len(content(row)) >= 3 and UNK not in row.tolist()
+
+
+# Processors
+
+
+@every_direction
+def test_no_ngram_of_the_source_is_written(direction):
+    model = tiny_model(spread=0.3)
+    with torch.no_grad():
+        model.prior.log_scale.fill_(math.log(12))
+    input_ids, _ = random_pairs(batch_size=6, source_length=12)
+    settings = {"decoding_direction": direction, "num_beams": 3, "min_new_tokens": 7, "max_new_tokens": 8}
+
+    def shared(sequences):
+        found = 0
+        for row, source in zip(sequences, input_ids.tolist()):
+            words = content(row)
+            found += len(set(zip(words, words[1:])) & set(zip(source, source[1:])))
+        return found
+
+    assert shared(model.generate(input_ids, **settings)) > 0
+    assert shared(model.generate(input_ids, **settings, encoder_no_repeat_ngram_size=2)) == 0
+
+
+@every_direction
+def test_biased_sequences_are_read_from_the_left(direction):
+    model = tiny_model()
+    input_ids, _ = random_pairs(batch_size=6)
+    settings = {"decoding_direction": direction, "num_beams": 2, "max_new_tokens": 7, "min_new_tokens": 7}
+    bias = [[[5, 6], 90.0], [[6, 5], -90.0], [[5], 9.0], [[6], 9.0]]
+    biased = model.generate(input_ids, **settings, sequence_bias=bias)
+    pairs = [pair for row in biased for pair in zip(content(row), content(row)[1:])]
+    assert (5, 6) in pairs and (6, 5) not in pairs
+
+
+@every_direction
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"forced_eos_token_id": END},
+        {"exponential_decay_length_penalty": (2, 1.5)},
+        {"suppress_tokens": list(range(4, 14))},
+        {"encoder_repetition_penalty": 0.2},
+        {"repetition_penalty": 1.5},
+    ],
+    ids=str,
+)
+def test_other_processors_work(direction, num_beams, settings):
+    model = tiny_model(spread=0.3)
+    input_ids, _ = random_pairs(batch_size=6)
+    common = {"decoding_direction": direction, "num_beams": num_beams, "max_length": 9, "min_length": 3}
+    plain = model.generate(input_ids, **common)
+    written = model.generate(input_ids, **common, **settings)
+    assert written.shape != plain.shape or not torch.equal(written, plain)
+    if "forced_eos_token_id" in settings:
+        assert all(END in row.tolist() for row in written)
+    if "exponential_decay_length_penalty" in settings:
+        assert sum(map(len, map(content, written))) < sum(map(len, map(content, plain)))
+    if "suppress_tokens" in settings:
+        assert not set(settings["suppress_tokens"]) & set(written.flatten().tolist())
+
+
+class CountsItsCalls(LogitsProcessor):
+    """Allows nothing but the token of its n-th call, and so goes wrong when another direction calls it too."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, input_ids, scores):
+        assert input_ids.shape[1] == self.calls + 1
+        self.calls += 1
+        mask = torch.full_like(scores, -math.inf)
+        mask[:, 4 + self.calls] = 0
+        return scores + mask
+
+
+@every_direction
+def test_a_processor_with_a_memory_has_one_for_each_direction(direction):
+    output = tiny_model().generate(
+        random_pairs()[0],
+        decoding_direction=direction,
+        num_beams=2,
+        max_new_tokens=4,
+        logits_processor=LogitsProcessorList([CountsItsCalls()]),
+        return_dict_in_generate=True,
+    )
+    for index, row in enumerate(output.sequences):
+        wrote = output.directions[index] if direction == "both" else direction
+        assert content(row) == ([5, 6, 7, 8] if wrote == "l2r" else [8, 7, 6, 5])
+
+
+# Criteria and limits
+
+
+class StopsAfter(StoppingCriteria):
+    """Ends a row once its third token is written."""
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.full((input_ids.shape[0],), input_ids.shape[1] >= 4, device=input_ids.device)
+
+
+@every_direction
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_stopping_criteria_end_titles(direction, num_beams):
+    settings = {"decoding_direction": direction, "num_beams": num_beams, "min_new_tokens": 9, "max_new_tokens": 9}
+    stopped = tiny_model().generate(
+        random_pairs()[0], **settings, stopping_criteria=StoppingCriteriaList([StopsAfter()])
+    )
+    assert [len(content(row)) for row in stopped] == [3] * 4
+    at_once = tiny_model().generate(random_pairs()[0], **settings, max_time=0.0)
+    assert [len(content(row)) for row in at_once] == [1] * 4
+
+
+@every_direction
+def test_other_processes_are_waited_for(direction, monkeypatch):
+    model = tiny_model()
+    input_ids, _ = random_pairs()
+    settings = {"decoding_direction": direction, "num_beams": 2, "max_length": 5, "min_length": 5}
+    alone = model.generate(input_ids, **settings)
+    steps = []
+
+    def another_process_takes_nine_steps(this_peer_finished, synced_gpus, device):
+        assert synced_gpus
+        steps.append(bool(this_peer_finished))
+        return len(steps) <= 9
+
+    monkeypatch.setattr(model, "_has_unfinished_sequences", another_process_takes_nine_steps)
+    forwards = []
+    model.model.encoder.embed_tokens.register_forward_hook(lambda *_: forwards.append(1))
+    assert torch.equal(model.generate(input_ids, **settings, synced_gpus=True), alone)
+    assert steps == [False] * 4 + [True] * 6
+    # The source once, then every step, needed here or not: the other process waits for each.
+    assert len(forwards) == 1 + 9 * (2 if direction == "both" else 1)
+
+
+# What a caller can ask to see
+
+
+@one_direction
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_transition_scores_are_the_forced_scores_in_reading_order(direction, num_beams):
+    model = tiny_model()
+    input_ids, _ = random_pairs(batch_size=5)
+    output = model.generate(
+        input_ids,
+        decoding_direction=direction,
+        num_beams=num_beams,
+        max_new_tokens=7,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    token_scores = model.compute_transition_scores(
+        output.sequences,
+        output.scores,
+        output.get("beam_indices"),
+        normalize_logits=num_beams == 1,
+        decoding_direction=direction,
+    )
+    assert token_scores.shape == output.sequences[:, 1:].shape
+    for row, source, scores in zip(output.sequences, input_ids, token_scores):
+        expected = forced_token_scores(model, source, row, direction)
+        if num_beams == 1:
+            # Normalised among what could be written.
+            assert len(expected) == int((scores != 0).sum())
+            assert all(ours >= forced - 1e-5 for ours, forced in zip(scores.tolist(), expected))
+        else:
+            torch.testing.assert_close(scores[: len(expected)], torch.tensor(expected), rtol=1e-4, atol=1e-5)
+        assert (scores[len(expected) :] == 0).all()
+
+
+@pytest.mark.parametrize("twin", [True, False])
+@pytest.mark.parametrize("joint_rescoring", [True, False])
+def test_a_bidirectional_output_tells_how_each_token_was_chosen(twin, joint_rescoring):
+    model = tiny_model()
+    if not twin:
+        with torch.no_grad():
+            model.model.decoder.twin_attention.value.weight.zero_()
+            model.model.r2l_decoder.twin_attention.value.weight.zero_()
+    input_ids, _ = random_pairs(batch_size=5)
+    output = model.generate(
+        input_ids,
+        num_beams=3,
+        num_return_sequences=3,
+        max_length=8,
+        joint_rescoring=joint_rescoring,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+        output_attentions=True,
+        output_hidden_states=True,
+    )
+    steps = len(output.l2r_scores)
+    assert len(output.r2l_scores) == len(output.l2r_logits) == len(output.r2l_logits) == steps
+    assert output.l2r_scores[0].shape == output.r2l_logits[0].shape == (15, 24)
+    assert output.token_scores.shape == output.beam_indices.shape == output.sequences[:, 1:].shape
+    assert output.source_attentions.shape == (15, 2, output.sequences.shape[1] - 1, input_ids.shape[1])
+    assert len(output.encoder_hidden_states) == model.config.encoder_layers + 1
+    assert set(output.directions) <= {"l2r", "r2l"} and "r2l" in output.directions
+    for index, (row, direction) in enumerate(zip(output.sequences, output.directions)):
+        words, ended = in_writing_order(row, direction), END in row.tolist()
+        targets = words + [END if direction == "l2r" else START] * ended
+        per_step = output.l2r_scores if direction == "l2r" else output.r2l_scores
+        rows = output.beam_indices[index]
+        chosen = [float(per_step[step][rows[step], token]) for step, token in enumerate(targets)]
+        reading = chosen if direction == "l2r" else chosen[: len(words)][::-1] + chosen[len(words) :]
+        torch.testing.assert_close(output.token_scores[index, : len(targets)], torch.tensor(reading))
+        assert (output.token_scores[index, len(targets) :] == 0).all()
+        assert (rows[len(targets) :] == -1).all() and (rows[: len(targets)] // 3 == index // 3).all()
+        if not joint_rescoring:
+            total = output.token_scores[index].sum() / len(targets)
+            torch.testing.assert_close(total, output.sequences_scores[index])
+        if not twin:
+            source = input_ids[index // 3]
+            expected = forced_token_scores(model, source, row, direction)
+            torch.testing.assert_close(torch.tensor(reading), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+            forced = model(
+                input_ids=source[None],
+                decoder_input_ids=torch.tensor([[START if direction == "l2r" else END, *words]]),
+                decoding_direction=direction,
+                output_attentions=True,
+            ).cross_attentions[0][0]
+            read = output.source_attentions[index, :, : len(targets)]
+            if direction == "r2l":
+                read = torch.cat([read[:, : len(words)].flip(1), read[:, len(words) :]], dim=1)
+            torch.testing.assert_close(read, forced[:, : len(targets)])
+        weights = output.source_attentions[index].sum(-1)
+        torch.testing.assert_close(weights[:, : len(targets)], torch.ones(2, len(targets)))
+        assert (weights[:, len(targets) :] == 0).all()
+        if joint_rescoring:
+            labels = row[1:][row[1:] != PAD][None]
+            encoded = model.get_encoder()(input_ids[index // 3][None])
+            alone = model.sequence_log_probs(encoded, labels)
+            torch.testing.assert_close(output.l2r_log_probs[index], alone["l2r"][0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(output.r2l_log_probs[index], alone["r2l"][0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_not_asked_for_is_not_kept():
+    output = tiny_model().generate(random_pairs()[0], num_beams=2, max_length=5, return_dict_in_generate=True)
+    given = {name for name, value in output.items() if value is not None}
+    assert given == {"sequences", "sequences_scores", "directions"}
+    with pytest.raises(ValueError, match="token_scores"):
+        tiny_model().compute_transition_scores(output.sequences, output.scores)
+
+
+@one_direction
+def test_per_step_outputs_of_one_direction(direction):
+    output = tiny_model().generate(
+        random_pairs()[0],
+        decoding_direction=direction,
+        num_beams=2,
+        max_new_tokens=4,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+        output_attentions=True,
+        output_hidden_states=True,
+    )
+    steps = len(output.scores)
+    assert len(output.logits) == len(output.cross_attentions) == len(output.decoder_hidden_states) == steps
+    assert output.cross_attentions[1][0].shape == (8, 2, 1, 9)
+    assert output.decoder_hidden_states[1][-1].shape == (8, 1, 12)
+
+
+# Candidates tried in one go
+
+
+@one_direction
+@pytest.mark.parametrize("variant", [{}, {"rnn_type": "gru"}], ids=str)
+def test_prompt_lookup_writes_what_greedy_search_writes(direction, variant):
+    model = tiny_model(spread=0.9, **variant)
+    calls = []
+    model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    matched = 0
+    for seed in range(6):
+        torch.manual_seed(seed)
+        input_ids, _ = random_pairs(batch_size=1)
+        settings = {"decoding_direction": direction, "min_new_tokens": 20, "max_new_tokens": 20}
+        greedy = model.generate(input_ids, **settings)
+        forwards = []
+        hook = model.register_forward_hook(lambda *_, seen=forwards: seen.append(1))
+        assert torch.equal(model.generate(input_ids, **settings, prompt_lookup_num_tokens=4), greedy)
+        hook.remove()
+        matched += 20 - len(forwards)
+    assert matched > 0, "no candidate was ever accepted, so nothing was ever taken back either"
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_an_assistant_drafts_from_the_left(do_sample):
+    model, assistant = tiny_model(), tiny_model(spread=0.5)
+    assistant.load_state_dict({name: value + 0.02 for name, value in model.state_dict().items()})
+    input_ids, _ = random_pairs(batch_size=1)
+    settings = {"decoding_direction": "l2r", "max_new_tokens": 12, "min_new_tokens": 12}
+    greedy = model.generate(input_ids, **settings)
+    forwards = []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    written = model.generate(input_ids, **settings, assistant_model=assistant, do_sample=do_sample)
+    if do_sample:
+        assert written.shape == greedy.shape and UNK not in written[0].tolist()
+    else:
+        assert torch.equal(written, greedy)
+        assert len(forwards) < 12
+
+
+# Ways in
+
+
+@one_direction
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_embeddings_in_place_of_ids(direction, num_beams):
+    model = tiny_model(use_prior=False)
+    input_ids, _ = random_pairs()
+    mask = (input_ids != PAD).long()
+    settings = {"decoding_direction": direction, "num_beams": num_beams, "max_new_tokens": 6}
+    embeds = model.get_input_embeddings()(input_ids)
+    written = model.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
+    assert torch.equal(written, model.generate(input_ids, **settings))
+
+
+@every_direction
+def test_encoder_outputs_in_place_of_ids(direction):
+    model = tiny_model()
+    input_ids, _ = random_pairs()
+    settings = {"decoding_direction": direction, "num_beams": 2, "max_new_tokens": 6}
+    encoded = model.get_encoder()(input_ids)
+    assert torch.equal(model.generate(encoder_outputs=encoded, **settings), model.generate(input_ids, **settings))
+
+
+def test_a_beginning_is_continued_from_the_left():
+    model = tiny_model()
+    input_ids, _ = random_pairs(batch_size=1)
+    settings = {"decoding_direction": "l2r", "min_length": 9, "max_length": 9}
+    whole = model.generate(input_ids, **settings)
+    assert torch.equal(model.generate(input_ids, decoder_input_ids=whole[:, :4], **settings), whole)
+    for num_beams in (1, 3):
+        beginning = torch.tensor([[START, 7, 9]])
+        forced = model.generate(input_ids, decoder_input_ids=beginning, num_beams=num_beams, **settings)
+        assert forced[0, :3].tolist() == [START, 7, 9]
+
+
+def test_a_past_is_continued():
+    model = tiny_model()
+    input_ids, _ = random_pairs(batch_size=1)
+    settings = {"decoding_direction": "l2r", "return_dict_in_generate": True}
+    whole = model.generate(input_ids, **settings, min_new_tokens=8, max_new_tokens=8)
+    half = model.generate(input_ids, **settings, min_new_tokens=4, max_new_tokens=4)
+    rest = model.generate(
+        input_ids,
+        decoder_input_ids=half.sequences,
+        past_key_values=copy.deepcopy(half.past_key_values),
+        **settings,
+        min_length=9,
+        max_length=9,
+    )
+    assert torch.equal(rest.sequences, whole.sequences)
+    with pytest.raises(ValueError, match="past_key_values continues one direction"):
+        model.generate(input_ids, past_key_values=half.past_key_values, max_new_tokens=4)
+
+
+def test_a_decoding_function_of_the_callers_own():
+    def always_five(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+        assert model_kwargs["encoder_outputs"].last_hidden_state.shape[0] == 4
+        return torch.cat([input_ids, torch.full_like(input_ids, 5)], dim=1)
+
+    written = tiny_model().generate(
+        random_pairs()[0], custom_generate=always_five, decoding_direction="l2r", max_new_tokens=1
+    )
+    assert written.tolist() == [[START, 5]] * 4
