@@ -523,3 +523,93 @@ def test_a_decoding_function_of_the_callers_own():
         random_pairs()[0], custom_generate=always_five, decoding_direction="l2r", max_new_tokens=1
     )
     assert written.tolist() == [[START, 5]] * 4
+
+
+# A search of one direction, and of few words
+
+
+@one_direction
+@pytest.mark.parametrize("num_beams", [1, 2, 4])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"length_penalty": 0.0, "early_stopping": "never"},
+        {"length_penalty": 2.0, "early_stopping": True},
+        {"min_length": 5, "suppress_tokens": [7, 8]},
+        {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("variant", [{}, {"use_prior": False, "rnn_type": "gru"}], ids=str)
+def test_a_plain_search_of_one_direction_is_transformers_own(direction, num_beams, settings, variant):
+    model = tiny_model(spread=0.4, **variant)
+    input_ids, _ = random_pairs(batch_size=7)
+    settings = {**settings, "decoding_direction": direction, "num_beams": num_beams, "max_length": 9}
+    settings |= {"num_return_sequences": num_beams, "return_dict_in_generate": True}
+    theirs = model.generate(input_ids, **settings, output_scores=True)
+    own = []
+    search = model._one_way_search
+    model._one_way_search = lambda *args, **kwargs: own.append(1) or search(*args, **kwargs)
+    ours = model.generate(input_ids, **settings)
+    # Greedy search processes logits, which only transformers' own does.
+    assert bool(own) == (num_beams > 1 or "repetition_penalty" not in settings)
+    assert torch.equal(ours.sequences, theirs.sequences)
+    assert ours.past_key_values.get_seq_length() > 0
+    if num_beams > 1:
+        torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores)
+    settings["return_dict_in_generate"] = False
+    assert torch.equal(model.generate(input_ids, **settings), theirs.sequences)
+
+
+@every_direction
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("settings", [{}, {"min_length": 5}, {"no_repeat_ngram_size": 2}], ids=str)
+def test_a_shortlist_of_all_words_changes_nothing(direction, num_beams, settings):
+    if direction != "both" and num_beams == 1 and "no_repeat_ngram_size" in settings:
+        pytest.skip("greedy search with processors is transformers' own, which knows no shortlist")
+    model = tiny_model(spread=0.4)
+    input_ids, _ = random_pairs()
+    settings = {**settings, "decoding_direction": direction, "num_beams": num_beams, "max_length": 9}
+    plain = model.generate(input_ids, **settings)
+    assert torch.equal(model.generate(input_ids, **settings, vocabulary_shortlist=24), plain)
+
+
+@every_direction
+@pytest.mark.parametrize("settings", [{}, {"no_repeat_ngram_size": 2}, {"suppress_tokens": [4, 5]}], ids=str)
+def test_a_shortlist_is_the_model_with_the_other_words_ruled_out(direction, settings):
+    model = tiny_model(spread=0.4)
+    input_ids, _ = random_pairs(batch_size=5)
+    settings = {**settings, "decoding_direction": direction, "num_beams": 3, "max_length": 9}
+    settings |= {"return_dict_in_generate": True, "num_return_sequences": 2}
+    short = model.generate(input_ids, **settings, vocabulary_shortlist=3)
+    likeliest = (model.lm_head.bias + model.prior.shift).topk(3).indices.tolist()
+    for row in range(5):
+        others = set(range(4, 24)) - set(input_ids[row].tolist()) - set(likeliest)
+        assert others
+        # A bias of minus infinity takes a word out of the softmax, for this document alone.
+        ruled_out = copy.deepcopy(model)
+        with torch.no_grad():
+            ruled_out.lm_head.bias[list(others)] = -1e9
+        expected = ruled_out.generate(input_ids[row : row + 1], **settings)
+        for candidate in range(2):
+            assert content(short.sequences[2 * row + candidate]) == content(expected.sequences[candidate])
+            torch.testing.assert_close(
+                short.sequences_scores[2 * row + candidate], expected.sequences_scores[candidate]
+            )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"vocabulary_shortlist": 0}, "vocabulary_shortlist=0"),
+        ({"vocabulary_shortlist": 5, "do_sample": True, "decoding_direction": "l2r"}, "for searching"),
+        ({"vocabulary_shortlist": 5, "use_cache": False, "decoding_direction": "r2l"}, "for searching"),
+    ],
+    ids=str,
+)
+def test_where_a_shortlist_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model().generate(random_pairs()[0], max_new_tokens=4, **settings)
+    with pytest.raises(ValueError, match="use_prior=True"):
+        tiny_model(use_prior=False).generate(random_pairs()[0], max_new_tokens=4, vocabulary_shortlist=5)

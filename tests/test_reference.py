@@ -123,7 +123,7 @@ def step_by_step(golden: Golden, source: torch.Tensor, topk: int):
         if golden.twin:
             if started:
                 cache.reorder(*parents)
-            features = model.model.step_twins(*last_ids, cache)
+            features = model.model.step_twins(*last_ids, cache)[:2]
         else:
             if started:
                 cache.reorder_cache((parents[0] + first_rows).flatten())

@@ -20,12 +20,14 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor
-from transformers.generation.utils import GenerateBeamEncoderDecoderOutput
+from transformers.generation.utils import GenerateBeamEncoderDecoderOutput, GenerateEncoderDecoderOutput
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
+from .search_bidir_seq2seq import IMPOSSIBLE, Beam, NextTokens, StepRecords, forbidden_tokens, select
 
 DIRECTIONS = ("l2r", "r2l", "both")
-IMPOSSIBLE = float("-inf")
+# Our own flags of `generate`, and their values where nothing is said.
+FLAGS = {"decoding_direction": None, "joint_rescoring": False, "vocabulary_shortlist": None}
 ONE_WAY = "pass decoding_direction='l2r'"
 
 
@@ -69,170 +71,32 @@ class BidirBeamSearchOutput(GenerateBeamEncoderDecoderOutput):
     r2l_logits: tuple[torch.Tensor, ...] | None = None
 
 
-class Beam:
-    """One direction's hypotheses for every document, with the rules of transformers' own beam search.
-
-    A hypothesis that ends leaves the beam for a pool of the K best finished ones. A document is closed when no
-    running hypothesis can enter its pool any more; what happens to other documents does not matter to it.
-
-    Attributes:
-        paths: `[B, K, max_length, 2]` running hypotheses, best first; `length` of each is filled. The first number of
-            a step is the token, the second the hypothesis that it continued (-1 before the first step).
-        scores: `[B, K]` their summed log-probabilities; minus infinity for one that does not exist.
-        finished_paths, finished_scores: The pool, best first; scores are divided by length ** length_penalty.
-        open: `[B, 1]` bool.
-    """
-
-    def __init__(
-        self,
-        batch_size: int,
-        num_beams: int,
-        start_id: int,
-        generation_config: GenerationConfig,
-        device: torch.device,
-    ):
-        self.max_length = generation_config.max_length
-        self.length_penalty = generation_config.length_penalty
-        self.do_sample = generation_config.do_sample
-        # One hypothesis that is sampled is ancestral sampling: its first token decides, even when it is the end.
-        self.ancestral = self.do_sample and num_beams == 1
-        self.early_stopping = self.ancestral or generation_config.early_stopping
-        self.paths = torch.full((batch_size, num_beams, self.max_length, 2), -1, device=device)
-        self.paths[..., 0] = generation_config._pad_token_tensor
-        self.paths[:, :, 0, 0] = start_id
-        self.length = 1
-        # One hypothesis to start with: K equal ones would propose the same tokens K times.
-        self.scores = torch.full((batch_size, num_beams), IMPOSSIBLE, device=device)
-        self.scores[:, 0] = 0
-        self.finished_paths = self.paths.clone()
-        self.finished_scores = torch.full_like(self.scores, IMPOSSIBLE)
-        self.open = torch.ones(batch_size, 1, dtype=torch.bool, device=device)
-
-    @property
-    def last_ids(self) -> torch.LongTensor:
-        """`[B, K]`, the last token of each running hypothesis."""
-        return self.paths[:, :, self.length - 1, 0]
-
-    @property
-    def running(self) -> torch.LongTensor:
-        """`[B * K, length]`, the running hypotheses as logits processors want them."""
-        return self.paths[:, :, : self.length, 0].flatten(0, 1)
-
-    @property
-    def alive(self) -> torch.BoolTensor:
-        """`[B, K]`, which hypotheses exist."""
-        return self.scores > IMPOSSIBLE
-
-    def advance(self, log_probs: torch.Tensor, stopping_criteria: StoppingCriteriaList) -> torch.LongTensor:
-        """Continues every hypothesis by one token.
-
-        Args:
-            log_probs: `[B, K, V]` of the next token.
-            stopping_criteria: Say which candidates end here, the end id and the maximum length among them.
-
-        Returns:
-            `[B, K]`, which hypothesis each new one continues.
-        """
-        batch_size, num_beams, vocab_size = log_probs.shape
-        scores, flat = self._candidates((log_probs + self.scores[:, :, None]).flatten(1))
-        parents = flat // vocab_size
-        paths = _select(self.paths, parents)
-        paths[:, :, self.length] = torch.stack([flat % vocab_size, parents], dim=-1)
-        self.length += 1
-
-        ends = stopping_criteria(paths[:, :, : self.length, 0].flatten(0, 1), None).view(batch_size, -1)
-        self._keep_finished(paths[:, :num_beams], scores[:, :num_beams], ends[:, :num_beams])
-
-        scores = scores.masked_fill(ends, IMPOSSIBLE)
-        if self.ancestral:
-            # After an end the second token goes on, for the twin to read.
-            order = ends[:, :1].long()
-            self.scores = scores.gather(1, order)
-        else:
-            self.scores, order = scores.topk(num_beams)
-        self.paths = _select(paths, order)
-        self._close()
-        return parents.gather(1, order)
-
-    def _candidates(self, totals: torch.Tensor) -> tuple[torch.Tensor, torch.LongTensor]:
-        """From the scores `[B, K * V]` of all continuations those that are looked at, with their positions."""
-        num_beams = self.scores.shape[1]
-        # 2K candidates: each hypothesis has one end, so at least K of them do not end.
-        count = min(2 * num_beams, totals.shape[1])
-        if not self.do_sample:
-            return totals.topk(count)
-        # The largest sums of log-probability and Gumbel noise are a sample without replacement (Kool et al. 2019,
-        # https://arxiv.org/abs/1903.06059).
-        flat = (totals - torch.empty_like(totals).exponential_().log()).topk(count).indices
-        return totals.gather(1, flat), flat
-
-    def _keep_finished(self, paths: torch.Tensor, scores: torch.Tensor, ends: torch.Tensor):
-        normalised = scores / (self.length - 1) ** self.length_penalty
-        normalised = normalised.masked_fill(~(ends & self.open), IMPOSSIBLE)
-        pool_size = self.scores.shape[1]
-        merged = torch.cat([self.finished_scores, normalised], dim=1)
-        self.finished_scores, order = merged.topk(pool_size)
-        self.finished_paths = _select(torch.cat([self.finished_paths, paths], dim=1), order)
-
-    def _close(self):
-        worst = self.finished_scores.amin(1, keepdim=True)
-        length = self.length - 1
-        if self.early_stopping == "never" and self.length_penalty > 0:
-            length = self.max_length - 1
-        improvable = self.scores[:, :1] / length**self.length_penalty > worst
-        if self.early_stopping is True:
-            improvable &= worst == IMPOSSIBLE
-        self.open = self.open & improvable & (self.length < self.max_length)
-
-
-class StepRecords:
-    """What a caller asked to keep of each step of one direction; `None` where nothing was asked for.
-
-    Attributes:
-        scores, logits: `[B * K, V]` for each step, after and before processing.
-        weights: `[B * K, N, S]` for each step, the source attention.
-    """
-
-    def __init__(self, generation_config: GenerationConfig):
-        as_dict = generation_config.return_dict_in_generate
-        self.scores: list[torch.Tensor] | None = [] if as_dict and generation_config.output_scores else None
-        self.logits: list[torch.Tensor] | None = [] if as_dict and generation_config.output_logits else None
-        self.weights: list[torch.Tensor] | None = [] if as_dict and generation_config.output_attentions else None
-
-    def add(self, logits: torch.Tensor, scores: torch.Tensor, weights: torch.Tensor | None) -> None:
-        """One step: `[B, K, V]`, `[B * K, V]` and, for a model with source attention, `[B * K, N, 1, S]`."""
-        if self.scores is not None:
-            self.scores.append(scores)
-        if self.logits is not None:
-            self.logits.append(logits.flatten(0, 1))
-        if self.weights is not None and weights is not None:
-            self.weights.append(weights.squeeze(2))
-
-
 class BidirSeq2SeqGenerationMixin:
     """Adds `decoding_direction` and `joint_rescoring` to `generate`. Goes before `GenerationMixin`.
 
-    decoding_direction (`"both"`, `"l2r"` or `"r2l"`): The bidirectional beam search, or one decoder alone with its
-        twin off. Default: what the model has.
-    joint_rescoring (`bool`): Ranks what the bidirectional search proposes by the mean of both directions'
-        log-probabilities with the twin off, each a proper model of the title (after Liu et al. 2016, "Agreement on
-        Target-bidirectional Neural Machine Translation"). Needs a model trained with `twin_dropout` above 0.
+    Args:
+        decoding_direction (`"both"`, `"l2r"` or `"r2l"`): The bidirectional beam search, or one decoder alone with
+            its twin off. Default: what the model has.
+        joint_rescoring (`bool`): Ranks what the bidirectional search proposes by the mean of both directions'
+            log-probabilities with the twin off, each a proper model of the title (after Liu et al. 2016, "Agreement
+            on Target-bidirectional Neural Machine Translation"). Needs a model trained with `twin_dropout` above 0.
     """
 
     def init_generation_defaults(self):
         """Puts our flags on `generation_config`, so that `generate` takes them and checkpoints keep them."""
+        for name, value in FLAGS.items():
+            setattr(self.generation_config, name, value)
         self.generation_config.decoding_direction = self.config.decoder_directions
-        self.generation_config.joint_rescoring = False
         # A config derived from the model's would lose custom entries when it is loaded again.
         self.generation_config._from_model_config = False
 
     def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs):
-        ours = {name: kwargs.pop(name) for name in ("decoding_direction", "joint_rescoring") if name in kwargs}
+        ours = {name: kwargs.pop(name) for name in FLAGS if name in kwargs}
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
-        direction = ours.get("decoding_direction", getattr(generation_config, "decoding_direction", None))
-        rescoring = ours.get("joint_rescoring", getattr(generation_config, "joint_rescoring", None))
-        generation_config.decoding_direction = direction or self.config.decoder_directions
-        generation_config.joint_rescoring = bool(rescoring) and generation_config.decoding_direction == "both"
+        for name, value in FLAGS.items():
+            setattr(generation_config, name, ours.get(name, getattr(generation_config, name, value)))
+        generation_config.decoding_direction = generation_config.decoding_direction or self.config.decoder_directions
+        generation_config.joint_rescoring &= generation_config.decoding_direction == "both"
         self._validate_direction(generation_config, asked_to_rescore=bool(ours.get("joint_rescoring")))
         return generation_config, model_kwargs
 
@@ -248,6 +112,12 @@ class BidirSeq2SeqGenerationMixin:
             raise ValueError(
                 "joint_rescoring needs directions that have learned to write alone, and this model has "
                 "twin_dropout=0: train with twin_dropout=0.5, or leave joint_rescoring out"
+            )
+        shortlist = generation_config.vocabulary_shortlist
+        if shortlist is not None and (not self.config.use_prior or shortlist < 1):
+            raise ValueError(
+                f"vocabulary_shortlist={shortlist!r} is the number of words, at least 1, that may be written beside "
+                "the source's own, which only a model with use_prior=True knows"
             )
         if generation_config.guidance_scale not in (None, 1):
             raise ValueError(
@@ -374,7 +244,16 @@ class BidirSeq2SeqGenerationMixin:
         direction = generation_config.decoding_direction
         if direction != "l2r" and input_ids.shape[1] > 1:
             raise ValueError(f"decoder_input_ids fix the left end, where {direction!r} does not start: {ONE_WAY}")
-        search = self._bidirectional_search if direction == "both" else one_direction
+        search = one_direction
+        if direction == "both":
+            search = self._bidirectional_search
+        elif self._can_search_one_way(input_ids, logits_processor, generation_config, kwargs):
+            search = self._one_way_search
+        elif generation_config.vocabulary_shortlist is not None:
+            raise ValueError(
+                "vocabulary_shortlist is for searching: leave it out when sampling in one direction, with a given "
+                "beginning, candidates, a streamer or use_cache=False, and when asking for scores of one direction"
+            )
         result = search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
         # An assistant's draft is read as it was written.
         if direction == "both" or generation_config.is_assistant:
@@ -383,6 +262,23 @@ class BidirSeq2SeqGenerationMixin:
             return self._clean(result, direction)
         result.sequences = self._clean(result.sequences, direction)
         return result
+
+    def _can_search_one_way(self, input_ids, logits_processor, generation_config: GenerationConfig, kwargs) -> bool:
+        """Whether a search in one direction is the plain case that `_one_way_search` is for."""
+        past = kwargs.get("past_key_values")
+        plain = (
+            not generation_config.do_sample
+            and input_ids.shape[1] == 1
+            and isinstance(past, BidirSeq2SeqCache)
+            and past.get_seq_length() == 0
+            and not past.is_recording_past(0)
+            and kwargs.get("streamer") is None
+        )
+        asks = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+        details = generation_config.return_dict_in_generate and any(getattr(generation_config, x) for x in asks)
+        # Greedy search processes logits where beam search processes log-probabilities.
+        processable = generation_config.num_beams > 1 or forbidden_tokens(logits_processor, 1) is not None
+        return plain and not details and processable
 
     def compute_transition_scores(
         self,
@@ -469,41 +365,119 @@ class BidirSeq2SeqGenerationMixin:
         beam_args = (generation_config, input_ids.device)
         l2r = Beam(batch_size, num_beams, self.config.bos_token_id, *beam_args)
         r2l = Beam(batch_size, num_beams, self.config.eos_token_id, *beam_args)
+        sides = (
+            (l2r, slice(0, num_beams), logits_processor, stopping_criteria),
+            (
+                r2l,
+                slice(num_beams, 2 * num_beams),
+                generation_config._r2l_logits_processor,
+                generation_config._r2l_stopping_criteria,
+            ),
+        )
         cache = self.model.start_twins(encoder_outputs)
-        prior = self.source_prior(encoder_outputs)
+        next_tokens = self._next_tokens(encoder_outputs, generation_config)
         records = StepRecords(generation_config), StepRecords(generation_config)
         done = False
         while self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device):
-            step = self.model.step_twins(l2r.last_ids, r2l.last_ids, cache)
+            step = self.model.step_twins(l2r.last_ids, r2l.last_ids, cache, records[0].weights is not None)
             if done:
                 continue
-            # Pairs are [B, K, K]: first the left-to-right hypothesis, then the right-to-left one.
-            l2r_logits = self._mean_log_probs(step.l2r_features, prior, r2l.alive[:, None, :], partner_dim=2)
-            r2l_logits = self._mean_log_probs(step.r2l_features, prior, l2r.alive[:, :, None], partner_dim=1)
-            l2r_scores = logits_processor(l2r.running, l2r_logits.flatten(0, 1))
-            r2l_scores = generation_config._r2l_logits_processor(r2l.running, r2l_logits.flatten(0, 1))
-            records[0].add(l2r_logits, l2r_scores, step.l2r_weights)
-            records[1].add(r2l_logits, r2l_scores, step.r2l_weights)
-            l2r_parents = l2r.advance(l2r_scores.view_as(l2r_logits), stopping_criteria)
-            r2l_parents = r2l.advance(r2l_scores.view_as(r2l_logits), generation_config._r2l_stopping_criteria)
+            # Both directions at once: 2K hypotheses, each beside its K partners.
+            features = torch.cat([step.l2r_features, step.r2l_features.transpose(1, 2)], dim=1)
+            partners = torch.cat([_equal_say(r2l.alive, num_beams), _equal_say(l2r.alive, num_beams)], dim=1)
+            forbidden = [(rows, forbidden_tokens(processors, l2r.length)) for _, rows, processors, _ in sides]
+            if records[0].is_empty and not l2r.do_sample and all(ids is not None for _, ids in forbidden):
+                log_probs, tokens = next_tokens.best(features, 2 * num_beams, forbidden, partners)
+                parents = [
+                    beam.advance(log_probs[:, rows], criteria, tokens[:, rows]) for beam, rows, _, criteria in sides
+                ]
+            else:
+                log_probs = next_tokens.log_probs(features, partners)
+                parents = []
+                for (beam, rows, processors, criteria), record, weights in zip(sides, records, step[2:]):
+                    logits = log_probs[:, rows].flatten(0, 1)
+                    scores = processors(beam.running, logits)
+                    record.add(logits, scores, weights)
+                    parents.append(beam.advance(scores.view(batch_size, num_beams, -1), criteria))
             done = not bool((l2r.open | r2l.open).any())
             if not done:
-                cache.reorder(l2r_parents, r2l_parents)
+                cache.reorder(*parents)
         return self._gather_results(l2r, r2l, records, encoder_outputs, generation_config)
 
-    def _mean_log_probs(
-        self, features: torch.Tensor, prior, alive: torch.BoolTensor, partner_dim: int
-    ) -> torch.Tensor:
-        """Features `[B, K, K, E]` of pairs to log-probabilities `[B, K, V]`: the mean probability over the partners.
+    def _one_way_search(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        encoder_outputs=None,
+        past_key_values: BidirSeq2SeqCache | None = None,
+        synced_gpus: bool = False,
+        **kwargs,
+    ) -> GenerateBeamEncoderDecoderOutput | torch.LongTensor:
+        """transformers' own greedy or beam search in one direction, result for result, with less work around it.
 
-        `alive`, broadcast to `[B, K, K]`, says which partners exist: in a vocabulary smaller than the beam some do
-        not, and have no say unless none exists.
+        Args:
+            input_ids: `[B * K, 1]`, start ids.
+            logits_processor, stopping_criteria: Of the direction.
+            encoder_outputs: Of the B documents.
+            past_key_values: The empty past of the decoder.
+            synced_gpus: Whether to go on stepping until every process is done.
         """
-        probs = self.output_logits(features, prior).float().softmax(-1)
-        alive = alive | ~alive.any(partner_dim, keepdim=True)
-        weights = alive.float() / alive.sum(partner_dim, keepdim=True)
-        mean = (probs * weights[..., None]).sum(partner_dim)
-        return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+        num_beams = generation_config.num_beams
+        batch_size = input_ids.shape[0] // num_beams
+        beam = Beam(batch_size, num_beams, int(input_ids[0, 0]), generation_config, input_ids.device)
+        # Greedy search ends with the first end.
+        beam.early_stopping = beam.early_stopping or num_beams == 1
+        decoder = self.model.direction_decoder(generation_config.decoding_direction)
+        past_key_values.memory = decoder.read_source(encoder_outputs)
+        next_tokens = self._next_tokens(encoder_outputs, generation_config)
+        done = False
+        while self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device):
+            features = self.model.step_one(beam.last_ids, decoder, past_key_values)
+            if done:
+                continue
+            forbidden = forbidden_tokens(logits_processor, beam.length)
+            if forbidden is not None:
+                log_probs, tokens = next_tokens.best(features, 2 * num_beams, [(slice(None), forbidden)])
+                parents = beam.advance(log_probs, stopping_criteria, tokens)
+            else:
+                scores = logits_processor(beam.running, next_tokens.log_probs(features).flatten(0, 1))
+                parents = beam.advance(scores.view(batch_size, num_beams, -1), stopping_criteria)
+            done = not bool(beam.open.any())
+            if not done:
+                first_rows = torch.arange(batch_size, device=parents.device)[:, None] * num_beams
+                past_key_values.reorder_cache((parents + first_rows).flatten())
+
+        count = generation_config.num_return_sequences
+        sequences = beam.finished_paths[:, :count, :, 0].flatten(0, 1)
+        sequences = sequences[:, : (sequences != self.config.pad_token_id).sum(1).amax()]
+        if not generation_config.return_dict_in_generate:
+            return sequences
+        if num_beams == 1:
+            return GenerateEncoderDecoderOutput(sequences=sequences, past_key_values=past_key_values)
+        return GenerateBeamEncoderDecoderOutput(
+            sequences=sequences,
+            sequences_scores=beam.finished_scores[:, :count].flatten(),
+            past_key_values=past_key_values,
+        )
+
+    def _next_tokens(self, encoder_outputs, generation_config: GenerationConfig) -> NextTokens:
+        prior = self.source_prior(encoder_outputs)
+        scale, base = self.output_base(prior)
+        allowed = None
+        if generation_config.vocabulary_shortlist is not None:
+            allowed = self._shortlist(encoder_outputs, base, generation_config.vocabulary_shortlist)
+        return NextTokens(self.lm_head.weight, base, scale, allowed)
+
+    def _shortlist(self, encoder_outputs, base: torch.Tensor, size: int) -> torch.BoolTensor:
+        """`[B, V]`: a document's own words, the `size` likeliest ones of titles in general, and the special ids."""
+        likeliest = self.lm_head.bias if self.prior is None else self.lm_head.bias + self.prior.shift
+        allowed = torch.zeros_like(likeliest, dtype=torch.bool)
+        allowed[likeliest.topk(min(size, len(likeliest))).indices] = True
+        names = ("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id")
+        allowed[[getattr(self.config, name) for name in names]] = True
+        return allowed | encoder_outputs.source_words
 
     def _gather_results(self, l2r: Beam, r2l: Beam, records, encoder_outputs, generation_config):
         """Merges both pools: one ranking, no sequence twice."""
@@ -518,7 +492,7 @@ class BidirSeq2SeqGenerationMixin:
             pool |= log_probs
             scores = joint.where(scores > IMPOSSIBLE, IMPOSSIBLE)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
-        sequences = _select(pool["sequences"], order)
+        sequences = select(pool["sequences"], order)
         repeats = (sequences[:, :, None] == sequences[:, None]).all(-1).tril(-1).any(-1)
         scores, distinct = scores.masked_fill(repeats, IMPOSSIBLE).sort(dim=1, descending=True, stable=True)
 
@@ -526,7 +500,7 @@ class BidirSeq2SeqGenerationMixin:
         rows = encoder_outputs.last_hidden_state.shape[0]
         per_row = generation_config.num_return_sequences * rows // scores.shape[0]
         order = order.gather(1, distinct)[:, :per_row]
-        found = {name: _select(values, order).flatten(0, 1) for name, values in pool.items()}
+        found = {name: select(values, order).flatten(0, 1) for name, values in pool.items()}
         length = (found["sequences"] != self.config.pad_token_id).sum(1).amax()
         sequences = found.pop("sequences")[:, :length]
         if not generation_config.return_dict_in_generate:
@@ -586,10 +560,13 @@ class BidirSeq2SeqGenerationMixin:
         return {f"{name}_log_probs": values.view(shape) for name, values in by_direction.items()}, joint.view(shape)
 
 
-def _select(x: torch.Tensor, index: torch.LongTensor) -> torch.Tensor:
-    """`x` `[B, M, ...]` at the entries `index` `[B, K]` of its second dimension."""
-    documents = torch.arange(len(x), device=x.device)[:, None]
-    return x[documents, index]
+def _equal_say(alive: torch.BoolTensor, num_hypotheses: int) -> torch.Tensor:
+    """`[B, Q, P]`, the weights of P partners for Q hypotheses: equal ones.
+
+    Partners that do not exist (`alive` `[B, P]`, in a vocabulary smaller than the beam) have none, unless none exists.
+    """
+    alive = alive | ~alive.any(1, keepdim=True)
+    return (alive / alive.sum(1, keepdim=True))[:, None].expand(-1, num_hypotheses, -1)
 
 
 def _as_tuple(steps: list[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | None:

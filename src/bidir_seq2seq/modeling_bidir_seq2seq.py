@@ -24,6 +24,7 @@ from transformers.utils import can_return_tuple, logging
 from .cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory, TwinCache
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
+from .loss_bidir_seq2seq import projected_cross_entropy
 
 logger = logging.get_logger(__name__)
 
@@ -78,7 +79,7 @@ class TwinStep(NamedTuple):
     Attributes:
         l2r_features, r2l_features: `[B, K, K, E]`; entry `[b, i, j]` is for left-to-right hypothesis i beside
             right-to-left hypothesis j.
-        l2r_weights, r2l_weights: Source attention `[B * K, N, 1, S]`, or `None` for a model without.
+        l2r_weights, r2l_weights: Source attention `[B * K, N, 1, S]`; `None` if not asked for, or there is none.
     """
 
     l2r_features: torch.Tensor
@@ -128,25 +129,34 @@ class MultiHeadAttention(nn.Module):
         return self._split(self.key(x)), self._split(self.value(x))
 
     def forward(
-        self, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        x: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Reads the memory.
 
         Args:
             x: Queries `[..., Q, query_size]`.
             keys, values: `[..., N, M, D]`.
-            mask: Bool, broadcast to `[..., N, Q, M]`; true may be read. A query that may read nothing gets zeros.
+            mask: Bool, broadcast to `[..., N, Q, M]`; true may be read. Each query must be able to read something.
+            need_weights: Whether to return the weights, which the fused kernel does not give.
 
         Returns:
-            The context `[..., Q, A]` and the weights `[..., N, Q, M]`.
+            The context `[..., Q, A]`, and the weights `[..., N, Q, M]` or `None`.
         """
-        scores = self._split(self.query(x)) @ keys.transpose(-1, -2) * self.head_size**-0.5
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1)
-        if mask is not None:
-            weights = weights * mask.any(-1, keepdim=True)
-        return (weights @ values).transpose(-2, -3).flatten(-2), weights
+        queries = self._split(self.query(x))
+        if need_weights:
+            scores = queries @ keys.transpose(-1, -2) * self.head_size**-0.5
+            if mask is not None:
+                scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            weights = scores.softmax(-1)
+            context = weights @ values
+        else:
+            weights, context = None, F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        return context.transpose(-2, -3).flatten(-2), weights
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_size)).transpose(-2, -3)
@@ -159,28 +169,16 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(input_size, eps=config.layer_norm_eps)
         rnn = RNN_CLASSES[config.rnn_type]
-        self.forward_rnn = rnn(input_size, config.hidden_size // 2, batch_first=True)
-        self.backward_rnn = rnn(input_size, config.hidden_size // 2, batch_first=True)
+        self.forward_rnn = rnn(input_size, config.hidden_size // 2)
+        self.backward_rnn = rnn(input_size, config.hidden_size // 2)
 
-    def forward(self, x: torch.Tensor, reading_orders: list[tuple], mask: torch.Tensor) -> torch.Tensor:
-        """One layer.
-
-        Args:
-            x: `[B, S, D]`.
-            reading_orders: For each direction the positions in the order to read them, tokens before padding, and
-                the inverse of that permutation; all `[B, S]`.
-            mask: `[B, S, 1]`, 1 at tokens, 0 at padding.
-
-        Returns:
-            `[B, S, H]`, zero at padding.
-        """
+    def forward(self, x: torch.Tensor, mirror: torch.LongTensor) -> torch.Tensor:
+        """`x` `[S, B, D]`, tokens before padding, to `[S, B, H]`; `mirror` `[S, B]` is each row's reversal."""
         x = self.norm(x)
-        # Reordering by true length keeps padding out of both passes without packing, which is slow.
-        passes = [
-            _gather_positions(rnn(_gather_positions(x, order))[0], inverse)
-            for rnn, (order, inverse) in zip((self.forward_rnn, self.backward_rnn), reading_orders)
-        ]
-        return torch.cat(passes, dim=-1) * mask
+        # Reversing by true length keeps padding out of both passes without packing, which is slow.
+        from_left = self.forward_rnn(x)[0]
+        from_right = _permute(self.backward_rnn(_permute(x, mirror, mirror))[0], mirror, mirror)
+        return torch.cat([from_left, from_right], dim=-1)
 
 
 class Encoder(nn.Module):
@@ -230,32 +228,39 @@ class Encoder(nn.Module):
         if input_ids is not None:
             check_ids("input_ids", given, self.embed_tokens.num_embeddings)
             mask = given != self.config.pad_token_id if mask is None else mask
-            x = self.embed_tokens(given)
-        else:
-            mask = given.new_ones(given.shape[:2], dtype=torch.bool) if mask is None else mask
-            x = given
+        elif mask is None:
+            mask = given.new_ones(given.shape[:2], dtype=torch.bool)
 
-        # Tokens to the front: then left padding, right padding and none give the same states.
-        order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
-        inverse = order.argsort(dim=1)
-        lengths = mask.sum(1, keepdim=True)
-        positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        # Inside, time comes first, as recurrent kernels want it, and each row's tokens before its padding: then left
+        # padding, right padding and none give the same states.
+        mask = mask.T
+        order = (~mask).to(torch.uint8).argsort(dim=0, stable=True)
+        restored = order.argsort(dim=0)
+        lengths = mask.sum(0)
+        positions = torch.arange(len(mask), device=mask.device)[:, None]
         # Reverses each row's tokens and leaves its padding in place; its own inverse.
         mirror = torch.where(positions < lengths, lengths - 1 - positions, positions)
-        reading_orders = [(order, inverse), (order.gather(1, mirror), mirror.gather(1, inverse))]
+        if input_ids is not None:
+            x = self.embed_tokens(given.T.gather(0, order))
+        else:
+            x = _permute(given.transpose(0, 1), order, restored)
 
         x = self.dropout(x)
         hidden_states = [x]
         for layer in self.layers:
-            x = self.dropout(layer(x, reading_orders, mask[..., None].to(x.dtype)))
+            x = self.dropout(layer(x, mirror))
             hidden_states.append(x)
-        pooled = x.masked_fill(~mask[..., None], float("-inf")).amax(1)
+        is_padding = (positions >= lengths)[..., None]
+        pooled = x.masked_fill(is_padding, float("-inf")).amax(0)
+        hidden_states[-1] = x.masked_fill(is_padding, 0)
+        wanted = hidden_states if output_hidden_states else hidden_states[-1:]
+        wanted = tuple(_permute(x, restored, order).transpose(0, 1) for x in wanted)
         return BidirSeq2SeqEncoderOutput(
-            last_hidden_state=x,
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            pooler_output=torch.where(lengths > 0, pooled, torch.zeros_like(pooled)),
-            source_mask=mask,
-            source_words=self._source_words(given if input_ids is not None else None, mask),
+            last_hidden_state=wanted[-1],
+            hidden_states=wanted if output_hidden_states else None,
+            pooler_output=pooled.masked_fill(lengths[:, None] == 0, 0),
+            source_mask=mask.T,
+            source_words=self._source_words(given if input_ids is not None else None, mask.T),
         )
 
     def _source_words(self, ids: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor | None:
@@ -310,13 +315,16 @@ class Decoder(nn.Module):
     def read_source(self, encoder_outputs: BidirSeq2SeqEncoderOutput) -> SourceMemory:
         """What this decoder needs of B encoded documents; compute it once per document."""
         keys = values = None
+        mask = encoder_outputs.source_mask
         if self.source_attention is not None:
             keys, values = self.source_attention.memory(encoder_outputs.last_hidden_state)
+            # An empty document is read as it is, all zeros: a query that may read nothing has no defined result.
+            mask = mask | ~mask.any(1, keepdim=True)
         return SourceMemory(
             modulations=[norm.modulation(encoder_outputs.pooler_output) for norm in self.norms],
             keys=keys,
             values=values,
-            mask=encoder_outputs.source_mask[:, None, None],
+            mask=mask[:, None, None],
         )
 
     def recur(
@@ -343,25 +351,34 @@ class Decoder(nn.Module):
 
     @staticmethod
     def _read_on(rnn: nn.RNNBase, x: torch.Tensor, past: RecurrentStateLayer) -> torch.Tensor:
-        outputs = []
         lstm = isinstance(rnn, nn.LSTM)
-        # A past that may be taken back needs the state after every token, which one call would not tell.
-        for tokens in x.split(1, dim=1) if past.record_past else (x,):
-            output, state = rnn(tokens, past.state if lstm or past.state is None else past.state[0])
-            past.advance(state if lstm else (state,), tokens.shape[1])
-            outputs.append(output)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        if x.shape[1] > 1 and not past.record_past:
+            x, state = rnn(x, past.state if lstm or past.state is None else past.state[0])
+            past.advance(state if lstm else (state,), x.shape[1])
+            return x
+        # A layer's own kernel rearranges all its weights at each call, which for one token is most of the time, and
+        # does not tell the states in between, which a past that may be taken back needs.
+        cell = torch.lstm_cell if lstm else torch.gru_cell
+        outputs = []
+        for token in x.unbind(1):
+            zeros = (token.new_zeros(1, len(token), rnn.hidden_size),) * (2 if lstm else 1)
+            before = tuple(part[0] for part in past.state or zeros)
+            after = cell(token, before if lstm else before[0], *rnn.all_weights[0])
+            past.advance(tuple(part[None] for part in (after if lstm else (after,))), 1)
+            outputs.append(past.state[0][0])
+        return torch.stack(outputs, dim=1)
 
     def attend_source(
-        self, hidden: torch.Tensor, memory: SourceMemory
+        self, hidden: torch.Tensor, memory: SourceMemory, need_weights: bool = False
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """`hidden` `[R, T, H]` to the source context `[R, T, A]` and its weights `[R, N, T, S]`; or two `None`."""
+        """`hidden` `[R, T, H]` to the source context `[R, T, A]` and, if needed, its weights `[R, N, T, S]`."""
         if self.source_attention is None:
             return None, None
         rows, length, _ = hidden.shape
         folded = hidden.reshape(memory.mask.shape[0], -1, hidden.shape[-1])
-        context, weights = self.source_attention(folded, memory.keys, memory.values, memory.mask)
-        weights = weights.unflatten(2, (-1, length)).transpose(1, 2).reshape(rows, weights.shape[1], length, -1)
+        context, weights = self.source_attention(folded, memory.keys, memory.values, memory.mask, need_weights)
+        if need_weights:
+            weights = weights.unflatten(2, (-1, length)).transpose(1, 2).reshape(rows, weights.shape[1], length, -1)
         return context.view(rows, length, -1), weights
 
     def concatenate(
@@ -534,6 +551,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
                 self._embed(r2l_decoder_input_ids, None),
                 encoder_outputs,
                 use_twin,
+                output_attentions,
             )
             direction_outputs = {"r2l_last_hidden_state": run.pop("r2l_features")}
         else:
@@ -541,12 +559,12 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             if use_cache and past_key_values is None:
                 past_key_values = BidirSeq2SeqCache(self.config.decoder_layers)
             embeds = self._embed(decoder_input_ids, decoder_inputs_embeds)
-            run = self._run_one(direction, embeds, encoder_outputs, past_key_values)
+            run = self._run_one(direction, embeds, encoder_outputs, past_key_values, output_attentions)
             direction_outputs = {"past_key_values": past_key_values}
         return BidirSeq2SeqModelOutput(
             last_hidden_state=run["features"],
             decoder_hidden_states=tuple(run["hidden_states"]) if output_hidden_states else None,
-            cross_attentions=(run["weights"],) if output_attentions and run["weights"] is not None else None,
+            cross_attentions=(run["weights"],) if run["weights"] is not None else None,
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
             encoder_hidden_states=encoder_outputs.hidden_states,
             **direction_outputs,
@@ -558,7 +576,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         check_ids("decoder_input_ids", ids, self.encoder.embed_tokens.num_embeddings)
         return self.encoder.embed_tokens(ids)
 
-    def _run_one(self, direction: str, embeds: torch.Tensor, encoder_outputs, cache: BidirSeq2SeqCache | None) -> dict:
+    def _run_one(self, direction: str, embeds, encoder_outputs, cache: BidirSeq2SeqCache | None, need_weights) -> dict:
         decoder = self.direction_decoder(direction)
         memory = cache.memory if cache is not None else None
         if memory is None:
@@ -566,16 +584,16 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             if cache is not None:
                 cache.memory = memory
         hidden_states = decoder.recur(embeds, memory, cache)
-        source_context, weights = decoder.attend_source(hidden_states[-1], memory)
+        source_context, weights = decoder.attend_source(hidden_states[-1], memory, need_weights)
         features = decoder.features(decoder.concatenate(hidden_states[-1], None, source_context))
         return {"features": features, "hidden_states": hidden_states, "weights": weights}
 
-    def _run_both(self, l2r_embeds, r2l_embeds, encoder_outputs, use_twin: bool | None) -> dict:
+    def _run_both(self, l2r_embeds, r2l_embeds, encoder_outputs, use_twin: bool | None, need_weights: bool) -> dict:
         l2r, r2l = self.direction_decoder("l2r"), self.direction_decoder("r2l")
         l2r_memory, r2l_memory = l2r.read_source(encoder_outputs), r2l.read_source(encoder_outputs)
         l2r_states, r2l_states = l2r.recur(l2r_embeds, l2r_memory), r2l.recur(r2l_embeds, r2l_memory)
         l2r_hidden, r2l_hidden = l2r_states[-1], r2l_states[-1]
-        l2r_source, weights = l2r.attend_source(l2r_hidden, l2r_memory)
+        l2r_source, weights = l2r.attend_source(l2r_hidden, l2r_memory, need_weights)
         r2l_source, _ = r2l.attend_source(r2l_hidden, r2l_memory)
 
         l2r_twin = r2l_twin = None
@@ -605,7 +623,24 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         cache.r2l.memory = self.direction_decoder("r2l").read_source(encoder_outputs)
         return cache
 
-    def step_twins(self, l2r_ids: torch.LongTensor, r2l_ids: torch.LongTensor, cache: TwinCache) -> TwinStep:
+    def step_one(self, ids: torch.LongTensor, decoder: Decoder, cache: BidirSeq2SeqCache) -> torch.Tensor:
+        """One step of one decoder alone.
+
+        Args:
+            ids: `[B, K]`, the last token of each hypothesis.
+            decoder: Of the direction.
+            cache: The past, moved on by one step; its `memory` is there.
+
+        Returns:
+            Features `[B, K, E]`.
+        """
+        hidden = decoder.recur(self.encoder.embed_tokens(ids.reshape(-1, 1)), cache.memory, cache)[-1]
+        context, _ = decoder.attend_source(hidden, cache.memory)
+        return decoder.features(decoder.concatenate(hidden, None, context)).view(*ids.shape, -1)
+
+    def step_twins(
+        self, l2r_ids: torch.LongTensor, r2l_ids: torch.LongTensor, cache: TwinCache, need_weights: bool = False
+    ) -> TwinStep:
         """One step of both decoders, each hypothesis of one direction reading each of the other's.
 
         Everything that depends on one direction alone (recurrence, source attention, keys and values) is computed for
@@ -614,12 +649,13 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         Args:
             l2r_ids, r2l_ids: `[B, K]`, the last token of each hypothesis.
             cache: The past, moved on by one step.
+            need_weights: Whether to return the source attention weights.
         """
         num_beams = l2r_ids.shape[1]
         hidden, source, weights = [], [], []
         for decoder, past, ids in ((self.decoder, cache.l2r, l2r_ids), (self.r2l_decoder, cache.r2l, r2l_ids)):
             state = decoder.recur(self.encoder.embed_tokens(ids.reshape(-1, 1)), past.memory, past)[-1]
-            context, read = decoder.attend_source(state, past.memory)
+            context, read = decoder.attend_source(state, past.memory, need_weights)
             weights.append(read)
             hidden.append(state.view(*ids.shape, -1))
             source.append(None if context is None else context.view(*ids.shape, -1))
@@ -711,6 +747,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        skip_logits: bool | None = None,
         **kwargs,
     ) -> BidirSeq2SeqLMOutput:
         """As [`BidirSeq2SeqModel.forward`], and further:
@@ -719,6 +756,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             labels: `[B, T]` target ids ending in the end id, -100 where there is none. The right-to-left targets
                 are made from them; logits come out with each row's targets pushed to the left.
             num_items_in_batch: Number of target tokens that the loss is averaged over; default: those in `labels`.
+            skip_logits: Whether to return no logits beside the loss, which is much faster and smaller: see
+                `projected_cross_entropy`. Default: in training with `labels`.
 
         Raises:
             ValueError: On contradictory or missing inputs, and on labels outside the vocabulary (checked on CPU).
@@ -735,12 +774,17 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
                 labels, decoder_input_ids, r2l_decoder_input_ids = r2l_labels, r2l_decoder_input_ids, None
             elif decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self._shift_right(labels, self.config.bos_token_id)
-        elif num_items_in_batch is not None and not self._has_all_decoder_inputs(r2l_decoder_input_ids):
+        elif (
+            num_items_in_batch is not None
+            and self.config.decoder_directions != "l2r"
+            and r2l_decoder_input_ids is None
+            and decoding_direction is None
+        ):
             raise ValueError(
                 "there is a number of labels (num_items_in_batch) but no labels: a Trainer takes them away for "
-                "label_smoothing_factor or compute_loss_func, and would train the left-to-right direction only. Set "
-                "config.label_smoothing instead, which smooths both; for a loss of your own, also give "
-                "r2l_decoder_input_ids, and logits and r2l_logits come back"
+                "label_smoothing_factor or compute_loss_func, and right-to-left targets are made from them. Set "
+                "config.label_smoothing instead, which smooths every direction; for a loss of your own, also give "
+                "r2l_decoder_input_ids, and logits and r2l_logits come back, or decoding_direction for one direction"
             )
         elif use_cache is None:
             use_cache = self.config.use_cache and not self.training and r2l_decoder_input_ids is None
@@ -767,29 +811,25 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             return_dict=True,
         )
         prior = self.source_prior(encoder_outputs, outputs.past_key_values)
-        logits = self.output_logits(outputs.last_hidden_state, prior)
-        r2l_logits = None
-        if outputs.r2l_last_hidden_state is not None:
-            r2l_logits = self.output_logits(outputs.r2l_last_hidden_state, prior)
-
-        loss = None
-        if labels is not None:
-            loss = self._loss(logits, labels, num_items_in_batch)
-            if r2l_logits is not None:
-                loss = (loss + self._loss(r2l_logits, r2l_labels, num_items_in_batch)) / 2
+        features = [x for x in (outputs.last_hidden_state, outputs.r2l_last_hidden_state) if x is not None]
+        targets = [labels, r2l_labels][: len(features)]
+        loss, logits = None, [None, None]
+        if labels is not None and (self.training if skip_logits is None else skip_logits):
+            loss = self._loss_from_features(features, targets, prior, num_items_in_batch)
+        else:
+            logits = [self.output_logits(x, prior) for x in features]
+            if labels is not None:
+                loss = self._loss_from_logits(logits, targets, num_items_in_batch)
         return BidirSeq2SeqLMOutput(
             loss=loss,
-            logits=logits,
-            r2l_logits=r2l_logits,
+            logits=logits[0],
+            r2l_logits=logits[1] if len(logits) > 1 else None,
             past_key_values=outputs.past_key_values,
             decoder_hidden_states=outputs.decoder_hidden_states,
             cross_attentions=outputs.cross_attentions,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
         )
-
-    def _has_all_decoder_inputs(self, r2l_decoder_input_ids: torch.Tensor | None) -> bool:
-        return r2l_decoder_input_ids is not None or self.config.decoder_directions != "both"
 
     def source_prior(
         self, encoder_outputs: BidirSeq2SeqEncoderOutput | None, cache: BidirSeq2SeqCache | None = None
@@ -803,15 +843,21 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             cache.prior = self.prior(encoder_outputs.source_words)
         return cache.prior
 
+    def output_base(self, prior: torch.Tensor | None) -> tuple[float, torch.Tensor]:
+        """The prior `[B, V]` to (scale, base `[B, V]` or `[1, V]`): logits are scale * features @ weight.T + base."""
+        if prior is None:
+            return 1.0, self.lm_head.bias[None]
+        return 0.5, (prior + self.lm_head.bias) / 2
+
     def output_logits(self, features: torch.Tensor, prior: torch.Tensor | None) -> torch.Tensor:
         """Features `[R, ..., E]` and prior `[B, V]` to logits `[R, ..., V]`: (logits + prior) / 2."""
         if prior is None:
             return self.lm_head(features)
         folded = features.reshape(prior.shape[0], -1, features.shape[-1])
         # Halving the features and joining bias and prior leaves one pass over the V logits instead of three.
-        logits = F.linear(folded / 2, self.lm_head.weight)
-        logits = logits.add_(((prior + self.lm_head.bias) / 2).to(logits.dtype)[:, None])
-        return logits.view(*features.shape[:-1], -1)
+        scale, base = self.output_base(prior)
+        logits = F.linear(folded * scale, self.lm_head.weight)
+        return logits.add_(base.to(logits.dtype)[:, None]).view(*features.shape[:-1], -1)
 
     def reverse_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """Left-to-right targets `[B, T]`, padded on the right, to right-to-left targets `[B, T]`.
@@ -863,18 +909,45 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             log_probs[direction] = -token_loss.view(target.shape).sum(1)
         return log_probs
 
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
-        total = F.cross_entropy(
-            logits.flatten(0, 1).float(),
-            labels.flatten(),
-            ignore_index=IGNORE_INDEX,
-            reduction="sum",
-            # Smoothed targets are for learning; measured outside training, the loss stays the plain cross-entropy.
-            label_smoothing=self.config.label_smoothing if self.training else 0.0,
+    def _loss_from_logits(self, logits: list, targets: list, num_items: torch.Tensor | int | None) -> torch.Tensor:
+        """Mean over the directions of the cross-entropy of logits `[R, T, V]` per target of `[R, T]`."""
+        total = sum(
+            F.cross_entropy(
+                x.flatten(0, 1).float(),
+                target.flatten(),
+                ignore_index=IGNORE_INDEX,
+                reduction="sum",
+                label_smoothing=self._label_smoothing,
+            )
+            for x, target in zip(logits, targets)
         )
+        return total / self._num_targets(targets, num_items)
+
+    def _loss_from_features(
+        self, features: list, targets: list, prior: torch.Tensor | None, num_items: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """The same from features `[R, T, E]` and prior `[B, V]`: both directions at once, no logits at padding."""
+        rows, length, size = features[0].shape
+        flat = torch.cat(targets).flatten()
+        positions = (flat != IGNORE_INDEX).nonzero().squeeze(1)
+        x = torch.cat(features).view(-1, size).index_select(0, positions)
+        scale, base = self.output_base(prior)
+        documents = positions // length % rows // (rows // base.shape[0])
+        total = projected_cross_entropy(
+            x * scale, self.lm_head.weight, base, documents, flat[positions], self._label_smoothing
+        )
+        return total / self._num_targets(targets, num_items)
+
+    @property
+    def _label_smoothing(self) -> float:
+        # Smoothed targets are for learning; measured outside training, the loss stays the plain cross-entropy.
+        return self.config.label_smoothing if self.training else 0.0
+
+    @staticmethod
+    def _num_targets(targets: list, num_items: torch.Tensor | int | None) -> torch.Tensor | int:
         if num_items is None:
-            num_items = (labels != IGNORE_INDEX).sum().clamp(min=1)
-        return total / num_items
+            num_items = (targets[0] != IGNORE_INDEX).sum().clamp(min=1)
+        return num_items * len(targets)
 
     def _shift_right(self, labels: torch.LongTensor, start_id: int) -> torch.LongTensor:
         start = labels.new_full((labels.shape[0], 1), start_id)
@@ -891,6 +964,11 @@ def pack_labels(labels: torch.LongTensor) -> torch.LongTensor:
 def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
     """Refuses ids outside the vocabulary, in eager CPU code only: elsewhere looking at them would stall or fail.
 
+    Args:
+        name: What the message calls them.
+        ids: Of any shape, such as `[B, T]`.
+        vocab_size: V; ids go from 0 to V - 1.
+
     Raises:
         ValueError: Naming the first such id.
     """
@@ -904,11 +982,24 @@ def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
         )
 
 
-def _gather_positions(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """`x` `[B, S, D]` at the positions `index` `[B, S]`."""
-    first_rows = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
-    # A lookup copies whole vectors where `gather` would move single numbers.
-    return F.embedding(first_rows + index, x.flatten(0, 1))
+class _Permute(torch.autograd.Function):
+    """Permutes rows; the gradient goes back by a lookup too, where autograd's own would add up into zeros."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(inverse, index)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _Permute.apply(grad, *ctx.saved_tensors), None, None
+
+
+def _permute(x: torch.Tensor, index: torch.LongTensor, inverse: torch.LongTensor) -> torch.Tensor:
+    """`x` `[S, B, D]` with each row's positions permuted by `index` `[S, B]`, whose inverse is given."""
+    rows = torch.arange(x.shape[1], device=x.device)
+    index, inverse = ((positions * x.shape[1] + rows).flatten() for positions in (index, inverse))
+    return _Permute.apply(x.flatten(0, 1), index, inverse).view(x.shape)
 
 
 __all__ = [
@@ -918,4 +1009,13 @@ __all__ = [
     "BidirSeq2SeqModel",
     "BidirSeq2SeqModelOutput",
     "BidirSeq2SeqPreTrainedModel",
+    "Decoder",
+    "Encoder",
+    "EncoderLayer",
+    "ModulatedLayerNorm",
+    "MultiHeadAttention",
+    "SourcePrior",
+    "TwinStep",
+    "check_ids",
+    "pack_labels",
 ]

@@ -1,0 +1,298 @@
+"""The parts of a beam search: scores of next tokens, hypotheses of one direction, and what is kept of each step.
+
+Letters: B documents, K beams, Q hypotheses that want a next token, P partners of each, V vocabulary, E embedding
+size, L length of a sequence with its start id, N attention heads, S source length, C candidates of a hypothesis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.nn import functional as F
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.logits_process import (
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
+
+IMPOSSIBLE = float("-inf")
+# On a CPU so many rows of logits are worked on at a time: few enough to stay in its cache.
+BLOCK_ROWS = 256
+
+
+class NextTokens:
+    """Probabilities of the next token throughout one search: what no step changes is prepared once.
+
+    Args:
+        weight: `[V, E]`, the output layer.
+        base: `[B, V]`, or `[1, V]` for all documents alike: what is added to the logits, bias and prior.
+        scale: What features are multiplied by.
+        allowed: `[B, V]` bool, the words that each document's titles may use. Default: all. The others are left out
+            before the softmax, and words that no document may use are not even computed.
+    """
+
+    def __init__(
+        self, weight: torch.Tensor, base: torch.Tensor, scale: float, allowed: torch.BoolTensor | None = None
+    ):
+        self.vocab_size, self.scale = weight.shape[0], scale
+        self.ids: torch.LongTensor | None = None
+        if allowed is not None and not allowed.all():
+            self.ids = allowed.any(0).nonzero().squeeze(1)
+            base = base.masked_fill(~allowed, IMPOSSIBLE)[:, self.ids]
+            weight = weight[self.ids]
+            self.positions = torch.zeros(self.vocab_size, dtype=torch.long, device=weight.device)
+            self.positions[self.ids] = torch.arange(len(self.ids), device=weight.device)
+        self.weight, self.base = weight, base.float()
+        self._buffers: torch.Tensor | None = None
+
+    def log_probs(self, features: torch.Tensor, partners: torch.Tensor | None = None) -> torch.Tensor:
+        """Log-probabilities of all words.
+
+        Args:
+            features: `[B, Q, E]`, or `[B, Q, P, E]` of hypotheses beside each of their partners.
+            partners: `[B, Q, P]`, for the latter: the weight of each partner in the mean probability.
+
+        Returns:
+            `[B, Q, V]`, float32.
+        """
+        size = self.vocab_size if self.ids is None else len(self.ids)
+        result = self.base.new_empty(*features.shape[:2], size)
+        for documents, scores in self._blocks(features, partners):
+            result[documents] = scores
+        if partners is not None:
+            result.clamp_(min=torch.finfo(result.dtype).tiny).log_()
+        if self.ids is None:
+            return result
+        return result.new_full((*result.shape[:2], self.vocab_size), IMPOSSIBLE).index_copy_(2, self.ids, result)
+
+    def best(
+        self,
+        features: torch.Tensor,
+        count: int,
+        forbidden: list[tuple[slice, torch.LongTensor]],
+        partners: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.LongTensor]:
+        """The most probable next tokens of each hypothesis.
+
+        Args:
+            features, partners: As for `log_probs`.
+            count: How many, C.
+            forbidden: For ranges of hypotheses (second dimension) the ids that they may not write.
+
+        Returns:
+            Their log-probabilities and ids, both `[B, Q, C]`.
+        """
+        if self.ids is not None:
+            forbidden = [(rows, self.positions[ids]) for rows, ids in forbidden]
+        found = []
+        for _, scores in self._blocks(features, partners):
+            for rows, ids in forbidden:
+                scores[:, rows].index_fill_(2, ids, IMPOSSIBLE if partners is None else 0)
+            found.append(scores.topk(min(count, scores.shape[-1])))
+        scores, ids = (torch.cat(parts) for parts in zip(*found))
+        return scores if partners is None else scores.log(), ids if self.ids is None else self.ids[ids]
+
+    def _blocks(self, features: torch.Tensor, partners: torch.Tensor | None) -> Iterator[tuple[slice, torch.Tensor]]:
+        """For some documents at a time their log-probabilities, or mean probabilities, `[b, Q, V]`."""
+        num_documents, rows_each = features.shape[0], features[0, ..., 0].numel()
+        step = max(BLOCK_ROWS // rows_each, 1) if features.device.type == "cpu" else num_documents
+        if self._buffers is None:
+            self._buffers = self.base.new_empty(2, step * rows_each, len(self.weight))
+        if self.base.shape[0] < num_documents:
+            self.base = self.base.repeat_interleave(num_documents // self.base.shape[0], dim=0)
+        for start in range(0, num_documents, step):
+            documents = slice(start, start + step)
+            x = features[documents].flatten(0, -2) * self.scale
+            logits, probs = self._buffers[:, : len(x)]
+            if x.dtype == logits.dtype:
+                torch.mm(x, self.weight.T, out=logits)
+            else:
+                logits.copy_(F.linear(x, self.weight))
+            shape = features[documents].shape[:-1]
+            logits.view(shape[0], rows_each, -1).add_(self.base[documents, None])
+            if partners is None:
+                yield documents, torch.log_softmax(logits, -1, out=probs).view(*shape, -1)
+            else:
+                torch.softmax(logits, -1, out=probs)
+                weights = partners[documents].flatten(0, 1)[:, None]
+                yield documents, torch.bmm(weights, probs.view(*weights.shape[::2], -1)).view(*shape[:2], -1)
+
+
+def forbidden_tokens(processors: LogitsProcessorList, length: int) -> torch.LongTensor | None:
+    """The ids `[N]` that processors rule out for sequences of `length`, if that is all they do; else `None`."""
+    ids = []
+    for processor in processors:
+        kind = type(processor)
+        if kind is SuppressTokensLogitsProcessor:
+            ids.append(processor.suppress_tokens)
+        elif kind is MinLengthLogitsProcessor:
+            ids += [processor.eos_token_id] * (length < processor.min_length)
+        elif kind is MinNewTokensLengthLogitsProcessor:
+            ids += [processor.eos_token_id] * (length - processor.prompt_length_to_skip < processor.min_new_tokens)
+        else:
+            return None
+    return torch.cat(ids)
+
+
+class Beam:
+    """One direction's hypotheses for every document, with the rules of transformers' own beam search.
+
+    A hypothesis that ends leaves the beam for a pool of the K best finished ones. A document is closed when no
+    running hypothesis can enter its pool any more; what happens to other documents does not matter to it.
+
+    Attributes:
+        paths: `[B, K, max_length, 2]` running hypotheses, best first; `length` of each is filled. The first number of
+            a step is the token, the second the hypothesis that it continued (-1 before the first step).
+        scores: `[B, K]` their summed log-probabilities; minus infinity for one that does not exist.
+        finished_paths, finished_scores: The pool, best first; scores are divided by length ** length_penalty.
+        open: `[B, 1]` bool.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        num_beams: int,
+        start_id: int,
+        generation_config: GenerationConfig,
+        device: torch.device,
+    ):
+        self.max_length = generation_config.max_length
+        self.length_penalty = generation_config.length_penalty
+        self.do_sample = generation_config.do_sample
+        # One hypothesis that is sampled is ancestral sampling: its first token decides, even when it is the end.
+        self.ancestral = self.do_sample and num_beams == 1
+        self.early_stopping = self.ancestral or generation_config.early_stopping
+        self.paths = torch.full((batch_size, num_beams, self.max_length, 2), -1, device=device)
+        self.paths[..., 0] = generation_config._pad_token_tensor
+        self.paths[:, :, 0, 0] = start_id
+        self.length = 1
+        # One hypothesis to start with: K equal ones would propose the same tokens K times.
+        self.scores = torch.full((batch_size, num_beams), IMPOSSIBLE, device=device)
+        self.scores[:, 0] = 0
+        self.finished_paths = self.paths.clone()
+        self.finished_scores = torch.full_like(self.scores, IMPOSSIBLE)
+        self.open = torch.ones(batch_size, 1, dtype=torch.bool, device=device)
+
+    @property
+    def last_ids(self) -> torch.LongTensor:
+        """`[B, K]`, the last token of each running hypothesis."""
+        return self.paths[:, :, self.length - 1, 0]
+
+    @property
+    def running(self) -> torch.LongTensor:
+        """`[B * K, length]`, the running hypotheses as logits processors want them."""
+        return self.paths[:, :, : self.length, 0].flatten(0, 1)
+
+    @property
+    def alive(self) -> torch.BoolTensor:
+        """`[B, K]`, which hypotheses exist."""
+        return self.scores > IMPOSSIBLE
+
+    def advance(
+        self,
+        log_probs: torch.Tensor,
+        stopping_criteria: StoppingCriteriaList,
+        tokens: torch.LongTensor | None = None,
+    ) -> torch.LongTensor:
+        """Continues every hypothesis by one token.
+
+        Args:
+            log_probs: `[B, K, C]` of the next token.
+            stopping_criteria: Say which candidates end here, the end id and the maximum length among them.
+            tokens: `[B, K, C]`, which tokens those are, the 2K best of each hypothesis among them. Default: C = V,
+                the whole vocabulary.
+
+        Returns:
+            `[B, K]`, which hypothesis each new one continues.
+        """
+        batch_size, num_beams, num_tokens = log_probs.shape
+        scores, flat = self._candidates((log_probs + self.scores[:, :, None]).flatten(1))
+        parents = flat // num_tokens
+        written = flat % num_tokens if tokens is None else tokens.flatten(1).gather(1, flat)
+        paths = select(self.paths, parents)
+        paths[:, :, self.length] = torch.stack([written, parents], dim=-1)
+        self.length += 1
+
+        ends = stopping_criteria(paths[:, :, : self.length, 0].flatten(0, 1), None).view(batch_size, -1)
+        self._keep_finished(paths[:, :num_beams], scores[:, :num_beams], ends[:, :num_beams])
+
+        scores = scores.masked_fill(ends, IMPOSSIBLE)
+        if self.ancestral:
+            # After an end the second token goes on, for the twin to read.
+            order = ends[:, :1].long()
+            self.scores = scores.gather(1, order)
+        else:
+            self.scores, order = scores.topk(num_beams)
+        self.paths = select(paths, order)
+        self._close()
+        return parents.gather(1, order)
+
+    def _candidates(self, totals: torch.Tensor) -> tuple[torch.Tensor, torch.LongTensor]:
+        """From the scores `[B, K * C]` of continuations those that are looked at, with their positions."""
+        num_beams = self.scores.shape[1]
+        # 2K candidates: each hypothesis has one end, so at least K of them do not end.
+        count = min(2 * num_beams, totals.shape[1])
+        if not self.do_sample:
+            return totals.topk(count)
+        # The largest sums of log-probability and Gumbel noise are a sample without replacement (Kool et al. 2019,
+        # https://arxiv.org/abs/1903.06059).
+        flat = (totals - torch.empty_like(totals).exponential_().log()).topk(count).indices
+        return totals.gather(1, flat), flat
+
+    def _keep_finished(self, paths: torch.Tensor, scores: torch.Tensor, ends: torch.Tensor):
+        normalised = scores / (self.length - 1) ** self.length_penalty
+        normalised = normalised.masked_fill(~(ends & self.open), IMPOSSIBLE)
+        pool_size = self.scores.shape[1]
+        merged = torch.cat([self.finished_scores, normalised], dim=1)
+        self.finished_scores, order = merged.topk(pool_size)
+        self.finished_paths = select(torch.cat([self.finished_paths, paths], dim=1), order)
+
+    def _close(self):
+        worst = self.finished_scores.amin(1, keepdim=True)
+        length = self.length - 1
+        if self.early_stopping == "never" and self.length_penalty > 0:
+            length = self.max_length - 1
+        improvable = self.scores[:, :1] / length**self.length_penalty > worst
+        if self.early_stopping is True:
+            improvable &= worst == IMPOSSIBLE
+        self.open = self.open & improvable & (self.length < self.max_length)
+
+
+class StepRecords:
+    """What a caller asked to keep of each step of one direction; `None` where nothing was asked for.
+
+    Attributes:
+        scores, logits: `[B * K, V]` for each step, after and before processing.
+        weights: `[B * K, N, S]` for each step, the source attention.
+    """
+
+    def __init__(self, generation_config: GenerationConfig):
+        as_dict = generation_config.return_dict_in_generate
+        self.scores: list[torch.Tensor] | None = [] if as_dict and generation_config.output_scores else None
+        self.logits: list[torch.Tensor] | None = [] if as_dict and generation_config.output_logits else None
+        self.weights: list[torch.Tensor] | None = [] if as_dict and generation_config.output_attentions else None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was asked for."""
+        return self.scores is None and self.logits is None and self.weights is None
+
+    def add(self, logits: torch.Tensor, scores: torch.Tensor, weights: torch.Tensor | None) -> None:
+        """One step: `[B * K, V]` twice and, for a model with source attention, `[B * K, N, 1, S]`."""
+        if self.scores is not None:
+            self.scores.append(scores)
+        if self.logits is not None:
+            self.logits.append(logits)
+        if self.weights is not None and weights is not None:
+            self.weights.append(weights.squeeze(2))
+
+
+def select(x: torch.Tensor, index: torch.LongTensor) -> torch.Tensor:
+    """`x` `[B, M, ...]` at the entries `index` `[B, K]` of its second dimension."""
+    documents = torch.arange(len(x), device=x.device)[:, None]
+    return x[documents, index]
+
+
+__all__ = ["IMPOSSIBLE", "Beam", "NextTokens", "StepRecords", "forbidden_tokens", "select"]
