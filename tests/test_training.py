@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Trainer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from bidir_seq2seq.tokenization import build_char_tokenizer
 from bidir_seq2seq.training import (
     DataArguments,
     ModelArguments,
@@ -184,38 +185,49 @@ def test_the_trainers_own_label_smoothing_is_refused(tmp_path):
         TrainingArguments(output_dir=str(tmp_path), label_smoothing_factor=0.1, use_cpu=True)
 
 
-def test_a_tokenizer_that_is_too_large_for_the_model(files, finished):
+def test_a_tokenizer_with_more_tokens_makes_the_model_grow(files, finished, tmp_path):
     folder, _ = finished
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["new"])
-    with pytest.raises(ValueError, match="the tokenizer has 13 tokens and the model 12"):
-        load_or_build_model(ModelArguments(model_name_or_path=str(folder)), tokenizer)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    names = {"model_name_or_path": str(folder), "tokenizer_name": str(tmp_path / "tokenizer")}
+    old, grown = load_file(folder / "model.safetensors"), load_or_build_model(ModelArguments(**names), tokenizer)
+    assert all(torch.equal(tensor, grown.state_dict()[name][: len(tensor)]) for name, tensor in old.items())
+    run(files, tmp_path / "run", model=names, max_steps=1)
+    trained, tokenizer = (x.from_pretrained(tmp_path / "run") for x in (AutoModelForSeq2SeqLM, AutoTokenizer))
+    assert trained.config.vocab_size == trained.lm_head.out_features == len(trained.prior.shift) == 13
+    assert tokenizer.convert_tokens_to_ids("new") == 12
+
+
+def test_a_tokenizer_that_renumbers_the_checkpoints_tokens_is_refused(finished, tmp_path):
+    folder, _ = finished
+    other = build_char_tokenizer(["xxxabcdefgh"], min_frequency=1)
+    names = {"model_name_or_path": str(folder), "tokenizer_name": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"has the id 4 in the checkpoint and \d+ in tokenizer_name: .* add_tokens"):
+        load_or_build_model(ModelArguments(**names), other)
+    # Without the checkpoint's own tokenizer there is nothing to compare with.
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folder / name, tmp_path)
+    model = load_or_build_model(ModelArguments(**{**names, "model_name_or_path": str(tmp_path)}), other)
+    assert model.config.vocab_size == len(other)
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_half_precision_that_the_processor_cannot_compute_is_refused_at_once(files, tmp_path, name, monkeypatch):
+    def fails_under_autocast(rnn, *args):
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("could not create a primitive descriptor")
+        return forward(rnn, *args)
+
+    forward = torch.nn.LSTM.forward
+    monkeypatch.setattr(torch.nn.LSTM, "forward", fails_under_autocast)
+    with pytest.raises(ValueError, match=f"leave {name} out"):
+        run(files, tmp_path, **{name: True})
 
 
 def test_missing_training_pairs(files, tmp_path):
     with pytest.raises(ValueError, match="give train_file"):
         run({"validation_file": files["validation_file"]}, tmp_path)
-
-
-def test_the_stock_trainer_takes_the_model(finished, files, tmp_path):
-    folder, _ = finished
-    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    from transformers import DataCollatorForSeq2Seq
-
-    from bidir_seq2seq.data import encode_pairs, load_pairs
-
-    pairs, _ = encode_pairs(load_pairs({"train": files["train_file"]})["train"], tokenizer, 20, 10)
-    trainer = Trainer(
-        model,
-        TrainingArguments(output_dir=str(tmp_path), **{**RUN, "eval_strategy": "no", "load_best_model_at_end": False}),
-        train_dataset=pairs,
-        eval_dataset=pairs,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model, pad_to_multiple_of=8),
-        processing_class=tokenizer,
-    )
-    before = trainer.evaluate()["eval_loss"]
-    trainer.train()
-    assert trainer.evaluate()["eval_loss"] < before
 
 
 def test_a_curve_needs_two_points(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -42,7 +43,10 @@ class ModelArguments:
     )
     tokenizer_name: str | None = field(
         default=None,
-        metadata={"help": "Tokenizer to use. Default: the checkpoint's, or a new one built from the training pairs."},
+        metadata={
+            "help": "Tokenizer to use; may be the checkpoint's with more tokens. Default: the checkpoint's, or a new "
+            "one built from the training pairs."
+        },
     )
     tokenizer_type: str = field(
         default="char",
@@ -100,7 +104,11 @@ class DataArguments:
 
 @dataclass
 class TrainingArguments(Seq2SeqTrainingArguments):
-    """transformers' own arguments, with defaults that suit a small model trained from nothing."""
+    """transformers' own arguments, with defaults that suit a small model trained from nothing.
+
+    Raises:
+        ValueError: On `label_smoothing_factor`, which would reach one direction only.
+    """
 
     output_dir: str = field(default="output", metadata={"help": "Folder for checkpoints and results."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
@@ -141,10 +149,12 @@ class ElapsedTimeCallback(TrainerCallback):
     """Adds `elapsed_seconds` of training, earlier runs of a resumed training included, to every log entry."""
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Starts the clock, where an earlier run left it."""
         before = max((entry.get("elapsed_seconds", 0.0) for entry in state.log_history), default=0.0)
         self.start = time.monotonic() - before
 
     def on_log(self, args, state, control, **kwargs):
+        """Reads the clock."""
         if state.log_history and hasattr(self, "start"):
             state.log_history[-1]["elapsed_seconds"] = round(time.monotonic() - self.start, 1)
 
@@ -178,6 +188,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
     }
     with training_args.main_process_first(desc="building the tokenizer"):
         tokenizer = load_or_build_tokenizer(model_args, data_args, pairs["train"], training_args.output_dir)
+    model = load_or_build_model(model_args, tokenizer)
+    check_autocast(model, training_args)
     encoded = {}
     for name, split in pairs.items():
         with training_args.main_process_first(desc="encoding"):
@@ -186,7 +198,6 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
             )
         logger.warning_once(f"{name}: {report}")
 
-    model = load_or_build_model(model_args, tokenizer)
     model.generation_config.max_length = data_args.max_target_length + 1
     model.generation_config.num_beams = training_args.generation_num_beams or 1
     if model.config.decoder_directions == "both" and model.config.twin_dropout > 0:
@@ -250,14 +261,12 @@ def load_or_build_tokenizer(
 def load_or_build_model(
     model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase
 ) -> BidirSeq2SeqForConditionalGeneration:
-    """The checkpoint asked for, or a new model for the tokenizer's vocabulary.
+    """The checkpoint asked for, grown if the tokenizer has more tokens; or a new model for the tokenizer.
 
     Raises:
-        ValueError: If checkpoint and tokenizer do not fit.
+        ValueError: If the tokenizer gives a token of the checkpoint another id.
     """
-    if model_args.model_name_or_path:
-        model = AutoModelForSeq2SeqLM.from_pretrained(model_args.model_name_or_path, use_safetensors=True)
-    else:
+    if not model_args.model_name_or_path:
         settings = {
             field.name: getattr(model_args, field.name)
             for field in fields(model_args)
@@ -267,13 +276,53 @@ def load_or_build_model(
         config = BidirSeq2SeqConfig(
             vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.bos_token_id, **special, **settings
         )
-        model = BidirSeq2SeqForConditionalGeneration(config)
+        return BidirSeq2SeqForConditionalGeneration(config)
+    model = AutoModelForSeq2SeqLM.from_pretrained(model_args.model_name_or_path, use_safetensors=True)
+    if model_args.tokenizer_name:
+        check_same_ids(model_args.model_name_or_path, tokenizer)
     if len(tokenizer) > model.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}: "
-            "use the tokenizer that the model was trained with, or model.resize_token_embeddings first"
-        )
+        logger.warning_once(f"the vocabulary grows from {model.config.vocab_size} to {len(tokenizer)} tokens")
+        model.resize_token_embeddings(len(tokenizer))
     return model
+
+
+def check_same_ids(model_name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a tokenizer under which a checkpoint's ids would mean something else.
+
+    Raises:
+        ValueError: If a token of the checkpoint's own tokenizer has another id or none; the message names the first.
+    """
+    try:
+        own = AutoTokenizer.from_pretrained(model_name_or_path)
+    except (OSError, ValueError):
+        logger.warning_once(f"{model_name_or_path} has no tokenizer: that yours has the same ids is taken on trust")
+        return
+    vocab = tokenizer.get_vocab()
+    for token, index in sorted(own.get_vocab().items(), key=lambda item: item[1]):
+        if vocab.get(token) != index:
+            raise ValueError(
+                f"token {token!r} has the id {index} in the checkpoint and {vocab.get(token)} in tokenizer_name: use "
+                "the checkpoint's tokenizer, or add tokens to it with its add_tokens and save_pretrained"
+            )
+
+
+def check_autocast(model: nn.Module, training_args: TrainingArguments) -> None:
+    """Refuses half precision on a CPU that cannot run the model's recurrent layers in it.
+
+    Raises:
+        ValueError: Naming the remedy, where oneDNN would fail in the first training step.
+    """
+    if training_args.device.type != "cpu":
+        return
+    rnn = next(module for module in model.modules() if isinstance(module, nn.RNNBase))
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        try:
+            with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=getattr(training_args, name)):
+                rnn(torch.zeros(1, 1, rnn.input_size))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{name}=True: oneDNN has no {name} LSTM for this processor; leave {name} out, float32 is faster on it"
+            ) from error
 
 
 def title_metrics(tokenizer: PreTrainedTokenizerBase):
@@ -331,4 +380,17 @@ def plot_training_curve(log_history: list[dict], path: str | Path) -> None:
     plt.close(figure)
 
 
-__all__ = ["DataArguments", "ModelArguments", "TrainingArguments", "train"]
+__all__ = [
+    "DataArguments",
+    "ElapsedTimeCallback",
+    "ModelArguments",
+    "TrainingArguments",
+    "check_autocast",
+    "check_same_ids",
+    "last_checkpoint",
+    "load_or_build_model",
+    "load_or_build_tokenizer",
+    "plot_training_curve",
+    "title_metrics",
+    "train",
+]
