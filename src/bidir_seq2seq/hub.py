@@ -1,0 +1,264 @@
+"""Sharing a model: a folder that loads without this package, its model card, and the way to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import transformers
+from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.constants import REPOCARD_NAME
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
+
+from .evaluation import format_table
+from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
+
+logger = logging.get_logger(__name__)
+
+# What the Auto classes find in the folder when this package is not installed.
+AUTO_MAP = {
+    "AutoConfig": "configuration_bidir_seq2seq.BidirSeq2SeqConfig",
+    "AutoModel": "modeling_bidir_seq2seq.BidirSeq2SeqModel",
+    "AutoModelForSeq2SeqLM": "modeling_bidir_seq2seq.BidirSeq2SeqForConditionalGeneration",
+}
+CARD_TEMPLATE = Path(__file__).with_name("model_card_template.md")
+# A card with this line in it was written by us, and may be written again.
+CARD_MARK = "<!-- Written by bidir_seq2seq."
+# Of the scores of `evaluation.score`: the Hub's metric id and the name shown.
+HUB_METRICS = {
+    "rouge1": ("rouge", "ROUGE-1"),
+    "rouge2": ("rouge", "ROUGE-2"),
+    "rougeL": ("rouge", "ROUGE-L"),
+    "bleu": ("bleu", "BLEU"),
+}
+
+
+def save_for_hub(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    save_directory: str | Path,
+    repo_id: str | None = None,
+    **card_kwargs,
+) -> list[Path]:
+    """Writes a folder that loads with this package and, by `trust_remote_code=True`, without it.
+
+    Model and classes stay as they are: later checkpoints get no Python files. Files of the same names are replaced,
+    others are left alone; a model card that someone wrote by hand is kept.
+
+    Args:
+        model: A `BidirSeq2SeqForConditionalGeneration`, one that was itself loaded as remote code included.
+        tokenizer: The tokenizer that it was trained with.
+        save_directory: The folder; made if it is not there.
+        repo_id: `user/name` on the Hub, for the card; default: the folder's name.
+        card_kwargs: What the card says, as for [`create_model_card`].
+
+    Returns:
+        The files of the model, in the order of their names: weights, configs, tokenizer, code and card.
+
+    Raises:
+        ValueError: If model, tokenizer, folder or repository id will not do. Nothing has been written then.
+    """
+    directory = Path(save_directory)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"save_directory={str(directory)!r} is a file: name a folder, or one that is not there yet")
+    # By name: a model loaded as remote code has a class of its own, with the same code.
+    if type(model).__name__ != BidirSeq2SeqForConditionalGeneration.__name__:
+        raise ValueError(
+            f"the model is a {type(model).__name__}, and only the code of BidirSeq2SeqForConditionalGeneration can go "
+            "along: give the model itself, not its base model, a wrapper or a subclass"
+        )
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}: "
+            "use the tokenizer that the model was trained with, or model.resize_token_embeddings first"
+        )
+    if repo_id is not None:
+        _check_repo_id(repo_id)
+    card = create_model_card(model, tokenizer, repo_id or directory.resolve().name, **card_kwargs)
+
+    model.save_pretrained(directory)
+    config = copy.deepcopy(model.config)
+    config.auto_map = dict(AUTO_MAP)
+    config.save_pretrained(directory)
+    # `register_for_auto_class` would do this too, and for every later checkpoint of the process.
+    code = custom_object_save(model, directory)
+    tokenizer_files = tokenizer.save_pretrained(directory)
+    card_file = directory / REPOCARD_NAME
+    if card_file.exists() and CARD_MARK not in card_file.read_text(encoding="utf-8-sig"):
+        logger.warning(f"{card_file} was not written by bidir_seq2seq and is kept; remove it to get a new one")
+    else:
+        card.save(card_file)
+    names = {CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, REPOCARD_NAME}
+    names.update(Path(file).name for file in (*code, *tokenizer_files))
+    return [directory / name for name in sorted(names)]
+
+
+def push_to_hub(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    repo_id: str,
+    save_directory: str | Path | None = None,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload model",
+    create_pr: bool = False,
+    **card_kwargs,
+) -> CommitInfo:
+    """Uploads what [`save_for_hub`] writes, and nothing else; the repository and the branch are made if need be.
+
+    Args:
+        model, tokenizer: As for [`save_for_hub`].
+        repo_id: `user/name` or `organization/name`.
+        save_directory: Where to write the folder and leave it; default: a temporary one.
+        private: Whether a new repository is private; default: as its owner has set. An old one stays as it is.
+        token: Access token; default: the one of `hf auth login` or `HF_TOKEN`.
+        revision: Branch to commit to; default: `main`.
+        commit_message: First line of the commit's message.
+        create_pr: Whether to open a pull request instead of committing; it goes to `main`.
+        card_kwargs: What the card says, as for [`create_model_card`].
+
+    Returns:
+        The commit, with `commit_url`, and `pr_url` for a pull request.
+
+    Raises:
+        ValueError: As [`save_for_hub`], and if `create_pr` and `revision` contradict each other; the Hub has not been
+            asked anything then.
+        HfHubHTTPError: If the Hub refuses. What was written to `save_directory` is complete and stays.
+    """
+    _check_repo_id(repo_id)
+    if create_pr and revision not in (None, "main"):
+        raise ValueError(f"create_pr opens a pull request to main and revision={revision!r} is not: leave one out")
+    with ExitStack() as stack:
+        directory = save_directory or stack.enter_context(TemporaryDirectory())
+        files = save_for_hub(model, tokenizer, directory, repo_id, **card_kwargs)
+        api = HfApi(token=token)
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            if revision is not None and not revision.startswith("refs/"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=directory,
+                # The folder may hold more, such as checkpoints with the state of an optimiser.
+                allow_patterns=[file.name for file in files],
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+            )
+        except HfHubHTTPError as error:
+            if error.response.status_code in (401, 403):
+                remedy = "run `hf auth login`, set HF_TOKEN or pass token"
+                error.append_to_message(f"\n{repo_id} needs a token that may write to it: {remedy}")
+            raise
+
+
+def create_model_card(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    model_id: str,
+    *,
+    language: str | Sequence[str] | None = None,
+    license: str | None = None,
+    datasets: str | Sequence[str] | None = None,
+    training_data: str | None = None,
+    limitations: str | None = None,
+    metrics: Mapping[str, Mapping[str, float]] | None = None,
+    dataset_name: str | None = None,
+) -> ModelCard:
+    """The model card: sizes are read from the model, and what nobody has said is "not given".
+
+    Args:
+        model, tokenizer: What it is about.
+        model_id: What the examples load: `user/name` on the Hub, or a folder.
+        language: Language code(s) of the texts, such as `"zh"`.
+        license: Licence id of the weights, such as `"apache-2.0"`.
+        datasets: Id(s) of training datasets on the Hub.
+        training_data: The training pairs in words, as Markdown.
+        limitations: Where this model fails, as Markdown.
+        metrics: Scores in percent of each system, as [`evaluation.score`] returns them and `scripts/score.py` writes
+            them to `scores.json`. All go into the table; the Hub's own list leaves out the baseline `lead`.
+        dataset_name: What the scores were measured on; default: the first of `datasets`.
+
+    Returns:
+        The card, whose `data` holds the metadata.
+
+    Raises:
+        ValueError: If `metrics` has another form, or it is not said what it was measured on.
+    """
+    language, datasets = ([value] if isinstance(value, str) else value for value in (language, datasets))
+    dataset_name = dataset_name or (datasets[0] if datasets else None)
+    if metrics is not None:
+        _check_metrics(metrics, dataset_name)
+    results = [
+        EvalResult(
+            task_type="summarization",
+            dataset_type=datasets[0] if datasets else "custom",
+            dataset_name=dataset_name,
+            metric_type=metric_type,
+            metric_name=f"{metric_name} ({system})",
+            metric_value=round(scores[name], 2),
+        )
+        for system, scores in (metrics or {}).items()
+        if system != "lead"
+        for name, (metric_type, metric_name) in HUB_METRICS.items()
+    ]
+    data = ModelCardData(
+        # The name of the results; without any it would be a stray entry.
+        model_name=model_id if results else None,
+        language=language,
+        license=license,
+        library_name="transformers",
+        pipeline_tag="summarization",
+        tags=["bidir_seq2seq", "seq2seq", "title-generation", "headline-generation", "bidirectional-decoding"],
+        datasets=datasets,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        eval_results=results or None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(CARD_TEMPLATE),
+        model_id=model_id,
+        mark=CARD_MARK,
+        config=model.config,
+        generation_config=model.generation_config,
+        dtype=str(model.dtype).removeprefix("torch."),
+        num_parameters=model.num_parameters(),
+        # Tokenizers without a limit hold a huge number instead.
+        max_source_length=tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None,
+        transformers_version=transformers.__version__,
+        training_data=training_data,
+        limitations=limitations,
+        dataset_name=dataset_name,
+        scores_table=format_table(metrics) if metrics else None,
+        systems=list(metrics or ()),
+    )
+
+
+def _check_repo_id(repo_id: str):
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"repo_id={repo_id!r} must say whose it is, as user/{repo_id} or organization/{repo_id}")
+
+
+def _check_metrics(metrics: Mapping, dataset_name: str | None):
+    needed = (*HUB_METRICS, "first4", "last4")
+    for system, scores in metrics.items():
+        if not isinstance(scores, Mapping) or not all(name in scores for name in needed):
+            raise ValueError(
+                f"metrics[{system!r}]={scores!r} must hold {', '.join(needed)}: "
+                "give what scripts/score.py writes to scores.json"
+            )
+    if dataset_name is None:
+        raise ValueError("metrics say nothing without their data: give dataset_name or datasets as well")
+
+
+__all__ = ["create_model_card", "push_to_hub", "save_for_hub"]
