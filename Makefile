@@ -1,7 +1,7 @@
 # make quickstart   trains, scores and shows a small model on text that is on every machine
 # make test         checks style and runs the tests
 # make test-hf      runs transformers' own common tests on the model (fetches their source distribution)
-# make format       formats the code
+# make format       formats the code and writes docs/api.md
 # make clean        removes what the targets above made
 #
 # They install everything into .venv themselves.
@@ -30,6 +30,7 @@ test-hf: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python scripts/write_api_docs.py
 
 clean:
 	rm -rf $(VENV) .hf_tests quickstart .pytest_cache .ruff_cache

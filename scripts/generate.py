@@ -41,7 +41,13 @@ class GenerateArguments:
     max_new_tokens: int | None = field(default=None, metadata={"help": "Longest title in tokens."})
     min_new_tokens: int | None = field(default=None, metadata={"help": "Shortest title in tokens."})
     no_repeat_ngram_size: int | None = field(default=None, metadata={"help": "No n-gram of this size twice."})
-    do_sample: bool = field(default=False, metadata={"help": "Sample instead of searching for the most probable titles."})
+    do_sample: bool = field(default=False, metadata={"help": "Sample titles instead of searching for the best."})
+    vocabulary_shortlist: int | None = field(
+        default=None,
+        metadata={
+            "help": "Write only words of the document and so many likeliest others: faster. Default: all words."
+        },
+    )
     batch_size: int = field(default=32, metadata={"help": "Documents per batch."})
     show_details: bool = field(default=False, metadata={"help": "JSON lines with all candidates, scores, directions."})
     seed: int = field(default=0, metadata={"help": "Random seed, for sampling."})
@@ -57,6 +63,7 @@ GENERATE_KWARGS = (
     "min_new_tokens",
     "no_repeat_ngram_size",
     "do_sample",
+    "vocabulary_shortlist",
 )
 
 

@@ -1,3 +1,4 @@
+import ast
 import re
 from pathlib import Path
 
@@ -15,7 +16,10 @@ def test_the_examples_run(tmp_path, monkeypatch, capsys):
     tokenizer.save_pretrained(tmp_path / "quickstart" / "model")
     tiny_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "quickstart" / "model")
     monkeypatch.chdir(tmp_path)
-    load, make = EXAMPLES
+    pipe, load, make = EXAMPLES
+    exec(pipe, {})
+    first, second = map(ast.literal_eval, capsys.readouterr().out.splitlines())
+    assert [len(first), len(second)] == [3, 1] and second[0]["generated_text"] == ""
     assert len(load.strip().splitlines()) <= 12
     exec(load, {})
     lines = capsys.readouterr().out.splitlines()

@@ -66,7 +66,7 @@ def test_generate_shows_candidates(script, checkpoint):
     )  # fmt: skip
     candidates = json.loads(result)
     assert len(candidates) == 2
-    assert {"text", "score", "direction"} == set(candidates[0]) and candidates[0]["direction"] == "r2l"
+    assert {"text", "score", "direction", "truncated"} == set(candidates[0]) and candidates[0]["direction"] == "r2l"
     assert candidates[0]["score"] >= candidates[1]["score"]
 
 
@@ -89,7 +89,7 @@ def test_score_compares_directions_and_files(script, checkpoint, tmp_path):
     assert rescored["l2r"]["rougeL"] == pytest.approx(scores["l2r"]["rougeL"])
 
 
-@pytest.mark.parametrize("name", ["train", "generate", "score", "gather_docstrings"])
+@pytest.mark.parametrize("name", ["train", "generate", "score", "gather_docstrings", "push_to_hub"])
 def test_help_explains(script, name, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stopped:

@@ -39,7 +39,10 @@ def test_candidates_scores_and_directions(model, tokenizer):
 
 def test_a_long_document_is_cut(model, tokenizer):
     first, second = write_titles(model, tokenizer, ["abcdefgh" * 2, "abcdefgh" * 3], max_new_tokens=5)
-    assert first == second
+    assert first[0].text == second[0].text != "" and first[0].truncated and second[0].truncated
+    [read_whole] = write_titles(model, tokenizer, ["abcdefgh"], max_new_tokens=5)
+    [cut] = write_titles(model, tokenizer, ["abcdefgh"], max_source_length=4, max_new_tokens=5)
+    assert cut[0].truncated and not read_whole[0].truncated
 
 
 def test_bad_arguments(model, tokenizer):
@@ -47,9 +50,18 @@ def test_bad_arguments(model, tokenizer):
         write_titles(model, tokenizer, ["a", 5])
     with pytest.raises(ValueError, match="batch_size=0"):
         write_titles(model, tokenizer, ["a"], batch_size=0)
+    with pytest.raises(ValueError, match="documents is the single text 'abc'"):
+        write_titles(model, tokenizer, "abc")
     assert write_titles(model, tokenizer, []) == []
 
 
 def test_it_leaves_no_gradient_behind(model, tokenizer):
     write_titles(model.train(), tokenizer, ["abc"], max_new_tokens=3)
     assert not model.training and torch.is_grad_enabled()
+
+
+def test_progress_is_shown_on_request(model, tokenizer, capsys):
+    write_titles(model, tokenizer, DOCUMENTS, max_new_tokens=3)
+    assert capsys.readouterr().err == ""
+    write_titles(model, tokenizer, DOCUMENTS, max_new_tokens=3, progress=True)
+    assert "6/6" in capsys.readouterr().err

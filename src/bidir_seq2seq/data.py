@@ -181,4 +181,4 @@ def _cut(ids: list[int], max_length: int, end_id: int | None) -> list[int]:
     return ids[:max_length] if end_id is None else [*ids[: max_length - 1], end_id]
 
 
-__all__ = ["EncodingReport", "encode_pairs", "load_file", "load_pairs"]
+__all__ = ["FILE_FORMATS", "EncodingReport", "encode_pairs", "load_file", "load_pairs"]

@@ -327,3 +327,6 @@ def _normal(text: str) -> str:
 
 def _digest(pair: Pair) -> bytes:
     return hashlib.sha256(repr(pair).encode()).digest()
+
+
+__all__ = ["Pair", "docstring_pairs", "gather_docstrings", "python_files", "split_docstring"]

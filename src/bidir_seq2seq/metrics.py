@@ -348,3 +348,6 @@ def _edge_accuracy(predictions: list[list[str]], references: list[list[list[str]
     ]
     hits, total = map(sum, zip(*counts, strict=True))
     return 100.0 * hits / total
+
+
+__all__ = ["BootstrapResult", "TitleScore", "lead_baseline", "pair_scores", "paired_bootstrap"]

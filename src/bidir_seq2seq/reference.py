@@ -343,6 +343,7 @@ def _plan(config: BidirSeq2SeqConfig) -> dict[Slot, str]:
 
 
 __all__ = [
+    "Slot",
     "build_reference_model",
     "build_reference_tokenizer",
     "convert_reference_checkpoint",
