@@ -246,18 +246,19 @@ class Encoder(nn.Module):
             x = _permute(given.transpose(0, 1), order, restored)
 
         x = self.dropout(x)
-        hidden_states = [x]
+        hidden_states = []
         for layer in self.layers:
+            if output_hidden_states:
+                # There and back, so that what is returned lies on the way to the result and has gradients.
+                hidden_states.append(_permute(x, restored, order).transpose(0, 1))
+                x = _permute(hidden_states[-1].transpose(0, 1), order, restored)
             x = self.dropout(layer(x, mirror))
-            hidden_states.append(x)
         is_padding = (positions >= lengths)[..., None]
         pooled = x.masked_fill(is_padding, float("-inf")).amax(0)
-        hidden_states[-1] = x.masked_fill(is_padding, 0)
-        wanted = hidden_states if output_hidden_states else hidden_states[-1:]
-        wanted = tuple(_permute(x, restored, order).transpose(0, 1) for x in wanted)
+        hidden_states.append(_permute(x.masked_fill(is_padding, 0), restored, order).transpose(0, 1))
         return BidirSeq2SeqEncoderOutput(
-            last_hidden_state=wanted[-1],
-            hidden_states=wanted if output_hidden_states else None,
+            last_hidden_state=hidden_states[-1],
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
             pooler_output=pooled.masked_fill(lengths[:, None] == 0, 0),
             source_mask=mask.T,
             source_words=self._source_words(given if input_ids is not None else None, mask.T),
