@@ -6,7 +6,8 @@ H hidden size, N attention heads, D head size, t tokens read so far.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -27,6 +28,12 @@ class SourceMemory:
     keys: torch.Tensor | None
     values: torch.Tensor | None
     mask: torch.Tensor
+
+    def for_many_steps(self) -> SourceMemory:
+        """The same with each head's keys and values in one piece of memory: one copy, for steps that read them all."""
+        if self.keys is None:
+            return self
+        return replace(self, keys=self.keys.contiguous(), values=self.values.contiguous())
 
 
 class RecurrentStateLayer(CacheLayerMixin):
@@ -139,34 +146,54 @@ class BidirSeq2SeqCache(Cache):
         self.prior: torch.Tensor | None = None
 
 
-@dataclass
 class TwinMemory:
     """Keys and values that one direction offers its twin, a step at a time.
+
+    They live in two buffers in turn: memory that is asked for anew at each step costs more than the copying.
 
     Attributes:
         keys, values: `[B, K, N, t, D]` for hypotheses of one direction, `[B, K, K, N, t, D]` for pairs of both;
             `None` before the first step.
     """
 
-    keys: torch.Tensor | None = None
-    values: torch.Tensor | None = None
+    def __init__(self):
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
+        self._buffers: dict[str, list[torch.Tensor]] = {}
 
     def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Adds one step: both `[..., N, 1, D]`."""
         if self.keys is None:
-            self.keys, self.values = keys, values
-        else:
-            self.keys = torch.cat([self.keys, keys], dim=-2)
-            self.values = torch.cat([self.values, values], dim=-2)
+            self.keys, self.values = keys.contiguous(), values.contiguous()
+            self._buffers = {
+                name: [x.view(-1), x.new_empty(0)] for name, x in (("keys", self.keys), ("values", self.values))
+            }
+            return
+        shape = (*keys.shape[:-2], self.keys.shape[-2] + 1, keys.shape[-1])
+        for name, new in (("keys", keys), ("values", values)):
+            torch.cat([getattr(self, name), new], dim=-2, out=self._other_buffer(name, shape))
 
     def reorder(self, *parents: torch.LongTensor) -> None:
         """Hypothesis k of a document continues hypothesis `parents[b, k]`; one `[B, K]` for each K dimension."""
+        lead = len(parents) + 1
+        rows = torch.arange(len(parents[0]), device=parents[0].device).view(-1, *[1] * len(parents))
+        for dim, parent in enumerate(parents, start=1):
+            rows = rows * parent.shape[1] + parent.view(len(parent), *[-1 if d == dim else 1 for d in range(1, lead)])
         for name in ("keys", "values"):
-            tensor = getattr(self, name)
-            for dim, parent in enumerate(parents, start=1):
-                index = parent.reshape(parent.shape[0], *[-1 if d == dim else 1 for d in range(1, tensor.dim())])
-                tensor = tensor.gather(dim, index.expand(*tensor.shape))
-            setattr(self, name, tensor)
+            before = getattr(self, name).flatten(0, lead - 1)
+            # A lookup of whole hypotheses copies blocks of memory, where `gather` would move single numbers.
+            after = self._other_buffer(name, getattr(self, name).shape).flatten(0, lead - 1)
+            torch.index_select(before, 0, rows.flatten(), out=after)
+
+    def _other_buffer(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Makes `keys` or `values` a tensor of `shape` in the buffer that they are not in, yet to be filled."""
+        buffers, size = self._buffers[name], math.prod(shape)
+        buffers.reverse()
+        if buffers[0].numel() < size:
+            # Room for twice as many steps: titles grow, and a buffer seldom has to.
+            buffers[0] = buffers[0].new_empty(2 * size)
+        setattr(self, name, buffers[0][:size].view(shape))
+        return getattr(self, name)
 
 
 class TwinCache:

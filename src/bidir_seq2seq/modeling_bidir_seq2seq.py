@@ -620,8 +620,8 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
     def start_twins(self, encoder_outputs: BidirSeq2SeqEncoderOutput) -> TwinCache:
         """The past of two decoders that have written nothing about B documents yet."""
         cache = TwinCache(self.config.decoder_layers)
-        cache.l2r.memory = self.direction_decoder("l2r").read_source(encoder_outputs)
-        cache.r2l.memory = self.direction_decoder("r2l").read_source(encoder_outputs)
+        cache.l2r.memory = self.direction_decoder("l2r").read_source(encoder_outputs).for_many_steps()
+        cache.r2l.memory = self.direction_decoder("r2l").read_source(encoder_outputs).for_many_steps()
         return cache
 
     def step_one(self, ids: torch.LongTensor, decoder: Decoder, cache: BidirSeq2SeqCache) -> torch.Tensor:
