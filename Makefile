@@ -1,6 +1,7 @@
 # make quickstart   trains, scores and shows a small model on text that is on every machine
 # make test         checks style and runs the tests
 # make test-hf      runs transformers' own common tests on the model (fetches their source distribution)
+# make benchmark    compares speed with other libraries (installs them into .peers; half an hour)
 # make format       formats the code and writes docs/api.md
 # make clean        removes what the targets above made
 #
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test test-hf format clean
+.PHONY: quickstart test test-hf benchmark format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python scripts/gather_docstrings.py --output_dir quickstart/data
@@ -26,6 +27,12 @@ test: $(VENV)/.installed
 
 test-hf: $(VENV)/.installed
 	$(BIN)/python tests/hf/run.py -q
+
+benchmark: $(VENV)/.installed
+	$(BIN)/python benchmarks/roofline.py --output output/roofline.json
+	$(BIN)/python benchmarks/decode.py --setup
+	$(BIN)/python benchmarks/decode.py --output output/decode.json
+	$(BIN)/python benchmarks/train.py --output output/train.json
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

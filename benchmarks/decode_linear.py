@@ -14,23 +14,27 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
+from comparison import in_turns
+from rerun import rerun_everything
 from transformers import set_seed
 
 from bidir_seq2seq import BidirSeq2SeqConfig, BidirSeq2SeqForConditionalGeneration
 
-Key = TypeVar("Key")
-
 
 @torch.inference_mode()
 def search_by_steps(
-    model: BidirSeq2SeqForConditionalGeneration, source: torch.Tensor, length: int, num_beams: int
+    model: BidirSeq2SeqForConditionalGeneration,
+    source: torch.Tensor,
+    attention_mask: torch.Tensor,
+    length: int,
+    num_beams: int,
 ) -> None:
     """Writes exactly `length` tokens about `source` `[1, S]` with the shipped search."""
     model.generate(
         input_ids=source,
+        attention_mask=attention_mask,
         num_beams=num_beams,
         length_penalty=0.0,
         min_new_tokens=length,
@@ -39,46 +43,15 @@ def search_by_steps(
     )
 
 
-@torch.inference_mode()
-def rerun_everything(
-    model: BidirSeq2SeqForConditionalGeneration, source: torch.Tensor, length: int, num_beams: int
-) -> None:
-    """Writes as many, reading document and all pairs of prefixes anew for each token."""
-    config = model.config
-    l2r = torch.full((num_beams, 1), config.bos_token_id)
-    r2l = torch.full((num_beams, 1), config.eos_token_id)
-    l2r_scores, r2l_scores = torch.zeros(num_beams), torch.zeros(num_beams)
-    for _ in range(length):
-        output = model(
-            input_ids=source.expand(num_beams**2, -1),
-            decoder_input_ids=l2r.repeat_interleave(num_beams, 0),
-            r2l_decoder_input_ids=r2l.repeat(num_beams, 1),
-            use_twin=True,
-        )
-        pairs = (num_beams, num_beams, -1)
-        l2r, l2r_scores = _extend(l2r, l2r_scores, output.logits[:, -1].softmax(-1).view(pairs).mean(1))
-        r2l, r2l_scores = _extend(r2l, r2l_scores, output.r2l_logits[:, -1].softmax(-1).view(pairs).mean(0))
+def timed(run: Callable[[], object]) -> Callable[[], float]:
+    """The run, answering with its seconds."""
 
+    def call() -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
 
-def _extend(prefixes: torch.Tensor, scores: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best K of all continuations of prefixes `[K, t]` with scores `[K]` by tokens with probabilities `[K, V]`."""
-    log_probs = probs.log()
-    # Marks are not written: every title is to have its full length.
-    log_probs[:, :4] = float("-inf")
-    totals, flat = (scores[:, None] + log_probs).flatten().topk(len(prefixes))
-    vocab_size = probs.shape[-1]
-    return torch.cat([prefixes[flat // vocab_size], (flat % vocab_size)[:, None]], dim=1), totals
-
-
-def median_seconds(runs: dict[Key, Callable[[], None]], repeats: int) -> dict[Key, float]:
-    """Median wall time of each run over `repeats` rounds, so that a busy moment does not hit one of them only."""
-    seconds: dict[Key, list[float]] = {key: [] for key in runs}
-    for _ in range(repeats):
-        for key, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[key].append(time.perf_counter() - start)
-    return {key: statistics.median(values) for key, values in seconds.items()}
+    return call
 
 
 def main(args: list[str] | None = None) -> None:
@@ -96,15 +69,16 @@ def main(args: list[str] | None = None) -> None:
     set_seed(0)
     model = BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqConfig.reference(vocab_size=options.vocab_size)).eval()
     source = torch.randint(4, options.vocab_size, (1, options.source_length))
+    mask = torch.ones_like(source)
     ways = {"ours": search_by_steps, "rerun": rerun_everything}
     for way in ways.values():
-        way(model, source, 4, options.num_beams)
+        way(model, source, mask, 4, options.num_beams)
     runs = {
-        (name, length): partial(way, model, source, length, options.num_beams)
+        (name, length): timed(partial(way, model, source, mask, length, options.num_beams))
         for length in options.lengths
         for name, way in ways.items()
     }
-    seconds = median_seconds(runs, options.repeats)
+    seconds = {key: statistics.median(values) for key, values in in_turns(runs, options.repeats).items()}
 
     print(f"{'length':>6} {'ours, ms':>9} {'growth':>7} {'rerun, ms':>10} {'growth':>7} {'rerun/ours':>10}")
     rows: list[dict[str, float]] = []

@@ -9,6 +9,8 @@ Letters: P target tokens, B documents, V vocabulary, E embedding size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch.nn import functional as F
 
@@ -51,27 +53,51 @@ def projected_cross_entropy(
         )
 
 
+@torch.no_grad()
+def projected_log_probs(
+    features: torch.Tensor,
+    weight: torch.Tensor,
+    base: torch.Tensor,
+    documents: torch.LongTensor,
+    targets: torch.LongTensor,
+) -> torch.Tensor:
+    """Log-probability of each of P targets, `[P]`, float32: arguments as above, without gradients."""
+    log_probs = base.new_empty(len(features), dtype=torch.float32)
+    for rows, logits in _logits_in_blocks(features, weight, base.float(), documents):
+        log_probs[rows] = logits.log_softmax(1).gather(1, targets[rows, None]).squeeze(1)
+    return log_probs
+
+
+def _logits_in_blocks(features, weight, base, documents) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Some rows at a time and their logits `[n, V]`, float32, in a buffer that the next ones overwrite."""
+    block_rows = BLOCK_ROWS.get(features.device.type, DEFAULT_BLOCK_ROWS)
+    buffer = base.new_empty(min(block_rows, len(features)), weight.shape[0])
+    for start in range(0, len(features), block_rows):
+        rows = slice(start, start + block_rows)
+        x = features[rows]
+        logits = buffer[: len(x)]
+        torch.index_select(base, 0, documents[rows], out=logits)
+        if x.dtype == logits.dtype:
+            logits.addmm_(x, weight.T)
+        else:
+            logits.add_(F.linear(x, weight))
+        yield rows, logits
+
+
 class _ProjectedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features, weight, base, documents, targets, label_smoothing):
         wants_grad = any(ctx.needs_input_grad[:3])
         vocab_size = weight.shape[0]
-        block_rows = BLOCK_ROWS.get(features.device.type, DEFAULT_BLOCK_ROWS)
         total = base.new_zeros(())
         if wants_grad:
             grad_features, grad_base = torch.empty_like(features), torch.zeros_like(base)
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        buffers = base.new_empty(2, min(block_rows, max(len(features), 1)), vocab_size)
-        for start in range(0, len(features), block_rows):
-            rows = slice(start, start + block_rows)
+        buffer = None
+        for rows, logits in _logits_in_blocks(features, weight, base, documents):
             x, target, document = features[rows], targets[rows, None], documents[rows]
-            logits, probs = buffers[:, : len(x)]
-            torch.index_select(base, 0, document, out=logits)
-            if x.dtype == logits.dtype:
-                logits.addmm_(x, weight.T)
-            else:
-                logits.add_(F.linear(x, weight))
-            torch.softmax(logits, dim=1, out=probs)
+            buffer = torch.empty_like(logits) if buffer is None else buffer
+            probs = torch.softmax(logits, dim=1, out=buffer[: len(x)])
             # The largest probability is at least 1 / V, so its logarithm is always safe.
             log_total = logits.amax(1) - probs.amax(1).log()
             wanted = logits.gather(1, target).squeeze(1) * (1 - label_smoothing)
@@ -102,4 +128,4 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         return (*grads, None, None, None)
 
 
-__all__ = ["projected_cross_entropy"]
+__all__ = ["projected_cross_entropy", "projected_log_probs"]

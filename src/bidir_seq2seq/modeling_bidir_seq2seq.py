@@ -24,7 +24,7 @@ from transformers.utils import can_return_tuple, logging
 from .cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory, TwinCache
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
-from .loss_bidir_seq2seq import projected_cross_entropy
+from .loss_bidir_seq2seq import projected_cross_entropy, projected_log_probs
 
 logger = logging.get_logger(__name__)
 
@@ -875,10 +875,11 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         reversed_labels = torch.where(positions < content, mirrored, IGNORE_INDEX)
         return torch.where(ended & (positions == content), self.config.bos_token_id, reversed_labels)
 
+    @torch.no_grad()
     def sequence_log_probs(
         self, encoder_outputs: BidirSeq2SeqEncoderOutput, labels: torch.LongTensor
     ) -> dict[str, torch.Tensor]:
-        """Log-probability of given titles under each direction alone, the twin off.
+        """Log-probability of given titles under each direction alone, the twin off; without gradients.
 
         Args:
             encoder_outputs: Of B documents.
@@ -888,7 +889,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             For each direction of the model, `[R]` natural log-probabilities of the whole title and its end.
         """
         labels = pack_labels(labels)
-        prior = self.source_prior(encoder_outputs)
+        scale, base = self.output_base(self.source_prior(encoder_outputs))
         targets = {"l2r": (labels, self.config.bos_token_id)}
         if self.config.decoder_directions != "l2r":
             targets["r2l"] = (self.reverse_labels(labels), self.config.eos_token_id)
@@ -903,11 +904,17 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
                 use_cache=False,
                 return_dict=True,
             )
-            logits = self.output_logits(outputs.last_hidden_state, prior).float()
-            token_loss = F.cross_entropy(
-                logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+            found = outputs.last_hidden_state.new_zeros(target.shape, dtype=torch.float32)
+            is_target = target != IGNORE_INDEX
+            documents = torch.arange(len(target), device=target.device) // (len(target) // base.shape[0])
+            found[is_target] = projected_log_probs(
+                outputs.last_hidden_state[is_target] * scale,
+                self.lm_head.weight,
+                base,
+                documents[:, None].expand_as(target)[is_target],
+                target[is_target],
             )
-            log_probs[direction] = -token_loss.view(target.shape).sum(1)
+            log_probs[direction] = found.sum(1)
         return log_probs
 
     def _loss_from_logits(self, logits: list, targets: list, num_items: torch.Tensor | int | None) -> torch.Tensor:

@@ -1,0 +1,357 @@
+"""How far a training step and a search step are from what their matrix products and memory traffic alone cost.
+
+    python benchmarks/roofline.py
+    python benchmarks/roofline.py --output roofline.json
+
+The machine's rates of float32 products and of copying are measured in the same run, in turn with everything else. The
+floor of a part is the longer of its products at the first rate and its bytes at the second. Bytes are those of tensors
+that one operation must hand to the next, and of weights, once each; the logits of a block never have to leave the
+cache and count as none. Times are of one thread, processor seconds, medians. Batches have no padding.
+
+A step is measured whole. Its parts are measured alone, on the shipped modules, with their own backward passes;
+"bookkeeping" is what is left of the whole: reading ids, joining parts, beams, clipping and updating weights.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import set_seed
+
+from bidir_seq2seq import BidirSeq2SeqConfig, BidirSeq2SeqForConditionalGeneration
+from bidir_seq2seq.search_bidir_seq2seq import NextTokens
+
+FLOAT_BYTES = 4
+PRODUCT_SIZE = 1024
+COPY_FLOATS = 2**24
+
+
+@dataclass
+class Size:
+    """A model's sizes and those of its batches: S source tokens, T target tokens."""
+
+    config: BidirSeq2SeqConfig
+    source_length: int
+    target_length: int
+
+
+SIZES = {
+    "H 256, V 8,000": Size(
+        BidirSeq2SeqConfig(
+            vocab_size=8000, embedding_size=256, hidden_size=256, num_attention_heads=8, attention_head_size=32
+        ),
+        source_length=40,
+        target_length=16,
+    ),
+    "the reference's sizes": Size(BidirSeq2SeqConfig(vocab_size=2400), source_length=200, target_length=20),
+}
+
+
+@dataclass
+class Work:
+    """What must be done: floating-point operations of products, and bytes that must be read or written."""
+
+    flops: float = 0.0
+    moved: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.flops + other.flops, self.moved + other.moved)
+
+    def times(self, factor: float) -> "Work":
+        return Work(self.flops * factor, self.moved * factor)
+
+
+def linear(rows: int, inputs: int, outputs: int) -> Work:
+    """Rows `[rows, inputs]` times a weight `[inputs, outputs]`."""
+    return Work(2 * rows * inputs * outputs, FLOAT_BYTES * (inputs * outputs + rows * (inputs + outputs)))
+
+
+def recurrence(rows: int, inputs: int, hidden: int) -> Work:
+    """An LSTM layer over `rows` tokens in all: input and recurrent products of four gates."""
+    return Work(
+        2 * rows * 4 * hidden * (inputs + hidden),
+        FLOAT_BYTES * (4 * hidden * (inputs + hidden) + rows * (inputs + hidden)),
+    )
+
+
+def attention(pairs: int, heads_size: int, memory_rows: int) -> Work:
+    """Scores and context of `pairs` (query, memory position) pairs that read `memory_rows` keys and values."""
+    return Work(2 * 2 * pairs * heads_size, FLOAT_BYTES * 2 * memory_rows * heads_size)
+
+
+def training_work(size: Size, batch_size: int) -> dict[str, Work]:
+    """The parts of one update of a twin model; a backward pass is two forward passes."""
+    c, rows = size.config, batch_size * size.target_length
+    source_rows, directions = batch_size * size.source_length, 2
+    heads = c.num_attention_heads * c.attention_head_size
+    encoder = decoder = Work()
+    for layer in range(c.encoder_layers):
+        inputs = c.embedding_size if layer == 0 else c.hidden_size
+        encoder = encoder + recurrence(source_rows, inputs, c.hidden_size // 2).times(2)
+    for layer in range(c.decoder_layers):
+        inputs = c.embedding_size if layer == 0 else c.hidden_size
+        decoder = decoder + recurrence(rows, inputs, c.hidden_size).times(directions)
+    reading = (
+        linear(source_rows, c.hidden_size, 2 * heads)
+        + linear(rows, c.hidden_size, 2 * heads)
+        + attention(rows * size.source_length, heads, source_rows)
+    )
+    features = c.hidden_size + 2 * heads
+    twin = linear(rows, c.hidden_size, 2 * heads)
+    # Position t reads positions up to t: half of all pairs.
+    twin = twin + attention(rows * size.target_length / 2, heads, rows)
+    output = linear(rows, features, c.embedding_size)
+    vocabulary = Work(
+        2 * rows * c.embedding_size * c.vocab_size,
+        FLOAT_BYTES * (c.vocab_size + rows) * c.embedding_size,
+    )
+    num_weights = sum(p.numel() for p in BidirSeq2SeqForConditionalGeneration(c).parameters())
+    # AdamW reads weight, gradient and both moments and writes back all but the gradient; clipping reads it once more.
+    bookkeeping = Work(0, FLOAT_BYTES * 8 * num_weights)
+    return {
+        "encoder": encoder.times(3),
+        "decoders": decoder.times(3),
+        "attention": (reading + twin).times(3 * directions),
+        "projection and loss": (output + vocabulary).times(3 * directions),
+        "bookkeeping": bookkeeping,
+    }
+
+
+def search_work(size: Size, batch_size: int, num_beams: int, directions: int, written: int) -> dict[str, Work]:
+    """The parts of one search step with `written` tokens behind it."""
+    c, rows = size.config, batch_size * num_beams
+    heads = c.num_attention_heads * c.attention_head_size
+    decoder = Work()
+    for layer in range(c.decoder_layers):
+        inputs = c.embedding_size if layer == 0 else c.hidden_size
+        decoder = decoder + recurrence(rows, inputs, c.hidden_size)
+    reading = linear(rows, c.hidden_size, heads)
+    reading = reading + attention(rows * size.source_length, heads, batch_size * size.source_length)
+    scored = rows
+    if directions == 2:
+        scored = rows * num_beams
+        reading = reading + linear(rows, c.hidden_size, 3 * heads) + attention(scored * written, heads, rows * written)
+    features = c.hidden_size + (2 if directions == 2 else 1) * heads
+    vocabulary = Work(
+        2 * scored * c.embedding_size * c.vocab_size,
+        FLOAT_BYTES * (c.vocab_size / directions + scored) * c.embedding_size,
+    )
+    # Beams change places: states, and what the twins have shown each other.
+    moved = rows * c.hidden_size * 2 * c.decoder_layers + (directions - 1) * rows * written * 2 * heads
+    return {
+        "decoders": decoder.times(directions),
+        "attention": reading.times(directions),
+        "projection and scores": (linear(scored, features, c.embedding_size) + vocabulary).times(directions),
+        "bookkeeping": Work(0, FLOAT_BYTES * 2 * moved * directions),
+    }
+
+
+def machine_jobs() -> dict[str, Callable[[], None]]:
+    left, right = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE), torch.randn(PRODUCT_SIZE, PRODUCT_SIZE)
+    source, target = torch.randn(COPY_FLOATS), torch.empty(COPY_FLOATS)
+    return {"products": lambda: torch.mm(left, right), "copying": lambda: target.copy_(source)}
+
+
+def training_jobs(size: Size, batch_size: int) -> dict[str, Callable[[], None]]:
+    """The whole step and its parts, each with its backward pass."""
+    c = size.config
+    model = BidirSeq2SeqForConditionalGeneration(c).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    source = torch.randint(4, c.vocab_size, (batch_size, size.source_length))
+    labels = torch.randint(4, c.vocab_size, (batch_size, size.target_length))
+    labels[:, -1] = c.eos_token_id
+    r2l_labels = model.reverse_labels(labels)
+    with torch.no_grad():
+        encoded = model.model.encoder(source)
+        memories = [decoder.read_source(encoded) for decoder in (model.model.decoder, model.model.r2l_decoder)]
+        embeds = model.model.encoder.embed_tokens(labels)
+        hidden = [
+            decoder.recur(embeds, memory)[-1]
+            for decoder, memory in zip((model.model.decoder, model.model.r2l_decoder), memories)
+        ]
+        prior = model.source_prior(encoded)
+    encoder_grads = torch.randn_like(encoded.last_hidden_state), torch.randn_like(encoded.pooler_output)
+    grads = [torch.randn_like(h) for h in hidden]
+    mask = torch.ones(size.target_length, size.target_length, dtype=torch.bool).tril()
+
+    def whole():
+        optimizer.zero_grad(set_to_none=True)
+        model(input_ids=source, labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    def encoder():
+        out = model.model.encoder(source)
+        torch.autograd.backward((out.last_hidden_state, out.pooler_output), encoder_grads)
+
+    def decoders():
+        for decoder, memory, grad in zip((model.model.decoder, model.model.r2l_decoder), memories, grads):
+            decoder.recur(embeds.requires_grad_(), memory)[-1].backward(grad)
+
+    def attend():
+        states = encoded.last_hidden_state.requires_grad_()
+        own = [h.requires_grad_() for h in hidden]
+        document = type(encoded)(
+            last_hidden_state=states, pooler_output=encoded.pooler_output, source_mask=encoded.source_mask
+        )
+        contexts = []
+        decoders = model.model.decoder, model.model.r2l_decoder
+        for decoder, h in zip(decoders, own):
+            contexts.append(decoder.attend_source(h, decoder.read_source(document))[0])
+        for decoder, h, offer in zip(decoders, own, reversed(own)):
+            contexts.append(decoder.twin_attention(h, *decoder.twin_attention.memory(offer), mask)[0])
+        torch.autograd.backward([x.sum() for x in contexts])
+
+    def project():
+        heads = c.num_attention_heads * c.attention_head_size
+        context = hidden[0].new_zeros(*hidden[0].shape[:2], 2 * heads)
+        features = [
+            decoder.features(torch.cat([h.requires_grad_(), context], dim=-1))
+            for decoder, h in zip((model.model.decoder, model.model.r2l_decoder), hidden)
+        ]
+        model._loss_from_features(features, [labels, r2l_labels], prior, None).backward()
+
+    return {
+        "whole": whole,
+        "encoder": encoder,
+        "decoders": decoders,
+        "attention": attend,
+        "projection and loss": project,
+    }
+
+
+def search_jobs(size: Size, batch_size: int, num_beams: int, directions: int, written: int) -> dict[str, Callable]:
+    """Searches of two lengths, whose difference are whole steps, and the parts of one step."""
+    c = size.config
+    model = BidirSeq2SeqForConditionalGeneration(c).eval()
+    source = torch.randint(4, c.vocab_size, (batch_size, size.source_length))
+    encoded = model.model.encoder(source)
+    direction = "both" if directions == 2 else "l2r"
+    names = ("l2r", "r2l")[:directions]
+    decoders = [model.model.direction_decoder(name) for name in names]
+    cache = model.model.start_twins(encoded)
+    pasts = [cache.l2r, cache.r2l][:directions]
+    ids = torch.randint(4, c.vocab_size, (batch_size, num_beams))
+    for _ in range(written):
+        model.model.step_twins(ids, ids, cache)
+    embeds = model.model.encoder.embed_tokens(ids.reshape(-1, 1))
+    hidden = [decoder.recur(embeds, past.memory, past)[-1] for decoder, past in zip(decoders, pasts)]
+    heads = c.num_attention_heads * c.attention_head_size
+    context = embeds.new_zeros(batch_size * num_beams * (num_beams if directions == 2 else 1), 1, heads)
+    scale, base = model.output_base(model.source_prior(encoded))
+    next_tokens = NextTokens(model.lm_head.weight, base, scale)
+    partners = None
+    if directions == 2:
+        partners = torch.full((batch_size, 2 * num_beams, num_beams), 1 / num_beams)
+    forbidden = [(slice(None), torch.arange(3))]
+
+    def search(length: int):
+        limits = {"min_new_tokens": length, "max_new_tokens": length}
+        model.generate(source, num_beams=num_beams, decoding_direction=direction, **limits)
+
+    def recur():
+        for decoder, past in zip(decoders, pasts):
+            decoder.recur(embeds, past.memory, past)
+
+    def attend():
+        for decoder, h, past in zip(decoders, hidden, pasts):
+            decoder.attend_source(h, past.memory)
+        if directions == 1:
+            return
+        twins = [h.view(batch_size, num_beams, -1) for h in hidden]
+        decoders[0].twin_attention.memory(twins[1][:, :, None])
+        decoders[0].twin_attention(twins[0][:, None], cache.r2l_offer.keys, cache.r2l_offer.values)
+        decoders[1].twin_attention.memory(twins[0][:, :, None])
+        decoders[1].twin_attention(twins[1][:, None], cache.l2r_offer.keys, cache.l2r_offer.values)
+
+    def project():
+        features = []
+        for decoder, h in zip(decoders, hidden):
+            h = h.repeat_interleave(num_beams, 0) if directions == 2 else h
+            parts = decoder.concatenate(h, context if directions == 2 else None, context)
+            features.append(decoder.features(parts).view(batch_size, num_beams, *[num_beams] * (directions - 1), -1))
+        next_tokens.best(torch.cat(features, dim=1), 2 * num_beams, forbidden, partners)
+
+    return {
+        "short": lambda: search(written),
+        "long": lambda: search(3 * written),
+        "decoders": recur,
+        "attention": attend,
+        "projection and scores": project,
+    }
+
+
+def measure(jobs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Median processor seconds of each job over `repeats` rounds, after one to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for round_index in range(repeats + 1):
+        for name, job in jobs.items():
+            start = time.process_time()
+            job()
+            if round_index:
+                seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def analyse(title: str, work: dict[str, Work], jobs: dict[str, Callable], repeats: int, written: int) -> dict:
+    """Measures one kind of step, prints its table, and returns its figures."""
+    seconds = measure({**jobs, **machine_jobs()}, repeats)
+    product_rate = 2 * PRODUCT_SIZE**3 / seconds["products"]
+    copy_rate = 2 * FLOAT_BYTES * COPY_FLOATS / seconds["copying"]
+    whole = seconds.get("whole")
+    if whole is None:
+        whole = (seconds["long"] - seconds["short"]) / (2 * written)
+    measured = {name: seconds[name] for name in work if name in seconds}
+    measured["bookkeeping"] = whole - sum(measured.values())
+    floors = {name: max(part.flops / product_rate, part.moved / copy_rate) for name, part in work.items()}
+    print(f"\n{title}: products {product_rate / 1e9:.1f} GFLOP/s, copying {copy_rate / 1e9:.1f} GB/s")
+    print(f"{'part':24}{'GFLOP':>8}{'MB':>8}{'floor, ms':>11}{'measured':>10}{'ratio':>7}")
+    parts = {}
+    for name, part in [*work.items(), ("whole", sum(work.values(), Work()))]:
+        floor = sum(floors.values()) if name == "whole" else floors[name]
+        taken = whole if name == "whole" else measured[name]
+        parts[name] = {"flops": part.flops, "bytes": part.moved, "floor": floor, "seconds": taken}
+        row = f"{name:24}{part.flops / 1e9:8.2f}{part.moved / 1e6:8.1f}{floor * 1e3:11.2f}{taken * 1e3:10.2f}"
+        print(f"{row}{taken / floor:7.2f}")
+    return {"title": title, "product_rate": product_rate, "copy_rate": copy_rate, "parts": parts}
+
+
+def main(args: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_size", type=int, default=64, help="documents (default 64)")
+    parser.add_argument("--written", type=int, default=16, help="tokens behind a search step (default 16)")
+    parser.add_argument("--repeats", type=int, default=7, help="runs of which the median is taken (default 7)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--output", help="JSON file to write the figures to")
+    options = parser.parse_args(args)
+
+    torch.set_num_threads(options.threads)
+    set_seed(0)
+    results = []
+    for name, size in SIZES.items():
+        batch_size, written = options.batch_size, options.written
+        title = f"{name}, batch {batch_size}"
+        jobs = training_jobs(size, batch_size)
+        results.append(
+            analyse(f"Training step, {title}", training_work(size, batch_size), jobs, options.repeats, written)
+        )
+        for beams, directions, label in ((5, 1, "one direction, K = 5"), (3, 2, "both directions, K = 3")):
+            with torch.inference_mode():
+                jobs = search_jobs(size, batch_size, beams, directions, written)
+                work = search_work(size, batch_size, beams, directions, written)
+                results.append(analyse(f"Search step, {label}, {title}", work, jobs, options.repeats, written))
+    if options.output:
+        machine = {"processor": platform.processor(), "machine": platform.machine(), "torch": torch.__version__}
+        report = {"machine": machine, "settings": vars(options), "steps": results}
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

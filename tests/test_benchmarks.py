@@ -1,0 +1,209 @@
+"""The comparisons with other libraries, without them: arguments, turns, tables, and our own systems."""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path += [str(BENCHMARKS), str(BENCHMARKS / "peers")]
+bart, bidir, comparison, decode, decode_linear, rerun, train, worker = (
+    import_module(name)
+    for name in ("bart", "bidir", "comparison", "decode", "decode_linear", "rerun", "train", "worker")
+)
+
+# So few words that a search which may end early does.
+SIZES = {"vocab_size": 8, "hidden_size": 16, "num_layers": 1, "max_length": 20, "dtype": "float32", "length": 12}
+PAIRS = [([5, 6, 7], [4, 5]), ([4, 5, 6, 7, 4], [5]), ([1, 6], [7, 6, 5])]
+
+
+@pytest.fixture(scope="module")
+def pair_files(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("pairs")
+    flags = []
+    for split in ("train", "test"):
+        file = folder / f"{split}.jsonl"
+        words = [f"{a}{b}" for a in "abcdef" for b in "ghijkl"]
+        rows = [{"document": " ".join(words[i : i + 9]), "summary": " ".join(words[i : i + 3])} for i in range(20)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        flags += [f"--{split}_file", str(file)]
+    return flags
+
+
+def recorded(wall: list[float], tokens: int = 64, sentences: int = 2, **fields) -> dict:
+    rounds = len(wall)
+    return {
+        "parameters": 6_500_000,
+        "sentences": sentences,
+        "wall_seconds": wall,
+        "cpu_seconds": [second / 2 for second in wall],
+        "tokens": [tokens] * rounds,
+        "peak_bytes": [400_000_000 + 1_000_000 * i for i in range(rounds)],
+        **fields,
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"rounds": 0}, "rounds=0 must be at least 1"),
+        ({"train_file": "a.jsonl"}, "train_file and test_file go together"),
+        ({"dtypes": ["float16"]}, "dtypes=['float16'] is not known: use float32, bfloat16"),
+    ],
+)
+def test_arguments_that_cannot_be_measured_are_refused(flags, message):
+    with pytest.raises(ValueError) as error:
+        decode.DecodeArguments(**flags)
+    assert message in str(error.value)
+
+
+def test_an_unknown_system_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="'GRU' is not known; use some of 'l2r', 'twin', 'OpenNMT-py'"):
+        comparison.select_systems(train.SYSTEMS, ["GRU"])
+    assert list(comparison.select_systems(train.SYSTEMS, ["BART", "l2r"])) == ["l2r", "BART"]
+
+
+def test_a_precision_adds_rows_for_our_searches_only():
+    rows = comparison.with_dtypes(decode.SYSTEMS, ["float32", "bfloat16"])
+    added = {name: system.dtype for name, system in rows.items() if name not in decode.SYSTEMS}
+    ours = [name for name in decode.SYSTEMS if name.startswith(("l2r", "both", "joint"))]
+    assert len(ours) == 7 and added == {f"{name} bfloat16": "bfloat16" for name in ours}
+
+
+@pytest.mark.parametrize("program", [decode, train])
+def test_every_ratio_is_of_two_systems_of_the_table(program):
+    rows = comparison.with_dtypes(program.SYSTEMS, ["float32", "bfloat16"])
+    pairs = program.pairs_of(["float32", "bfloat16"])
+    assert len(set(pairs)) == len(pairs) and {name for pair in pairs for name in pair} <= set(rows)
+
+
+def test_every_library_has_a_driver_and_exact_pins():
+    drivers = {system.driver for systems in (decode.SYSTEMS, train.SYSTEMS) for system in systems.values()}
+    assert all((BENCHMARKS / "peers" / f"{driver}.py").exists() for driver in drivers)
+    assert set(comparison.LIBRARIES) == drivers - {"bidir", "bart"}
+    for driver in comparison.LIBRARIES:
+        pins = (BENCHMARKS / "peers" / f"{driver}.txt").read_text().split()
+        assert "torch==2.13.0" in pins and all(pin.count("==") == 1 for pin in pins)
+
+
+def test_systems_run_in_turns():
+    order = []
+    results = comparison.in_turns({name: lambda name=name: order.append(name) or len(order) for name in "ab"}, 3)
+    assert order == list("ababab") and results == {"a": [1, 3, 5], "b": [2, 4, 6]}
+
+
+def test_the_table_shows_median_range_memory_and_what_went_wrong():
+    results = {"ours": recorded([1.0, 2.0, 4.0]), "theirs": {"error": "no such library"}}
+    _, ours, theirs = comparison.Figures(results, "tokens", "wall").table().splitlines()
+    assert ours.split() == ["ours", "32.0", "16.0", "64.0", "402", "6,500,000"]
+    assert theirs.split(maxsplit=1) == ["theirs", "no such library"]
+    assert comparison.Figures(results, "sentences", "cpu").speeds("ours") == [4.0, 2.0, 1.0]
+
+
+def test_ratios_are_taken_round_by_round():
+    results = {"fast": recorded([1.0, 2.0, 1.0]), "slow": recorded([2.0, 8.0, 1.0]), "ill": {"error": "no"}}
+    figures = comparison.Figures(results, "tokens", "wall")
+    assert figures.ratio("fast", "slow") == {"median": 2.0, "low": 1.0, "high": 4.0}
+    assert figures.ratio("fast", "ill") is None and figures.ratio("absent", "slow") is None
+
+
+def test_systems_that_did_different_work_are_not_compared():
+    fewer = recorded([1.0], tokens=16, sentences=1)
+    comparison.check_tokens({"all": recorded([1.0]), "ill": {"error": "no"}})
+    with pytest.raises(RuntimeError, match="'all': 32.0, 'fewer': 16.0"):
+        comparison.check_tokens({"all": recorded([1.0]), "fewer": fewer})
+
+
+def test_pairs_lose_the_end_that_each_library_adds(pair_files):
+    arguments = decode.DecodeArguments(train_file=pair_files[1], test_file=pair_files[3], vocab_size=60)
+    encoded = comparison.load_batches(arguments)["test"]
+    (source, target), *_ = comparison.plain_pairs(encoded, 2)
+    assert [*source, 3] == encoded[0]["input_ids"] and [*target, 3] == encoded[0]["labels"]
+    with pytest.raises(ValueError, match="21 pairs are needed and there are 20"):
+        comparison.plain_pairs(encoded, 21)
+
+
+def test_rerunning_everything_finds_what_the_search_finds():
+    model = tiny_model()
+    sources, mask = bidir.pad_ids([[5, 6, 7, 8], [9, 10], [11]])
+    length = 6
+    best = model.generate(
+        input_ids=sources,
+        attention_mask=mask,
+        num_beams=3,
+        num_return_sequences=3,
+        min_new_tokens=length,
+        max_new_tokens=length,
+        return_dict_in_generate=True,
+        decoding_direction="both",
+    )
+    l2r, r2l = rerun.rerun_everything(model, sources, mask, length, 3)
+    contents = {"l2r": l2r[:, :, 1:], "r2l": r2l[:, :, 1:].flip(-1)}
+    for row, (sequence, direction) in enumerate(zip(best.sequences, best.directions)):
+        assert sequence[1:].tolist() in contents[direction][row // 3].tolist()
+
+
+@pytest.mark.parametrize(
+    ("driver", "settings"),
+    [
+        (bidir, {"config": {}, "generate": {"num_beams": 2}, "rerun": False}),
+        (bidir, {"config": {}, "generate": {"num_beams": 2, "joint_rescoring": True}, "rerun": False}),
+        (bidir, {"config": {"decoder_directions": "l2r"}, "generate": {"num_beams": 3}, "rerun": False}),
+        (bidir, {"config": {}, "generate": {"num_beams": 2}, "rerun": True}),
+        (bart, {"generate": {"num_beams": 2}}),
+    ],
+)
+def test_searches_write_the_forced_length(driver, settings):
+    parameters, run = driver.prepare_decode({**SIZES, **settings}, [PAIRS, PAIRS[:1]])
+    parameters = list(parameters)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.normal_(0, 1)
+        if driver is bidir:
+            # The output layer's bias, by which each title would like to end at once.
+            parameters[-1][2:4] = 100
+    assert run() == 4 * SIZES["length"]
+
+
+@pytest.mark.parametrize("driver", [bidir, bart])
+def test_training_learns_and_counts_each_target_token_once(driver, tmp_path):
+    parameters, run = driver.prepare_train({**SIZES, "config": {}, "scratch_dir": str(tmp_path)}, [PAIRS, PAIRS[:1]])
+    parameters = list(parameters)
+    before = [parameter.clone() for parameter in parameters]
+    assert run() == sum(len(target) + 1 for _, target in [*PAIRS, PAIRS[0]])
+    assert any(not torch.equal(old, new) for old, new in zip(before, parameters))
+
+
+def test_every_id_but_the_special_ones_is_a_word():
+    assert worker.vocabulary(8) == ["4", "5", "6", "7"]
+    assert worker.words([1, 6]) == ["1", "6"] and worker.peak_bytes() > 10_000_000
+
+
+def test_one_command_measures_and_reports(pair_files, tmp_path, capsys):
+    output, systems = tmp_path / "new" / "decode.json", ["l2r beam 3", "JoeyNMT beam 5"]
+    flags = {"peers_dir": tmp_path, "vocab_size": 60, "hidden_size": 16, "batch_size": 4, "rounds": 2, "length": 3}
+    texts = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    decode.main([*pair_files, *texts, "--systems", *systems, "--output", str(output)])
+    printed = capsys.readouterr().out
+    assert "batch size 1\n" in printed and "batch size 4\n" in printed
+    assert f"JoeyNMT beam 5 not in {tmp_path}: run with --setup first" in printed
+    figures = json.loads(output.read_text())
+    ours = figures["results"]["batch size 4"]["l2r beam 3"]
+    assert ours["tokens"] == [12, 12] and len(ours["wall_seconds"]) == 2 and min(ours["cpu_seconds"]) > 0
+    assert set(ours["versions"]) == {"torch", "bidir_seq2seq", "transformers"} and figures["machine"]["cores"] >= 1
+
+
+def test_what_stops_a_system_is_told():
+    results = comparison.compare({"ill": comparison.System("absent")}, "train", {}, [PAIRS], train.TrainArguments())
+    assert "absent.py" in results["ill"]["error"] and "No such file" in results["ill"]["error"]
+
+
+def test_growth_with_the_length_is_measured_on_both_ways(tmp_path, capsys):
+    output = tmp_path / "growth.json"
+    sizes = ["--source_length", "4", "--vocab_size", "30", "--repeats", "1", "--output", str(output)]
+    decode_linear.main(["--lengths", "2", "3", "--num_beams", "2", *sizes])
+    assert [set(row) for row in json.loads(output.read_text())["seconds"]] == [{"length", "ours", "rerun"}] * 2
