@@ -251,8 +251,9 @@ class BidirSeq2SeqGenerationMixin:
             search = self._one_way_search
         elif generation_config.vocabulary_shortlist is not None:
             raise ValueError(
-                "vocabulary_shortlist is for searching: leave it out when sampling in one direction, with a given "
-                "beginning, candidates, a streamer or use_cache=False, and when asking for scores of one direction"
+                "vocabulary_shortlist is for searching: leave it out when sampling in one direction, in greedy search "
+                "with processors that change scores, with a given beginning, candidates, a streamer or "
+                "use_cache=False, and when asking for the scores, attentions or states of one direction"
             )
         result = search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
         # An assistant's draft is read as it was written.
