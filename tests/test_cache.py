@@ -43,3 +43,23 @@ def test_twin_memory_of_pairs_follows_both_parents():
     assert memory.values.flatten().tolist() == [13, 12, 13, 12]
     memory.append(step, step)
     assert memory.keys.shape == (1, 2, 2, 1, 2, 1)
+
+
+def test_a_recorded_past_is_taken_back_token_by_token():
+    layer = RecurrentStateLayer()
+    layer.activate_past_recording()
+    states = [(torch.full((1, 2, 3), float(step)),) for step in range(4)]
+    for state in states[:3]:
+        layer.advance(state, 1)
+    layer.crop(0)
+    assert layer.state is states[2]
+    layer.crop(-1)
+    layer.advance(states[3], 1)
+    layer.crop(-2)
+    assert layer.state is states[0] and layer.get_seq_length() == 1
+    layer.crop(-1)
+    assert layer.state is None and layer.get_seq_length() == 0
+    with pytest.raises(ValueError, match="crop\\(-1\\) takes a number from 0"):
+        layer.crop(-1)
+    with pytest.raises(ValueError, match="crop\\(1\\)"):
+        layer.crop(1)

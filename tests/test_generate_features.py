@@ -110,6 +110,8 @@ def test_one_sampled_hypothesis_follows_the_probabilities():
     # Five standard deviations of a share near 0.1 or 0.5 among 20,000.
     assert abs(float(ended.float().mean()) - 0.1) < 0.011
     assert torch.equal(ended, ~beam.open[:, 0])
+    # After an end another token goes on, for the twin to read.
+    assert beam.alive.all() and set(beam.last_ids.flatten().tolist()) == {4, 5}
     first = beam.last_ids[~ended, 0]
     assert abs(float((first == 4).float().mean()) - 0.5 / 0.9) < 0.018
     torch.testing.assert_close(beam.scores[~ended, 0], probs.log()[first])
@@ -536,6 +538,7 @@ def test_a_decoding_function_of_the_callers_own():
         {},
         {"length_penalty": 0.0, "early_stopping": "never"},
         {"length_penalty": 2.0, "early_stopping": True},
+        {"length_penalty": 3.0},
         {"min_length": 5, "suppress_tokens": [7, 8]},
         {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
     ],
