@@ -538,7 +538,7 @@ def test_a_decoding_function_of_the_callers_own():
         {},
         {"length_penalty": 0.0, "early_stopping": "never"},
         {"length_penalty": 2.0, "early_stopping": True},
-        {"length_penalty": 3.0},
+        {"length_penalty": 3.0, "early_stopping": "never"},
         {"min_length": 5, "suppress_tokens": [7, 8]},
         {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
     ],

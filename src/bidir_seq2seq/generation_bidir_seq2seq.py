@@ -428,8 +428,9 @@ class BidirSeq2SeqGenerationMixin:
         num_beams = generation_config.num_beams
         batch_size = input_ids.shape[0] // num_beams
         beam = Beam(batch_size, num_beams, int(input_ids[0, 0]), generation_config, input_ids.device)
-        # Greedy search ends with the first end.
-        beam.early_stopping = beam.early_stopping or num_beams == 1
+        if num_beams == 1:
+            # Greedy search ends with the first end, whatever is set for beams.
+            beam.early_stopping = True
         decoder = self.model.direction_decoder(generation_config.decoding_direction)
         past_key_values.memory = decoder.read_source(encoder_outputs).for_many_steps()
         next_tokens = self._next_tokens(encoder_outputs, generation_config)
