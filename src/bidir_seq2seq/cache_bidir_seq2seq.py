@@ -145,6 +145,11 @@ class BidirSeq2SeqCache(Cache):
         self.memory: SourceMemory | None = None
         self.prior: torch.Tensor | None = None
 
+    def reorder(self, parents: torch.LongTensor) -> None:
+        """Hypothesis k of a document continues its hypothesis `parents[b, k]`, `[B, K]`."""
+        first_rows = torch.arange(parents.shape[0], device=parents.device)[:, None] * parents.shape[1]
+        self.reorder_cache((parents + first_rows).flatten())
+
 
 class TwinMemory:
     """Keys and values that one direction offers its twin, a step at a time.
@@ -214,8 +219,7 @@ class TwinCache:
     def reorder(self, l2r_parents: torch.LongTensor, r2l_parents: torch.LongTensor) -> None:
         """Each direction's hypothesis k of a document continues its hypothesis `parents[b, k]`, both `[B, K]`."""
         for cache, parents in ((self.l2r, l2r_parents), (self.r2l, r2l_parents)):
-            first_rows = torch.arange(parents.shape[0], device=parents.device)[:, None] * parents.shape[1]
-            cache.reorder_cache((parents + first_rows).flatten())
+            cache.reorder(parents)
         of_pairs = self.l2r_offer.keys.dim() == 6
         self.l2r_offer.reorder(*((l2r_parents, r2l_parents) if of_pairs else (l2r_parents,)))
         self.r2l_offer.reorder(r2l_parents)

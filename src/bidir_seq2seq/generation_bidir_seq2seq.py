@@ -448,8 +448,7 @@ class BidirSeq2SeqGenerationMixin:
                 parents = beam.advance(scores.view(batch_size, num_beams, -1), stopping_criteria)
             done = not bool(beam.open.any())
             if not done:
-                first_rows = torch.arange(batch_size, device=parents.device)[:, None] * num_beams
-                past_key_values.reorder_cache((parents + first_rows).flatten())
+                past_key_values.reorder(parents)
 
         count = generation_config.num_return_sequences
         sequences = beam.finished_paths[:, :count, :, 0].flatten(0, 1)
@@ -469,12 +468,12 @@ class BidirSeq2SeqGenerationMixin:
         scale, base = self.output_base(prior)
         allowed = None
         if generation_config.vocabulary_shortlist is not None:
-            allowed = self._shortlist(encoder_outputs, base, generation_config.vocabulary_shortlist)
+            allowed = self._shortlist(encoder_outputs, generation_config.vocabulary_shortlist)
         return NextTokens(self.lm_head.weight, base, scale, allowed)
 
-    def _shortlist(self, encoder_outputs, base: torch.Tensor, size: int) -> torch.BoolTensor:
+    def _shortlist(self, encoder_outputs, size: int) -> torch.BoolTensor:
         """`[B, V]`: a document's own words, the `size` likeliest ones of titles in general, and the special ids."""
-        likeliest = self.lm_head.bias if self.prior is None else self.lm_head.bias + self.prior.shift
+        likeliest = self.lm_head.bias + self.prior.shift
         allowed = torch.zeros_like(likeliest, dtype=torch.bool)
         allowed[likeliest.topk(min(size, len(likeliest))).indices] = True
         names = ("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id")
