@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from conftest import random_pairs, tiny_model
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import EosTokenCriteria, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import LogitsProcessor, LogitsProcessorList
 
 from bidir_seq2seq.generation_bidir_seq2seq import Beam
@@ -98,14 +98,10 @@ def sampling_beam(batch_size: int, num_beams: int) -> Beam:
     return Beam(batch_size, num_beams, START, config, torch.device("cpu"))
 
 
-def ends_with_end(ids, scores):
-    return ids[:, -1] == END
-
-
 def test_one_sampled_hypothesis_follows_the_probabilities():
     beam = sampling_beam(20_000, num_beams=1)
     probs = torch.tensor([0.0, 0.0, 0.0, 0.1, 0.5, 0.4])
-    beam.advance(probs.log().expand(20_000, 1, -1), ends_with_end)
+    beam.advance(probs.log().expand(20_000, 1, -1), StoppingCriteriaList([EosTokenCriteria(END)]))
     ended = beam.finished_scores[:, 0] > -math.inf
     # Five standard deviations of a share near 0.1 or 0.5 among 20,000.
     assert abs(float(ended.float().mean()) - 0.1) < 0.011
@@ -121,11 +117,11 @@ def test_a_sampled_beam_draws_without_replacement():
     beam = sampling_beam(20_000, num_beams=2)
     probs = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.6, 0.3, 0.1])
     # Two of the three are kept of the four drawn (one of them impossible): the best two, whatever was drawn first.
-    beam.advance(probs.log().expand(20_000, 2, -1), ends_with_end)
+    beam.advance(probs.log().expand(20_000, 2, -1), StoppingCriteriaList([EosTokenCriteria(END)]))
     assert beam.last_ids.unique(dim=0).tolist() == [[4, 5]]
     wide = torch.cat([probs, torch.full((50,), 1e-3)])
     beam = sampling_beam(20_000, num_beams=2)
-    beam.advance(wide.log().expand(20_000, 2, -1), ends_with_end)
+    beam.advance(wide.log().expand(20_000, 2, -1), StoppingCriteriaList([EosTokenCriteria(END)]))
     assert (beam.last_ids[:, 0] != beam.last_ids[:, 1]).all()
     assert len(beam.last_ids.unique()) > 20
 
@@ -269,6 +265,25 @@ def test_stopping_criteria_end_titles(direction, num_beams):
     assert [len(content(row)) for row in stopped] == [3] * 4
     at_once = tiny_model().generate(random_pairs()[0], **settings, max_time=0.0)
     assert [len(content(row)) for row in at_once] == [1] * 4
+
+
+class StopsNever(StoppingCriteria):
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+@every_direction
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+def test_a_criterion_that_is_never_met_changes_nothing(direction, num_beams, early_stopping):
+    model, input_ids = tiny_model(), random_pairs()[0]
+    settings = {"decoding_direction": direction, "num_beams": num_beams, "max_new_tokens": 8}
+    settings |= {"early_stopping": early_stopping if num_beams > 1 else False, "return_dict_in_generate": True}
+    plain = model.generate(input_ids, **settings)
+    asked = model.generate(input_ids, **settings, stopping_criteria=StoppingCriteriaList([StopsNever()]))
+    assert torch.equal(asked.sequences, plain.sequences)
+    if num_beams > 1:
+        assert torch.equal(asked.sequences_scores, plain.sequences_scores)
 
 
 @every_direction

@@ -7,6 +7,7 @@ H hidden size, N attention heads, D head size, t tokens read so far.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +19,7 @@ class SourceMemory:
     """What one decoder reads of the documents, computed once per document.
 
     Attributes:
-        modulations: For each of the decoder's LayerNorms its (scale, shift), each `[B, D_layer]`.
+        modulations: For each of the decoder's LayerNorms its (scale, shift), each `[B, 1, D_layer]`.
         keys: Source attention keys `[B, N, S, D]`, or `None` without source attention.
         values: Source attention values `[B, N, S, D]`, or `None`.
         mask: `[B, 1, 1, S]` bool, true where there is a token.
@@ -43,6 +44,7 @@ class RecurrentStateLayer(CacheLayerMixin):
         state: The present state, `None` before the first token.
         record_past: Whether the states that were are kept, so that `crop` can go back to one of them; the layer must
             then be advanced a token at a time.
+        cell: What reads one token in the layer's place, prepared for many steps; `None` if nothing is.
     """
 
     is_compileable = False
@@ -54,6 +56,7 @@ class RecurrentStateLayer(CacheLayerMixin):
         self.state: tuple[torch.Tensor, ...] | None = None
         self.seq_length = 0
         self.record_past = False
+        self.cell: Callable | None = None
         self._past_states: list[tuple[torch.Tensor, ...] | None] = []
 
     def advance(self, state: tuple[torch.Tensor, ...], num_tokens: int) -> None:

@@ -432,7 +432,7 @@ class BidirSeq2SeqGenerationMixin:
             # Greedy search ends with the first end, whatever is set for beams.
             beam.early_stopping = True
         decoder = self.model.direction_decoder(generation_config.decoding_direction)
-        past_key_values.memory = decoder.read_source(encoder_outputs).for_many_steps()
+        decoder.prepare_steps(encoder_outputs, past_key_values)
         next_tokens = self._next_tokens(encoder_outputs, generation_config)
         done = False
         while self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device):

@@ -103,15 +103,15 @@ class ModulatedLayerNorm(nn.Module):
         )
 
     def modulation(self, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[B, C]` to (scale, shift), each `[B, D]`."""
-        return self.scale(condition) + 1, self.shift(condition)
+        """`[B, C]` to (scale, shift), each `[B, 1, D]`."""
+        return self.scale(condition)[:, None] + 1, self.shift(condition)[:, None]
 
     def forward(self, x: torch.Tensor, modulation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """`x` is `[R, T, D]`, the modulation `[B, D]`; returns `[R, T, D]`."""
+        """`x` is `[R, T, D]`, the modulation `[B, 1, D]`; returns `[R, T, D]`."""
         scale, shift = modulation
         # Rows of one document stand together, so folding them into time lets one modulation serve all.
         folded = F.layer_norm(x, (self.hidden_size,), eps=self.eps).reshape(scale.shape[0], -1, self.hidden_size)
-        return torch.addcmul(shift[:, None], folded, scale[:, None]).view(x.shape)
+        return torch.addcmul(shift, folded, scale).view(x.shape)
 
 
 class MultiHeadAttention(nn.Module):
@@ -290,6 +290,32 @@ class SourcePrior(nn.Module):
         return torch.addcmul(self.shift, source_words.to(self.shift.dtype), self.log_scale.exp())
 
 
+class LSTMCell:
+    """An LSTM layer for one token at a time, many times on a CPU.
+
+    The weights are laid out a gate at a time, so that products of few rows read them in order, and those of input and
+    state are joined; a copy, which later changes of the layer do not reach.
+    """
+
+    def __init__(self, rnn: nn.LSTM):
+        weights = (weight.view(4, rnn.hidden_size, -1).transpose(1, 2) for weight in rnn.all_weights[0][:2])
+        self.weight = torch.cat(list(weights), dim=1).contiguous()
+        self.bias = (rnn.bias_ih_l0 + rnn.bias_hh_l0).view(4, 1, rnn.hidden_size)
+
+    def __call__(
+        self, x: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`x` `[R, D]` and the state `(h, c)`, each `[R, H]` (`None`: zeros), to the next state."""
+        if state is None:
+            state = (x.new_zeros(len(x), self.bias.shape[-1]),) * 2
+        hidden, memory = state
+        gates = torch.baddbmm(self.bias, torch.cat([x, hidden], dim=1).expand(4, -1, -1), self.weight)
+        # torch's order of gates: input, forget, cell, output.
+        read, keep = gates[:2].sigmoid_()
+        memory = torch.addcmul(keep * memory, read, gates[2].tanh_())
+        return gates[3].sigmoid_() * memory.tanh(), memory
+
+
 class Decoder(nn.Module):
     """One direction: modulated recurrent layers, then attention to the source and to the twin, then features."""
 
@@ -328,6 +354,13 @@ class Decoder(nn.Module):
             mask=mask[:, None, None],
         )
 
+    def prepare_steps(self, encoder_outputs: BidirSeq2SeqEncoderOutput, cache: BidirSeq2SeqCache) -> None:
+        """Prepares an empty cache for many steps of one token: copies that would not pay for a few."""
+        cache.memory = self.read_source(encoder_outputs).for_many_steps()
+        for past, rnn in zip(cache.layers, self.rnns):
+            if isinstance(rnn, nn.LSTM) and rnn.weight_hh_l0.device.type == "cpu":
+                past.cell = LSTMCell(rnn)
+
     def recur(
         self, embeds: torch.Tensor, memory: SourceMemory, cache: BidirSeq2SeqCache | None = None
     ) -> list[torch.Tensor]:
@@ -353,6 +386,10 @@ class Decoder(nn.Module):
     @staticmethod
     def _read_on(rnn: nn.RNNBase, x: torch.Tensor, past: RecurrentStateLayer) -> torch.Tensor:
         lstm = isinstance(rnn, nn.LSTM)
+        if past.cell is not None and x.shape[1] == 1:
+            state = past.cell(x[:, 0], None if past.state is None else (past.state[0][0], past.state[1][0]))
+            past.advance((state[0][None], state[1][None]), 1)
+            return state[0][:, None]
         if x.shape[1] > 1 and not past.record_past:
             x, state = rnn(x, past.state if lstm or past.state is None else past.state[0])
             past.advance(state if lstm else (state,), x.shape[1])
@@ -620,8 +657,8 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
     def start_twins(self, encoder_outputs: BidirSeq2SeqEncoderOutput) -> TwinCache:
         """The past of two decoders that have written nothing about B documents yet."""
         cache = TwinCache(self.config.decoder_layers)
-        cache.l2r.memory = self.direction_decoder("l2r").read_source(encoder_outputs).for_many_steps()
-        cache.r2l.memory = self.direction_decoder("r2l").read_source(encoder_outputs).for_many_steps()
+        self.direction_decoder("l2r").prepare_steps(encoder_outputs, cache.l2r)
+        self.direction_decoder("r2l").prepare_steps(encoder_outputs, cache.r2l)
         return cache
 
     def step_one(self, ids: torch.LongTensor, decoder: Decoder, cache: BidirSeq2SeqCache) -> torch.Tensor:

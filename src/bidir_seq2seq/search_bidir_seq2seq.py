@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 from torch.nn import functional as F
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import EosTokenCriteria, GenerationConfig, LogitsProcessorList, MaxLengthCriteria, StoppingCriteriaList
 from transformers.generation.logits_process import (
     MinLengthLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
@@ -20,10 +20,15 @@ from transformers.generation.logits_process import (
 IMPOSSIBLE = float("-inf")
 # On a CPU so many rows of logits are worked on at a time: few enough to stay in its cache.
 BLOCK_ROWS = 256
+# There the output layer lies in blocks of about so many words, each in one piece of memory.
+BLOCK_WORDS = 400
 
 
 class NextTokens:
     """Probabilities of the next token throughout one search: what no step changes is prepared once.
+
+    On a CPU the output layer is laid out anew, in blocks of words: products of few rows then read it in order, where
+    the usual layout would be rearranged within each product.
 
     Args:
         weight: `[V, E]`, the output layer.
@@ -44,8 +49,21 @@ class NextTokens:
             weight = weight[self.ids]
             self.positions = torch.zeros(self.vocab_size, dtype=torch.long, device=weight.device)
             self.positions[self.ids] = torch.arange(len(self.ids), device=weight.device)
-        self.weight, self.base = weight, base.float()
-        self._buffers: torch.Tensor | None = None
+        self.num_words = len(weight)
+        rearranged = weight.device.type == "cpu" and weight.dtype == torch.float32
+        num_blocks = max(round(self.num_words / BLOCK_WORDS), 1) if rearranged else 1
+        width = -(-self.num_words // num_blocks)
+        base = base.float()
+        if padding := num_blocks * width - self.num_words:
+            # What fills the last block up is impossible, which leaves the probabilities of words as they are.
+            weight = F.pad(weight, (0, 0, 0, padding))
+            base = F.pad(base, (0, padding), value=IMPOSSIBLE)
+        # [V / width, E, width]
+        self.weight = weight.unflatten(0, (num_blocks, width)).transpose(1, 2)
+        if rearranged:
+            self.weight = self.weight.contiguous()
+        self.base = base.unflatten(1, (num_blocks, width))
+        self._buffers: list[torch.Tensor] = []
 
     def log_probs(self, features: torch.Tensor, partners: torch.Tensor | None = None) -> torch.Tensor:
         """Log-probabilities of all words.
@@ -57,10 +75,9 @@ class NextTokens:
         Returns:
             `[B, Q, V]`, float32.
         """
-        size = self.vocab_size if self.ids is None else len(self.ids)
-        result = self.base.new_empty(*features.shape[:2], size)
+        result = self.base.new_empty(*features.shape[:2], self.num_words)
         for documents, scores in self._blocks(features, partners):
-            result[documents] = scores
+            result[documents] = scores[..., : self.num_words]
         if partners is not None:
             result.clamp_(min=torch.finfo(result.dtype).tiny).log_()
         if self.ids is None:
@@ -90,28 +107,35 @@ class NextTokens:
         for _, scores in self._blocks(features, partners):
             for rows, ids in forbidden:
                 scores[:, rows].index_fill_(2, ids, IMPOSSIBLE if partners is None else 0)
-            found.append(scores.topk(min(count, scores.shape[-1])))
-        scores, ids = (torch.cat(parts) for parts in zip(*found))
+            found.append(scores.topk(min(count, self.num_words)))
+        scores, ids = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found))
         return scores if partners is None else scores.log(), ids if self.ids is None else self.ids[ids]
 
     def _blocks(self, features: torch.Tensor, partners: torch.Tensor | None) -> Iterator[tuple[slice, torch.Tensor]]:
-        """For some documents at a time their log-probabilities, or mean probabilities, `[b, Q, V]`."""
+        """For some documents at a time their log-probabilities, or mean probabilities, `[b, Q, V and padding]`."""
         num_documents, rows_each = features.shape[0], features[0, ..., 0].numel()
         step = max(BLOCK_ROWS // rows_each, 1) if features.device.type == "cpu" else num_documents
-        if self._buffers is None:
-            self._buffers = self.base.new_empty(2, step * rows_each, len(self.weight))
+        num_blocks, _, width = self.weight.shape
+        if not self._buffers:
+            size = step * rows_each * num_blocks * width
+            self._buffers = [self.weight.new_empty(size), self.base.new_empty(size)]
         if self.base.shape[0] < num_documents:
             self.base = self.base.repeat_interleave(num_documents // self.base.shape[0], dim=0)
         for start in range(0, num_documents, step):
             documents = slice(start, start + step)
-            x = features[documents].flatten(0, -2) * self.scale
-            logits, probs = self._buffers[:, : len(x)]
-            if x.dtype == logits.dtype:
-                torch.mm(x, self.weight.T, out=logits)
-            else:
-                logits.copy_(F.linear(x, self.weight))
             shape = features[documents].shape[:-1]
-            logits.view(shape[0], rows_each, -1).add_(self.base[documents, None])
+            x = features[documents].flatten(0, -2) * self.scale
+            size = len(x) * num_blocks * width
+            products, logits = (buffer[:size] for buffer in self._buffers)
+            torch.bmm(x.expand(num_blocks, -1, -1), self.weight, out=products.view(num_blocks, -1, width))
+            torch.add(
+                products.view(num_blocks, shape[0], rows_each, width).permute(1, 2, 0, 3),
+                self.base[documents, None],
+                out=logits.view(shape[0], rows_each, num_blocks, width),
+            )
+            logits = logits.view(len(x), -1)
+            # The products are not needed any more, so that their buffer can take the probabilities.
+            probs = products.view_as(logits) if products.dtype == logits.dtype else torch.empty_like(logits)
             if partners is None:
                 yield documents, torch.log_softmax(logits, -1, out=probs).view(*shape, -1)
             else:
@@ -134,6 +158,22 @@ def forbidden_tokens(processors: LogitsProcessorList, length: int) -> torch.Long
         else:
             return None
     return torch.cat(ids)
+
+
+def ends_of(
+    criteria: StoppingCriteriaList, tokens: torch.LongTensor, length: int
+) -> torch.BoolTensor | None:
+    """Which hypotheses `[B, C]` of `length` end with these `tokens`, if only end ids and lengths decide; else `None`."""
+    ends = torch.zeros_like(tokens, dtype=torch.bool)
+    for criterion in criteria:
+        kind = type(criterion)
+        if kind is EosTokenCriteria:
+            ends |= torch.isin(tokens, criterion.eos_token_id)
+        elif kind is MaxLengthCriteria:
+            ends |= length >= criterion.max_length
+        else:
+            return None
+    return ends
 
 
 class Beam:
@@ -211,11 +251,18 @@ class Beam:
         scores, flat = self._candidates((log_probs + self.scores[:, :, None]).flatten(1))
         parents = flat // num_tokens
         written = flat % num_tokens if tokens is None else tokens.flatten(1).gather(1, flat)
-        paths = select(self.paths, parents)
-        paths[:, :, self.length] = torch.stack([written, parents], dim=-1)
-        self.length += 1
+        ends = ends_of(stopping_criteria, written, self.length + 1)
+        if ends is not None and ends.device.type == "cpu" and not (self.do_sample or ends.any()):
+            # Nothing ends, as at most steps: the pool stays, and the best candidates, which come first, go on. On other
+            # devices this question would cost more than the work it saves.
+            self.scores, parents, written = (x[:, :num_beams] for x in (scores, parents, written))
+            self.paths = self._lengthen(parents, written)
+            self._close()
+            return parents
 
-        ends = stopping_criteria(paths[:, :, : self.length, 0].flatten(0, 1), None).view(batch_size, -1)
+        paths = self._lengthen(parents, written)
+        if ends is None:
+            ends = stopping_criteria(paths[:, :, : self.length, 0].flatten(0, 1), None).view(batch_size, -1)
         self._keep_finished(paths[:, :num_beams], scores[:, :num_beams], ends[:, :num_beams])
 
         scores = scores.masked_fill(ends, IMPOSSIBLE)
@@ -240,6 +287,12 @@ class Beam:
         # https://arxiv.org/abs/1903.06059).
         flat = (totals - torch.empty_like(totals).exponential_().log()).topk(count).indices
         return totals.gather(1, flat), flat
+
+    def _lengthen(self, parents: torch.LongTensor, written: torch.LongTensor) -> torch.LongTensor:
+        paths = select(self.paths, parents)
+        paths[:, :, self.length] = torch.stack([written, parents], dim=-1)
+        self.length += 1
+        return paths
 
     def _keep_finished(self, paths: torch.Tensor, scores: torch.Tensor, ends: torch.Tensor):
         normalised = scores / (self.length - 1) ** self.length_penalty
@@ -291,8 +344,8 @@ class StepRecords:
 
 def select(x: torch.Tensor, index: torch.LongTensor) -> torch.Tensor:
     """`x` `[B, M, ...]` at the entries `index` `[B, K]` of its second dimension."""
-    documents = torch.arange(len(x), device=x.device)[:, None]
-    return x[documents, index]
+    rows = index + torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)[:, None]
+    return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)
 
 
 __all__ = ["IMPOSSIBLE", "Beam", "NextTokens", "StepRecords", "forbidden_tokens", "select"]
