@@ -7,6 +7,7 @@ The machine's rates of float32 products and of copying are measured in the same 
 floor of a part is the longer of its products at the first rate and its bytes at the second. Bytes are those of tensors
 that one operation must hand to the next, and of weights, once each; the logits of a block never have to leave the
 cache and count as none. Times are of one thread, processor seconds, medians. Batches have no padding.
+Freed memory is kept (`keep_freed_memory`), as in `train`.
 
 A step is measured whole. Its parts are measured alone, on the shipped modules, with their own backward passes;
 "bookkeeping" is what is left of the whole: reading ids, joining parts, beams, clipping and updating weights.
@@ -25,6 +26,7 @@ import torch
 from transformers import set_seed
 
 from bidir_seq2seq import BidirSeq2SeqConfig, BidirSeq2SeqForConditionalGeneration
+from bidir_seq2seq.allocator import keep_freed_memory
 from bidir_seq2seq.search_bidir_seq2seq import NextTokens
 
 FLOAT_BYTES = 4
@@ -332,6 +334,7 @@ def main(args: list[str] | None = None) -> None:
     options = parser.parse_args(args)
 
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     set_seed(0)
     results = []
     for name, size in SIZES.items():

@@ -17,6 +17,7 @@ from pathlib import Path
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 
 import bidir_seq2seq  # noqa: F401  (registers the model with the Auto classes)
+from bidir_seq2seq.allocator import keep_freed_memory
 from bidir_seq2seq.arguments import parse_arguments
 from bidir_seq2seq.data import FILE_FORMATS, load_file
 from bidir_seq2seq.titles import write_titles
@@ -87,6 +88,7 @@ def read_documents(args: GenerateArguments) -> list[str]:
 def main():
     (args,) = parse_arguments(GenerateArguments, description=__doc__)
     set_seed(args.seed)
+    keep_freed_memory()
     model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path, use_safetensors=True)
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
     given = {name: getattr(args, name) for name in GENERATE_KWARGS if getattr(args, name) is not None}

@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import bidir_seq2seq  # noqa: F401  (registers the model with the Auto classes)
+from bidir_seq2seq.allocator import keep_freed_memory
 from bidir_seq2seq.arguments import parse_arguments
 from bidir_seq2seq.data import load_pairs
 from bidir_seq2seq.evaluation import available_systems, format_table, predict, score
@@ -52,6 +53,7 @@ def main():
     ]
     pairs = pairs.select(range(min(args.max_samples or len(pairs), len(pairs))))
     if args.model_name_or_path:
+        keep_freed_memory()
         model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path, use_safetensors=True)
         predictions = predict(
             model,

@@ -53,6 +53,7 @@ PAGE = {
             "training": "train ModelArguments DataArguments TrainingArguments",
             "data": "load_pairs load_file encode_pairs EncodingReport",
             "docstrings": "gather_docstrings",
+            "allocator": "keep_freed_memory",
         },
     ),
     "Generate": (

@@ -385,7 +385,7 @@ class BidirSeq2SeqGenerationMixin:
                 continue
             # Both directions at once: 2K hypotheses, each beside its K partners.
             features = torch.cat([step.l2r_features, step.r2l_features.transpose(1, 2)], dim=1)
-            partners = torch.cat([_equal_say(r2l.alive, num_beams), _equal_say(l2r.alive, num_beams)], dim=1)
+            partners = _equal_say(torch.stack([r2l.alive, l2r.alive], dim=1))
             forbidden = [(rows, forbidden_tokens(processors, l2r.length)) for _, rows, processors, _ in sides]
             if records[0].is_empty and not l2r.do_sample and all(ids is not None for _, ids in forbidden):
                 log_probs, tokens = next_tokens.best(features, 2 * num_beams, forbidden, partners)
@@ -561,13 +561,14 @@ class BidirSeq2SeqGenerationMixin:
         return {f"{name}_log_probs": values.view(shape) for name, values in by_direction.items()}, joint.view(shape)
 
 
-def _equal_say(alive: torch.BoolTensor, num_hypotheses: int) -> torch.Tensor:
-    """`[B, Q, P]`, the weights of P partners for Q hypotheses: equal ones.
+def _equal_say(alive: torch.BoolTensor) -> torch.Tensor:
+    """`[B, 2K, K]`, the weights of K partners for the K hypotheses of either direction: equal ones.
 
-    Partners that do not exist (`alive` `[B, P]`, in a vocabulary smaller than the beam) have none, unless none exists.
+    Partners that do not exist (`alive` `[B, 2, K]`, in a vocabulary smaller than the beam) have none, unless none
+    exists.
     """
-    alive = alive | ~alive.any(1, keepdim=True)
-    return (alive / alive.sum(1, keepdim=True))[:, None].expand(-1, num_hypotheses, -1)
+    alive = alive | ~alive.any(-1, keepdim=True)
+    return (alive / alive.sum(-1, keepdim=True)).repeat_interleave(alive.shape[-1], dim=1)
 
 
 def _as_tuple(steps: list[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | None:

@@ -253,9 +253,10 @@ class Encoder(nn.Module):
                 hidden_states.append(_permute(x, restored, order).transpose(0, 1))
                 x = _permute(hidden_states[-1].transpose(0, 1), order, restored)
             x = self.dropout(layer(x, mirror))
-        is_padding = (positions >= lengths)[..., None]
-        pooled = x.masked_fill(is_padding, float("-inf")).amax(0)
-        hidden_states.append(_permute(x.masked_fill(is_padding, 0), restored, order).transpose(0, 1))
+        # Sums and products, as filling in by a mask is slow where the mask has to be broadcast.
+        is_token = (positions < lengths)[..., None]
+        pooled = (x + torch.zeros_like(is_token, dtype=x.dtype).masked_fill_(~is_token, float("-inf"))).amax(0)
+        hidden_states.append(_permute(x * is_token, restored, order).transpose(0, 1))
         return BidirSeq2SeqEncoderOutput(
             last_hidden_state=hidden_states[-1],
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
@@ -1057,6 +1058,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "EncoderLayer",
+    "LSTMCell",
     "ModulatedLayerNorm",
     "MultiHeadAttention",
     "SourcePrior",

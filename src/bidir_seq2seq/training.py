@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from .allocator import keep_freed_memory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .data import encode_pairs, load_pairs
 from .metrics import TitleScore
@@ -171,6 +172,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         ValueError: On arguments or pairs that cannot be trained on.
     """
     set_seed(training_args.seed)
+    if training_args.device.type == "cpu":
+        keep_freed_memory()
     pairs = load_pairs(
         {"train": data_args.train_file, "validation": data_args.validation_file},
         data_args.dataset_name,

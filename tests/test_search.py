@@ -1,0 +1,95 @@
+"""The parts of the search beside plain ways to compute the same."""
+
+import pytest
+import torch
+from torch import nn
+
+from bidir_seq2seq.modeling_bidir_seq2seq import LSTMCell
+from bidir_seq2seq.search_bidir_seq2seq import NextTokens, largest
+
+B, K, E = 3, 2, 8
+# One block of words and several, with and without words that fill the last one up, few to choose from and many.
+VOCABULARIES = [24, 1000, 1001, 4800, 5003]
+
+
+@pytest.fixture(params=VOCABULARIES)
+def layer(request):
+    torch.manual_seed(request.param)
+    return torch.randn(request.param, E), torch.randn(B, request.param)
+
+
+@pytest.mark.parametrize("documents_alike", [False, True])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_probabilities_are_those_of_the_plain_layer(layer, pairs, documents_alike):
+    weight, base = layer
+    base = base[:1] if documents_alike else base
+    features = torch.randn(B, 2 * K, *[K] * pairs, E)
+    plain = (0.5 * features @ weight.T + base.view(len(base), *[1] * (features.dim() - 2), -1)).log_softmax(-1)
+    partners = None
+    if pairs:
+        partners = torch.rand(B, 2 * K, K).softmax(-1)
+        plain = torch.einsum("bqp,bqpv->bqv", partners, plain.exp()).log()
+    next_tokens = NextTokens(weight, base, 0.5)
+    torch.testing.assert_close(next_tokens.log_probs(features, partners), plain)
+
+    forbidden = [(slice(0, K), torch.tensor([0, 3])), (slice(K, 2 * K), torch.tensor([0, 5]))]
+    for rows, ids in forbidden:
+        plain[:, rows, ids] = float("-inf")
+    values, ids = next_tokens.best(features, 5, forbidden, partners)
+    torch.testing.assert_close(values, plain.topk(5).values)
+    torch.testing.assert_close(plain.gather(-1, ids), values)
+
+
+def test_words_that_are_not_allowed_are_not_written(layer):
+    weight, base = layer
+    allowed = torch.rand_like(base) < 0.5
+    allowed[:, :6] = True
+    features = torch.randn(B, K, E)
+    plain = (features @ weight.T + base[:, None]).masked_fill(~allowed[:, None], float("-inf")).log_softmax(-1)
+    next_tokens = NextTokens(weight, base, 1.0, allowed)
+    torch.testing.assert_close(next_tokens.log_probs(features), plain)
+    values, ids = next_tokens.best(features, 5, [(slice(None), torch.tensor([0, 3]))])
+    plain[..., [0, 3]] = float("-inf")
+    torch.testing.assert_close(values, plain.topk(5).values)
+    torch.testing.assert_close(plain.gather(-1, ids), values)
+
+
+def test_half_precision_products_have_float_probabilities(layer):
+    weight, base = layer
+    features = torch.randn(B, K, E)
+    next_tokens = NextTokens(weight.bfloat16(), base.bfloat16(), 0.5)
+    found = next_tokens.log_probs(features.bfloat16())
+    assert found.dtype == torch.float32
+    plain = (0.5 * features @ weight.T + base[:, None]).log_softmax(-1)
+    torch.testing.assert_close(found, plain, rtol=0.02, atol=0.1)
+
+
+@pytest.mark.parametrize("size", [9, 4096, 5000, 8001])
+@pytest.mark.parametrize("count", [1, 6])
+def test_the_largest_are_found_where_topk_finds_them(size, count):
+    x = torch.randn(4, 3, size)
+    values, positions = largest(x, count)
+    wanted = x.topk(count)
+    assert torch.equal(values, wanted.values) and torch.equal(positions, wanted.indices)
+
+
+def test_the_largest_of_equals_and_of_nothing_are_some_of_them():
+    x = torch.full((2, 4096), float("-inf"))
+    x[:, 7::512] = 1.0
+    values, positions = largest(x, 10)
+    assert torch.equal(values, x.topk(10).values)
+    assert torch.equal(x.gather(1, positions), values)
+    assert all(len(set(row)) == 10 for row in positions.tolist())
+
+
+@torch.no_grad()
+def test_a_prepared_cell_is_the_layer():
+    layer, x = nn.LSTM(5, 7), torch.randn(4, 3, 5)
+    wanted, (wanted_hidden, wanted_memory) = layer(x)
+    cell, state, outputs = LSTMCell(layer), None, []
+    for token in x:
+        state = cell(token, state)
+        outputs.append(state[0])
+    torch.testing.assert_close(torch.stack(outputs), wanted)
+    torch.testing.assert_close(state[0], wanted_hidden[0])
+    torch.testing.assert_close(state[1], wanted_memory[0])
