@@ -7,7 +7,7 @@ The machine's rates of float32 products and of copying are measured in the same 
 floor of a part is the longer of its products at the first rate and its bytes at the second. Bytes are those of tensors
 that one operation must hand to the next, and of weights, once each; the logits of a block never have to leave the
 cache and count as none. Times are of one thread, processor seconds, medians. Batches have no padding.
-Freed memory is kept (`keep_freed_memory`), as in `train`.
+Freed memory is kept (`keep_freed_memory`), as in `train`, unless --hand_back_memory is given.
 
 A step is measured whole. Its parts are measured alone, on the shipped modules, with their own backward passes;
 "bookkeeping" is what is left of the whole: reading ids, joining parts, beams, clipping and updating weights.
@@ -330,11 +330,15 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--written", type=int, default=16, help="tokens behind a search step (default 16)")
     parser.add_argument("--repeats", type=int, default=7, help="runs of which the median is taken (default 7)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument(
+        "--hand_back_memory", action="store_true", help="leave the memory allocator as it is by itself"
+    )
     parser.add_argument("--output", help="JSON file to write the figures to")
     options = parser.parse_args(args)
 
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    if not options.hand_back_memory:
+        keep_freed_memory()
     set_seed(0)
     results = []
     for name, size in SIZES.items():

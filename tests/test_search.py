@@ -93,3 +93,25 @@ def test_a_prepared_cell_is_the_layer():
     torch.testing.assert_close(torch.stack(outputs), wanted)
     torch.testing.assert_close(state[0], wanted_hidden[0])
     torch.testing.assert_close(state[1], wanted_memory[0])
+
+
+def test_autocast_rounds_products_only(layer):
+    weight, base = layer
+    features = torch.randn(B, K, E)
+    plain = (features @ weight.T + base[:, None]).log_softmax(-1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = NextTokens(weight, base, 1.0).log_probs(features)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, plain, rtol=0.02, atol=0.1)
+
+
+@torch.no_grad()
+def test_a_prepared_cell_runs_under_autocast():
+    layer, x, state = nn.LSTM(5, 7), torch.randn(3, 5), (torch.randn(3, 7), torch.randn(3, 7))
+    wanted = LSTMCell(layer)(x, state)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = LSTMCell(layer)(x.bfloat16(), state)
+        found = LSTMCell(layer)(x.bfloat16(), found)
+    wanted = LSTMCell(layer)(x, wanted)
+    for part, plain in zip(found, wanted):
+        torch.testing.assert_close(part.float(), plain, rtol=0.05, atol=0.05)

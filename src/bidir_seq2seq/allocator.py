@@ -16,7 +16,8 @@ def keep_freed_memory() -> bool:
 
     On a CPU each step frees and asks for the same large tensors. What went back to the system comes back as pages to
     be mapped and cleared one by one, which takes a sixth of a training step on documents of 200 tokens
-    (`benchmarks/roofline.py`). `train` calls this, as do the scripts; call it before a training loop of your own.
+    (`benchmarks/roofline.py` without and with `--hand_back_memory`). `train` and the scripts call this; call it before
+    a training loop of your own.
 
     Returns:
         Whether it was told: not if the environment has set the allocator up (`MALLOC_TRIM_THRESHOLD_` and the like),

@@ -58,6 +58,8 @@ class NextTokens:
             self.positions = torch.zeros(self.vocab_size, dtype=torch.long, device=weight.device)
             self.positions[self.ids] = torch.arange(len(self.ids), device=weight.device)
         self.num_words = len(weight)
+        if torch.is_autocast_enabled(weight.device.type):
+            weight = weight.to(torch.get_autocast_dtype(weight.device.type))
         rearranged = weight.device.type == "cpu" and weight.dtype == torch.float32
         num_blocks = max(round(self.num_words / BLOCK_WORDS), 1) if rearranged else 1
         width = -(-self.num_words // num_blocks)
@@ -134,7 +136,7 @@ class NextTokens:
         for start in range(0, num_documents, step):
             documents = slice(start, start + step)
             shape = features[documents].shape[:-1]
-            x = features[documents].flatten(0, -2) * self.scale
+            x = (features[documents].flatten(0, -2) * self.scale).to(self.weight.dtype)
             size = len(x) * num_blocks * width
             products, logits = (buffer[:size] for buffer in self._buffers)
             torch.bmm(x.expand(num_blocks, -1, -1), self.weight, out=products.view(num_blocks, -1, width))
