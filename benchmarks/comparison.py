@@ -198,12 +198,7 @@ class Worker:
         self.sentences = sum(map(len, batches))
         self._scratch = tempfile.TemporaryDirectory()
         self._log = Path(self._scratch.name) / "log.txt"
-        environment = {
-            **os.environ,
-            **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(settings["threads"])),
-            # All keep freed memory, as ours does by `keep_freed_memory` when it trains.
-            **dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(2**31 - 1)),
-        }
+        environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(settings["threads"]))}
         if system.driver in LIBRARIES:
             # Its environment is to hold its pins and nothing else.
             environment.pop("PYTHONPATH", None)

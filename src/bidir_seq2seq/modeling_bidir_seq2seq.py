@@ -358,8 +358,11 @@ class Decoder(nn.Module):
     def prepare_steps(self, encoder_outputs: BidirSeq2SeqEncoderOutput, cache: BidirSeq2SeqCache) -> None:
         """Prepares an empty cache for many steps of one token: copies that would not pay for a few."""
         cache.memory = self.read_source(encoder_outputs).for_many_steps()
+        weight = self.feature.weight
+        if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return
         for past, rnn in zip(cache.layers, self.rnns):
-            if isinstance(rnn, nn.LSTM) and rnn.weight_hh_l0.device.type == "cpu":
+            if isinstance(rnn, nn.LSTM):
                 past.cell = LSTMCell(rnn)
 
     def recur(

@@ -121,6 +121,8 @@ class NextTokens:
                 scores[:, rows].index_fill_(2, ids, IMPOSSIBLE if partners is None else 0)
             found.append(largest(scores, min(count, self.num_words)))
         scores, ids = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found))
+        # Where fewer words than asked for are possible, padding may be among the impossible ones.
+        ids = ids.clamp(max=self.num_words - 1)
         return scores if partners is None else scores.log(), ids if self.ids is None else self.ids[ids]
 
     def _blocks(self, features: torch.Tensor, partners: torch.Tensor | None) -> Iterator[tuple[slice, torch.Tensor]]:
