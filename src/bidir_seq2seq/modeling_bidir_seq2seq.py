@@ -705,19 +705,22 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         def pairs(x: torch.Tensor | None, own_dim: int) -> torch.Tensor | None:
             return None if x is None else x.unsqueeze(3 - own_dim).expand(-1, num_beams, num_beams, -1)
 
-        # All K queries read each partner's memory in one product: [B, 1, K, H] against keys [B, K, N, t, D].
+        # All K queries read each partner's memory in one product: [B, 1, K, H] against keys [B, K, N, t, D]. That
+        # memory is short, so plain products, which also give the weights, are faster than the fused kernel.
         l2r_twin, r2l_twin = self.decoder.twin_attention, self.r2l_decoder.twin_attention
         cache.r2l_offer.append(*l2r_twin.memory(hidden[1][:, :, None]))
-        context, _ = l2r_twin(hidden[0][:, None], cache.r2l_offer.keys, cache.r2l_offer.values)
+        context, _ = l2r_twin(hidden[0][:, None], cache.r2l_offer.keys, cache.r2l_offer.values, need_weights=True)
         l2r_pairs = self.decoder.concatenate(pairs(hidden[0], 1), context.transpose(1, 2), pairs(source[0], 1))
         if self.config.twin_memory == "features":
             # What left-to-right offers depends on its partner too, so each pair has a memory of its own.
             cache.l2r_offer.append(*r2l_twin.memory(l2r_pairs[..., None, :]))
-            context, _ = r2l_twin(hidden[1][:, None, :, None], cache.l2r_offer.keys, cache.l2r_offer.values)
+            context, _ = r2l_twin(
+                hidden[1][:, None, :, None], cache.l2r_offer.keys, cache.l2r_offer.values, need_weights=True
+            )
             context = context.squeeze(-2)
         else:
             cache.l2r_offer.append(*r2l_twin.memory(hidden[0][:, :, None]))
-            context, _ = r2l_twin(hidden[1][:, None], cache.l2r_offer.keys, cache.l2r_offer.values)
+            context, _ = r2l_twin(hidden[1][:, None], cache.l2r_offer.keys, cache.l2r_offer.values, need_weights=True)
         r2l_pairs = self.r2l_decoder.concatenate(pairs(hidden[1], 2), context, pairs(source[1], 2))
         return TwinStep(self.decoder.features(l2r_pairs), self.r2l_decoder.features(r2l_pairs), *weights)
 
