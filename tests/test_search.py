@@ -100,7 +100,7 @@ def test_the_largest_of_equals_and_of_nothing_are_some_of_them():
 def test_a_prepared_cell_is_the_layer():
     layer, x = nn.LSTM(5, 7), torch.randn(4, 3, 5)
     wanted, (wanted_hidden, wanted_memory) = layer(x)
-    cell, state, outputs = LSTMCell(layer), None, []
+    cell, state, outputs = LSTMCell(layer), (torch.zeros(3, 7), torch.zeros(3, 7)), []
     for token in x:
         state = cell(token, state)
         outputs.append(state[0])

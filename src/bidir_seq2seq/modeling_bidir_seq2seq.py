@@ -303,12 +303,8 @@ class LSTMCell:
         self.weight = torch.cat(list(weights), dim=1).contiguous()
         self.bias = (rnn.bias_ih_l0 + rnn.bias_hh_l0).view(4, 1, rnn.hidden_size)
 
-    def __call__(
-        self, x: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor] | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`x` `[R, D]` and the state `(h, c)`, each `[R, H]` (`None`: zeros), to the next state."""
-        if state is None:
-            state = (x.new_zeros(len(x), self.bias.shape[-1]),) * 2
+    def __call__(self, x: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """`x` `[R, D]` and the state `(h, c)`, each `[R, H]`, to the next state."""
         hidden, memory = state
         gates = torch.baddbmm(self.bias, torch.cat([x, hidden], dim=1).expand(4, -1, -1), self.weight)
         # torch's order of gates: input, forget, cell, output.
@@ -390,10 +386,6 @@ class Decoder(nn.Module):
     @staticmethod
     def _read_on(rnn: nn.RNNBase, x: torch.Tensor, past: RecurrentStateLayer) -> torch.Tensor:
         lstm = isinstance(rnn, nn.LSTM)
-        if past.cell is not None and x.shape[1] == 1:
-            state = past.cell(x[:, 0], None if past.state is None else (past.state[0][0], past.state[1][0]))
-            past.advance((state[0][None], state[1][None]), 1)
-            return state[0][:, None]
         if x.shape[1] > 1 and not past.record_past:
             x, state = rnn(x, past.state if lstm or past.state is None else past.state[0])
             past.advance(state if lstm else (state,), x.shape[1])
@@ -405,7 +397,10 @@ class Decoder(nn.Module):
         for token in x.unbind(1):
             zeros = (token.new_zeros(1, len(token), rnn.hidden_size),) * (2 if lstm else 1)
             before = tuple(part[0] for part in past.state or zeros)
-            after = cell(token, before if lstm else before[0], *rnn.all_weights[0])
+            if past.cell is not None:
+                after = past.cell(token, before)
+            else:
+                after = cell(token, before if lstm else before[0], *rnn.all_weights[0])
             past.advance(tuple(part[None] for part in (after if lstm else (after,))), 1)
             outputs.append(past.state[0][0])
         return torch.stack(outputs, dim=1)
