@@ -19,7 +19,14 @@ MODULES = {
     for _, name, _ in pkgutil.iter_modules(bidir_seq2seq.__path__)
 }
 # What the package and its scripts use and users do not.
-INTERNAL_MODULES = {"arguments", "cache_bidir_seq2seq", "loss_bidir_seq2seq", "search_bidir_seq2seq", "version"}
+INTERNAL_MODULES = {
+    "arguments",
+    "cache_bidir_seq2seq",
+    "loss_bidir_seq2seq",
+    "search_bidir_seq2seq",
+    "steps_bidir_seq2seq",
+    "version",
+}
 
 SHAPE = re.compile(r"`\[[\w .,*+-]+\]`")
 REFERENCE = re.compile(r"\[`([\w.]+)`\]")

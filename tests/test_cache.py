@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bidir_seq2seq.cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, TwinMemory
+from bidir_seq2seq.cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer
 
 
 def filled_layer() -> RecurrentStateLayer:
@@ -32,17 +32,6 @@ def test_length_reset_and_repeat():
 def test_it_says_that_it_has_no_keys():
     with pytest.raises(NotImplementedError, match="advance"):
         filled_layer().update(None, None)
-
-
-def test_twin_memory_of_pairs_follows_both_parents():
-    memory = TwinMemory()
-    step = torch.arange(4.0).view(1, 2, 2, 1, 1, 1)
-    memory.append(step, step + 10)
-    memory.reorder(torch.tensor([[1, 1]]), torch.tensor([[1, 0]]))
-    assert memory.keys.flatten().tolist() == [3, 2, 3, 2]
-    assert memory.values.flatten().tolist() == [13, 12, 13, 12]
-    memory.append(step, step)
-    assert memory.keys.shape == (1, 2, 2, 1, 2, 1)
 
 
 def test_a_recorded_past_is_taken_back_token_by_token():

@@ -95,13 +95,14 @@ def test_sampling_both_among_one_token_is_greedy():
 def sampling_beam(batch_size: int, num_beams: int) -> Beam:
     config = GenerationConfig(max_length=9, length_penalty=1.0, early_stopping=False, do_sample=True)
     config._pad_token_tensor = torch.tensor(PAD)
-    return Beam(batch_size, num_beams, START, config, torch.device("cpu"))
+    criteria = StoppingCriteriaList([EosTokenCriteria(END)])
+    return Beam(batch_size, num_beams, [START], [criteria], config, torch.device("cpu"))
 
 
 def test_one_sampled_hypothesis_follows_the_probabilities():
     beam = sampling_beam(20_000, num_beams=1)
     probs = torch.tensor([0.0, 0.0, 0.0, 0.1, 0.5, 0.4])
-    beam.advance(probs.log().expand(20_000, 1, -1), StoppingCriteriaList([EosTokenCriteria(END)]))
+    beam.advance(probs.log().expand(20_000, 1, -1))
     ended = beam.finished_scores[:, 0] > -math.inf
     # Five standard deviations of a share near 0.1 or 0.5 among 20,000.
     assert abs(float(ended.float().mean()) - 0.1) < 0.011
@@ -117,11 +118,11 @@ def test_a_sampled_beam_draws_without_replacement():
     beam = sampling_beam(20_000, num_beams=2)
     probs = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.6, 0.3, 0.1])
     # Two of the three are kept of the four drawn (one of them impossible): the best two, whatever was drawn first.
-    beam.advance(probs.log().expand(20_000, 2, -1), StoppingCriteriaList([EosTokenCriteria(END)]))
+    beam.advance(probs.log().expand(20_000, 2, -1))
     assert beam.last_ids.unique(dim=0).tolist() == [[4, 5]]
     wide = torch.cat([probs, torch.full((50,), 1e-3)])
     beam = sampling_beam(20_000, num_beams=2)
-    beam.advance(wide.log().expand(20_000, 2, -1), StoppingCriteriaList([EosTokenCriteria(END)]))
+    beam.advance(wide.log().expand(20_000, 2, -1))
     assert (beam.last_ids[:, 0] != beam.last_ids[:, 1]).all()
     assert len(beam.last_ids.unique()) > 20
 
@@ -305,7 +306,7 @@ def test_other_processes_are_waited_for(direction, monkeypatch):
     assert torch.equal(model.generate(input_ids, **settings, synced_gpus=True), alone)
     assert steps == [False] * 4 + [True] * 6
     # The source once, then every step, needed here or not: the other process waits for each.
-    assert len(forwards) == 1 + 9 * (2 if direction == "both" else 1)
+    assert len(forwards) == 1 + 9
 
 
 # What a caller can ask to see
@@ -567,8 +568,8 @@ def test_a_plain_search_of_one_direction_is_transformers_own(direction, num_beam
     settings |= {"num_return_sequences": num_beams, "return_dict_in_generate": True}
     theirs = model.generate(input_ids, **settings, output_scores=True)
     own = []
-    search = model._one_way_search
-    model._one_way_search = lambda *args, **kwargs: own.append(1) or search(*args, **kwargs)
+    search = model._search
+    model._search = lambda *args, **kwargs: own.append(1) or search(*args, **kwargs)
     ours = model.generate(input_ids, **settings)
     # Greedy search processes logits, which only transformers' own does.
     assert bool(own) == (num_beams > 1 or "repetition_penalty" not in settings)

@@ -13,7 +13,6 @@ import torch
 from reference_search import Found, reference_search, run_searches
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, LogitsProcessor
 
-from bidir_seq2seq.modeling_bidir_seq2seq import BidirSeq2SeqCache
 from bidir_seq2seq.reference import (
     build_reference_model,
     build_reference_tokenizer,
@@ -111,8 +110,7 @@ def step_by_step(golden: Golden, source: torch.Tensor, topk: int):
     model = golden.model
     encoded = model.get_encoder()(source)
     prior = model.source_prior(encoded)
-    cache = model.model.start_twins(encoded) if golden.twin else BidirSeq2SeqCache(model.config.decoder_layers)
-    first_rows = torch.arange(len(source))[:, None] * topk
+    steps = model.model.start_steps(encoded, model.config.decoder_directions)
 
     @torch.no_grad()
     def next_probs(requests):
@@ -120,16 +118,11 @@ def step_by_step(golden: Golden, source: torch.Tensor, topk: int):
         last_ids = [torch.tensor(np.array(column)) for column in columns]
         parents = [torch.tensor(np.array(column)) for column in zip(*(request.parents for request in requests))]
         started = any(request.prefixes[0].shape[1] > 1 for request in requests)
+        if started:
+            steps.reorder(torch.stack(parents))
+        features = list(steps.step(torch.stack(last_ids)).features)
         if golden.twin:
-            if started:
-                cache.reorder(*parents)
-            features = model.model.step_twins(*last_ids, cache)[:2]
-        else:
-            if started:
-                cache.reorder_cache((parents[0] + first_rows).flatten())
-            ids = last_ids[0].reshape(-1, 1)
-            output = model.model(decoder_input_ids=ids, encoder_outputs=encoded, past_key_values=cache)
-            features = [output.last_hidden_state.view(len(source), topk, -1)]
+            features[1] = features[1].transpose(1, 2)
         return [model.output_logits(x, prior).softmax(-1).numpy() for x in features]
 
     return next_probs

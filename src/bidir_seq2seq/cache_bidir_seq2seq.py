@@ -6,9 +6,7 @@ H hidden size, N attention heads, D head size, t tokens read so far.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -30,12 +28,6 @@ class SourceMemory:
     values: torch.Tensor | None
     mask: torch.Tensor
 
-    def for_many_steps(self) -> SourceMemory:
-        """The same with each head's keys and values in one piece of memory: one copy, for steps that read them all."""
-        if self.keys is None:
-            return self
-        return replace(self, keys=self.keys.contiguous(), values=self.values.contiguous())
-
 
 class RecurrentStateLayer(CacheLayerMixin):
     """State of one recurrent layer: `(h, c)` for an LSTM, `(h,)` for a GRU, each `[1, R, H]`.
@@ -44,7 +36,6 @@ class RecurrentStateLayer(CacheLayerMixin):
         state: The present state, `None` before the first token.
         record_past: Whether the states that were are kept, so that `crop` can go back to one of them; the layer must
             then be advanced a token at a time.
-        cell: What reads one token in the layer's place, prepared for many steps; `None` if nothing is.
     """
 
     is_compileable = False
@@ -56,7 +47,6 @@ class RecurrentStateLayer(CacheLayerMixin):
         self.state: tuple[torch.Tensor, ...] | None = None
         self.seq_length = 0
         self.record_past = False
-        self.cell: Callable | None = None
         self._past_states: list[tuple[torch.Tensor, ...] | None] = []
 
     def advance(self, state: tuple[torch.Tensor, ...], num_tokens: int) -> None:
@@ -154,78 +144,4 @@ class BidirSeq2SeqCache(Cache):
         self.reorder_cache((parents + first_rows).flatten())
 
 
-class TwinMemory:
-    """Keys and values that one direction offers its twin, a step at a time.
-
-    They live in two buffers in turn: memory that is asked for anew at each step costs more than the copying.
-
-    Attributes:
-        keys, values: `[B, K, N, t, D]` for hypotheses of one direction, `[B, K, K, N, t, D]` for pairs of both;
-            `None` before the first step.
-    """
-
-    def __init__(self):
-        self.keys: torch.Tensor | None = None
-        self.values: torch.Tensor | None = None
-        self._buffers: dict[str, list[torch.Tensor]] = {}
-
-    def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Adds one step: both `[..., N, 1, D]`."""
-        if self.keys is None:
-            self.keys, self.values = keys.contiguous(), values.contiguous()
-            self._buffers = {
-                name: [x.view(-1), x.new_empty(0)] for name, x in (("keys", self.keys), ("values", self.values))
-            }
-            return
-        shape = (*keys.shape[:-2], self.keys.shape[-2] + 1, keys.shape[-1])
-        for name, new in (("keys", keys), ("values", values)):
-            torch.cat([getattr(self, name), new], dim=-2, out=self._other_buffer(name, shape))
-
-    def reorder(self, *parents: torch.LongTensor) -> None:
-        """Hypothesis k of a document continues hypothesis `parents[b, k]`; one `[B, K]` for each K dimension."""
-        lead = len(parents) + 1
-        rows = torch.arange(len(parents[0]), device=parents[0].device).view(-1, *[1] * len(parents))
-        for dim, parent in enumerate(parents, start=1):
-            rows = rows * parent.shape[1] + parent.view(len(parent), *[-1 if d == dim else 1 for d in range(1, lead)])
-        for name in ("keys", "values"):
-            before = getattr(self, name).flatten(0, lead - 1)
-            # A lookup of whole hypotheses copies blocks of memory, where `gather` would move single numbers.
-            after = self._other_buffer(name, getattr(self, name).shape).flatten(0, lead - 1)
-            torch.index_select(before, 0, rows.flatten(), out=after)
-
-    def _other_buffer(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """Makes `keys` or `values` a tensor of `shape` in the buffer that they are not in, yet to be filled."""
-        buffers, size = self._buffers[name], math.prod(shape)
-        buffers.reverse()
-        if buffers[0].numel() < size:
-            # Room for twice as many steps: titles grow, and a buffer seldom has to.
-            buffers[0] = buffers[0].new_empty(2 * size)
-        setattr(self, name, buffers[0][:size].view(shape))
-        return getattr(self, name)
-
-
-class TwinCache:
-    """Everything two decoders remember while they write one step each at a time.
-
-    Attributes:
-        l2r, r2l: Each direction's recurrent states and source memory, rows R = B * K.
-        l2r_offer: What the left-to-right side shows its twin; of pairs when the model offers features.
-        r2l_offer: What the right-to-left side shows its twin.
-        prior: The output prior `[B, V]`, or `None`.
-    """
-
-    def __init__(self, num_layers: int):
-        self.l2r, self.r2l = BidirSeq2SeqCache(num_layers), BidirSeq2SeqCache(num_layers)
-        self.l2r_offer, self.r2l_offer = TwinMemory(), TwinMemory()
-        self.prior: torch.Tensor | None = None
-
-    def reorder(self, l2r_parents: torch.LongTensor, r2l_parents: torch.LongTensor) -> None:
-        """Each direction's hypothesis k of a document continues its hypothesis `parents[b, k]`, both `[B, K]`."""
-        for cache, parents in ((self.l2r, l2r_parents), (self.r2l, r2l_parents)):
-            cache.reorder(parents)
-        of_pairs = self.l2r_offer.keys.dim() == 6
-        self.l2r_offer.reorder(*((l2r_parents, r2l_parents) if of_pairs else (l2r_parents,)))
-        self.r2l_offer.reorder(r2l_parents)
-
-
-__all__ = ["BidirSeq2SeqCache", "RecurrentStateLayer", "SourceMemory", "TwinCache", "TwinMemory"]
+__all__ = ["BidirSeq2SeqCache", "RecurrentStateLayer", "SourceMemory"]

@@ -245,10 +245,8 @@ class BidirSeq2SeqGenerationMixin:
         if direction != "l2r" and input_ids.shape[1] > 1:
             raise ValueError(f"decoder_input_ids fix the left end, where {direction!r} does not start: {ONE_WAY}")
         search = one_direction
-        if direction == "both":
-            search = self._bidirectional_search
-        elif self._can_search_one_way(input_ids, logits_processor, generation_config, kwargs):
-            search = self._one_way_search
+        if direction == "both" or self._can_search_one_way(input_ids, logits_processor, generation_config, kwargs):
+            search = self._search
         elif generation_config.vocabulary_shortlist is not None:
             raise ValueError(
                 "vocabulary_shortlist is for searching: leave it out when sampling in one direction, in greedy search "
@@ -265,7 +263,7 @@ class BidirSeq2SeqGenerationMixin:
         return result
 
     def _can_search_one_way(self, input_ids, logits_processor, generation_config: GenerationConfig, kwargs) -> bool:
-        """Whether a search in one direction is the plain case that `_one_way_search` is for."""
+        """Whether a search in one direction is the plain case that `_search` is for."""
         past = kwargs.get("past_key_values")
         plain = (
             not generation_config.do_sample
@@ -342,70 +340,7 @@ class BidirSeq2SeqGenerationMixin:
         after_end = (sequences == end_id).cumsum(1) - (sequences == end_id).long() > 0
         return sequences.masked_fill(after_end, self.config.pad_token_id)
 
-    def _bidirectional_search(
-        self,
-        input_ids: torch.LongTensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        encoder_outputs=None,
-        synced_gpus: bool = False,
-        **kwargs,
-    ) -> BidirBeamSearchOutput | torch.LongTensor:
-        """Two beams in lock-step: at each step each hypothesis of one reads all of the other.
-
-        Args:
-            input_ids: `[B * K, 1]`, start ids.
-            logits_processor, stopping_criteria: Of the left-to-right direction; the right-to-left ones are on
-                `generation_config`.
-            encoder_outputs: Of the B documents.
-            synced_gpus: Whether to go on stepping until every process is done.
-        """
-        num_beams = generation_config.num_beams
-        batch_size = input_ids.shape[0] // num_beams
-        beam_args = (generation_config, input_ids.device)
-        l2r = Beam(batch_size, num_beams, self.config.bos_token_id, *beam_args)
-        r2l = Beam(batch_size, num_beams, self.config.eos_token_id, *beam_args)
-        sides = (
-            (l2r, slice(0, num_beams), logits_processor, stopping_criteria),
-            (
-                r2l,
-                slice(num_beams, 2 * num_beams),
-                generation_config._r2l_logits_processor,
-                generation_config._r2l_stopping_criteria,
-            ),
-        )
-        cache = self.model.start_twins(encoder_outputs)
-        next_tokens = self._next_tokens(encoder_outputs, generation_config)
-        records = StepRecords(generation_config), StepRecords(generation_config)
-        done = False
-        while self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device):
-            step = self.model.step_twins(l2r.last_ids, r2l.last_ids, cache, records[0].weights is not None)
-            if done:
-                continue
-            # Both directions at once: 2K hypotheses, each beside its K partners.
-            features = torch.cat([step.l2r_features, step.r2l_features.transpose(1, 2)], dim=1)
-            partners = _equal_say(torch.stack([r2l.alive, l2r.alive], dim=1))
-            forbidden = [(rows, forbidden_tokens(processors, l2r.length)) for _, rows, processors, _ in sides]
-            if records[0].is_empty and not l2r.do_sample and all(ids is not None for _, ids in forbidden):
-                log_probs, tokens = next_tokens.best(features, 2 * num_beams, forbidden, partners)
-                parents = [
-                    beam.advance(log_probs[:, rows], criteria, tokens[:, rows]) for beam, rows, _, criteria in sides
-                ]
-            else:
-                log_probs = next_tokens.log_probs(features, partners)
-                parents = []
-                for (beam, rows, processors, criteria), record, weights in zip(sides, records, step[2:]):
-                    logits = log_probs[:, rows].flatten(0, 1)
-                    scores = processors(beam.running, logits)
-                    record.add(logits, scores, weights)
-                    parents.append(beam.advance(scores.view(batch_size, num_beams, -1), criteria))
-            done = not bool((l2r.open | r2l.open).any())
-            if not done:
-                cache.reorder(*parents)
-        return self._gather_results(l2r, r2l, records, encoder_outputs, generation_config)
-
-    def _one_way_search(
+    def _search(
         self,
         input_ids: torch.LongTensor,
         logits_processor: LogitsProcessorList,
@@ -415,46 +350,70 @@ class BidirSeq2SeqGenerationMixin:
         past_key_values: BidirSeq2SeqCache | None = None,
         synced_gpus: bool = False,
         **kwargs,
-    ) -> GenerateBeamEncoderDecoderOutput | torch.LongTensor:
-        """transformers' own greedy or beam search in one direction, result for result, with less work around it.
+    ) -> GenerateBeamEncoderDecoderOutput | BidirBeamSearchOutput | torch.LongTensor:
+        """The search of one direction, or of both in lock-step, each hypothesis of one reading all of the other.
+
+        In one direction it is transformers' own greedy or beam search, result for result, with less work around it.
 
         Args:
             input_ids: `[B * K, 1]`, start ids.
-            logits_processor, stopping_criteria: Of the direction.
+            logits_processor, stopping_criteria: Of the only or left-to-right direction; the right-to-left ones are on
+                `generation_config`.
             encoder_outputs: Of the B documents.
-            past_key_values: The empty past of the decoder.
+            past_key_values: The empty past of the only decoder.
             synced_gpus: Whether to go on stepping until every process is done.
         """
-        num_beams = generation_config.num_beams
+        direction, num_beams = generation_config.decoding_direction, generation_config.num_beams
         batch_size = input_ids.shape[0] // num_beams
-        beam = Beam(batch_size, num_beams, int(input_ids[0, 0]), generation_config, input_ids.device)
-        if num_beams == 1:
+        start_ids, processors, criteria = [int(input_ids[0, 0])], [logits_processor], [stopping_criteria]
+        if direction == "both":
+            start_ids = [self.config.bos_token_id, self.config.eos_token_id]
+            processors.append(generation_config._r2l_logits_processor)
+            criteria.append(generation_config._r2l_stopping_criteria)
+        num_directions = len(start_ids)
+        beam = Beam(batch_size, num_beams, start_ids, criteria, generation_config, input_ids.device)
+        if direction != "both" and num_beams == 1:
             # Greedy search ends with the first end, whatever is set for beams.
             beam.early_stopping = True
-        decoder = self.model.direction_decoder(generation_config.decoding_direction)
-        decoder.prepare_steps(encoder_outputs, past_key_values)
+        steps = self.model.start_steps(encoder_outputs, direction)
         next_tokens = self._next_tokens(encoder_outputs, generation_config)
+        records = [StepRecords(generation_config) for _ in start_ids]
+        hypotheses = num_directions, batch_size, num_beams
         done = False
         while self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device):
-            features = self.model.step_one(beam.last_ids, decoder, past_key_values)
+            step = steps.step(beam.last_ids.view(hypotheses), records[0].weights is not None)
             if done:
                 continue
-            forbidden = forbidden_tokens(logits_processor, beam.length)
-            if forbidden is not None:
-                log_probs, tokens = next_tokens.best(features, 2 * num_beams, [(slice(None), forbidden)])
-                parents = beam.advance(log_probs, stopping_criteria, tokens)
+            # A document's hypotheses of all directions together: [B, Q, E], or [B, Q, K, E] beside their partners.
+            features = step.features.transpose(0, 1).flatten(1, 2)
+            partners = _equal_say(beam.alive.view(hypotheses)) if num_directions == 2 else None
+            forbidden = [forbidden_tokens(own, beam.length) for own in processors]
+            if records[0].is_empty and not beam.do_sample and all(ids is not None for ids in forbidden):
+                found = next_tokens.best(features, 2 * num_beams, forbidden, partners)
+                log_probs, tokens = (_by_direction(x, num_directions).flatten(0, 1) for x in found)
+                parents = beam.advance(log_probs, tokens)
             else:
-                scores = logits_processor(beam.running, next_tokens.log_probs(features).flatten(0, 1))
-                parents = beam.advance(scores.view(batch_size, num_beams, -1), stopping_criteria)
+                log_probs = _by_direction(next_tokens.log_probs(features, partners), num_directions)
+                running = beam.running.view(*hypotheses, -1)
+                scores = []
+                for index, own_processors in enumerate(processors):
+                    logits = log_probs[index].flatten(0, 1)
+                    scores.append(own_processors(running[index].flatten(0, 1), logits))
+                    weights = None if step.weights is None else step.weights[index]
+                    records[index].add(logits, scores[index], weights)
+                parents = beam.advance(torch.cat(scores).unflatten(0, (-1, num_beams)))
             done = not bool(beam.open.any())
             if not done:
-                past_key_values.reorder(parents)
+                steps.reorder(parents.view(hypotheses))
+        if direction == "both":
+            return self._gather_results(beam, records, encoder_outputs, generation_config)
 
         count = generation_config.num_return_sequences
         sequences = beam.finished_paths[:, :count, :, 0].flatten(0, 1)
         sequences = sequences[:, : (sequences != self.config.pad_token_id).sum(1).amax()]
         if not generation_config.return_dict_in_generate:
             return sequences
+        steps.leave_in(past_key_values)
         if num_beams == 1:
             return GenerateEncoderDecoderOutput(sequences=sequences, past_key_values=past_key_values)
         return GenerateBeamEncoderDecoderOutput(
@@ -480,14 +439,12 @@ class BidirSeq2SeqGenerationMixin:
         allowed[[getattr(self.config, name) for name in names]] = True
         return allowed | encoder_outputs.source_words
 
-    def _gather_results(self, l2r: Beam, r2l: Beam, records, encoder_outputs, generation_config):
-        """Merges both pools: one ranking, no sequence twice."""
-        sides = [
-            self._pool_details(beam, record, direction)
-            for beam, record, direction in ((l2r, records[0], "l2r"), (r2l, records[1], "r2l"))
-        ]
+    def _gather_results(self, beam: Beam, records, encoder_outputs, generation_config):
+        """Merges both directions' pools: one ranking, no sequence twice."""
+        paths = beam.finished_paths[:, :, : beam.length].chunk(2)
+        sides = [self._pool_details(*side) for side in zip(paths, records, ("l2r", "r2l"))]
         pool = {name: torch.cat([side[name] for side in sides], dim=1) for name in sides[0]}
-        scores = torch.cat([l2r.finished_scores, r2l.finished_scores], dim=1)
+        scores = torch.cat(beam.finished_scores.chunk(2), dim=1)
         if generation_config.joint_rescoring:
             log_probs, joint = self._joint_scores(pool["sequences"], encoder_outputs, generation_config.length_penalty)
             pool |= log_probs
@@ -522,10 +479,10 @@ class BidirSeq2SeqGenerationMixin:
             **found,
         )
 
-    def _pool_details(self, beam: Beam, records: StepRecords, direction: str) -> dict[str, torch.Tensor]:
-        """What is known of the finished sequences of one direction: tensors `[B, K, ...]` by name."""
-        pool_shape = beam.finished_scores.shape
-        written, parents = beam.finished_paths[:, :, : beam.length].flatten(0, 1).unbind(-1)
+    def _pool_details(self, paths: torch.LongTensor, records: StepRecords, direction: str) -> dict[str, torch.Tensor]:
+        """What is known of the finished paths `[B, K, L, 2]` of one direction: tensors `[B, K, ...]` by name."""
+        pool_shape = paths.shape[:2]
+        written, parents = paths.flatten(0, 1).unbind(-1)
         details = {
             "sequences": self._clean(written, direction),
             "from_right": torch.full(written.shape[:1], direction == "r2l", device=written.device),
@@ -564,11 +521,20 @@ class BidirSeq2SeqGenerationMixin:
 def _equal_say(alive: torch.BoolTensor) -> torch.Tensor:
     """`[B, 2K, K]`, the weights of K partners for the K hypotheses of either direction: equal ones.
 
-    Partners that do not exist (`alive` `[B, 2, K]`, in a vocabulary smaller than the beam) have none, unless none
-    exists.
+    Partners that do not exist (`alive` `[2, B, K]`, at the first step and in a vocabulary smaller than the beam) have
+    none, unless none exists.
     """
+    num_beams = alive.shape[-1]
+    if alive.device.type == "cpu" and alive.all():
+        return torch.full((1, 1, 1), 1 / num_beams).expand(alive.shape[1], 2 * num_beams, num_beams)
     alive = alive | ~alive.any(-1, keepdim=True)
-    return (alive / alive.sum(-1, keepdim=True)).repeat_interleave(alive.shape[-1], dim=1)
+    of_partners = (alive / alive.sum(-1, keepdim=True)).flip(0).transpose(0, 1)
+    return of_partners.repeat_interleave(num_beams, dim=1)
+
+
+def _by_direction(x: torch.Tensor, num_directions: int) -> torch.Tensor:
+    """What is known of a document's hypotheses, `[B, D * K, ...]`, to `[D, B, K, ...]`."""
+    return x.unflatten(1, (num_directions, -1)).transpose(0, 1)
 
 
 def _as_tuple(steps: list[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -21,10 +20,11 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils import can_return_tuple, logging
 
-from .cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory, TwinCache
+from .cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
 from .loss_bidir_seq2seq import projected_cross_entropy, projected_log_probs
+from .steps_bidir_seq2seq import DecoderSteps
 
 logger = logging.get_logger(__name__)
 
@@ -71,21 +71,6 @@ class BidirSeq2SeqLMOutput(Seq2SeqLMOutput):
     """
 
     r2l_logits: torch.Tensor | None = None
-
-
-class TwinStep(NamedTuple):
-    """What one step of both decoders gives.
-
-    Attributes:
-        l2r_features, r2l_features: `[B, K, K, E]`; entry `[b, i, j]` is for left-to-right hypothesis i beside
-            right-to-left hypothesis j.
-        l2r_weights, r2l_weights: Source attention `[B * K, N, 1, S]`; `None` if not asked for, or there is none.
-    """
-
-    l2r_features: torch.Tensor
-    r2l_features: torch.Tensor
-    l2r_weights: torch.Tensor | None
-    r2l_weights: torch.Tensor | None
 
 
 class ModulatedLayerNorm(nn.Module):
@@ -291,35 +276,12 @@ class SourcePrior(nn.Module):
         return torch.addcmul(self.shift, source_words.to(self.shift.dtype), self.log_scale.exp())
 
 
-class LSTMCell:
-    """An LSTM layer for one token at a time, many times on a CPU.
-
-    The weights are laid out a gate at a time, so that products of few rows read them in order, and those of input and
-    state are joined; a copy, which later changes of the layer do not reach.
-    """
-
-    def __init__(self, rnn: nn.LSTM):
-        weights = (weight.view(4, rnn.hidden_size, -1).transpose(1, 2) for weight in rnn.all_weights[0][:2])
-        self.weight = torch.cat(list(weights), dim=1).contiguous()
-        self.bias = (rnn.bias_ih_l0 + rnn.bias_hh_l0).view(4, 1, rnn.hidden_size)
-
-    def __call__(self, x: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """`x` `[R, D]` and the state `(h, c)`, each `[R, H]`, to the next state."""
-        hidden, memory = state
-        gates = torch.baddbmm(self.bias, torch.cat([x, hidden], dim=1).expand(4, -1, -1), self.weight)
-        # torch's order of gates: input, forget, cell, output.
-        read, keep = gates[:2].sigmoid_()
-        memory = torch.addcmul(keep * memory, read, gates[2].tanh_())
-        return gates[3].sigmoid_() * memory.tanh(), memory
-
-
 class Decoder(nn.Module):
     """One direction: modulated recurrent layers, then attention to the source and to the twin, then features."""
 
     def __init__(self, config: BidirSeq2SeqConfig, twin_memory_size: int | None):
         super().__init__()
         heads = (config.num_attention_heads, config.attention_head_size)
-        self.twin_context_size = heads[0] * heads[1] if twin_memory_size is not None else 0
         sizes = [config.embedding_size] + [config.hidden_size] * config.decoder_layers
         self.norms = nn.ModuleList(ModulatedLayerNorm(config.hidden_size, s, config.layer_norm_eps) for s in sizes)
         rnn = RNN_CLASSES[config.rnn_type]
@@ -330,10 +292,13 @@ class Decoder(nn.Module):
         self.twin_attention = (
             MultiHeadAttention(config.hidden_size, twin_memory_size, *heads) if twin_memory_size is not None else None
         )
-        source_context_size = heads[0] * heads[1] if config.use_attention else 0
-        self.feature = nn.Linear(
-            config.hidden_size + self.twin_context_size + source_context_size, config.embedding_size
+        # What the features are made of: the decoder's h, the twin's context and the source's.
+        self.feature_sizes = (
+            config.hidden_size,
+            heads[0] * heads[1] if twin_memory_size is not None else 0,
+            heads[0] * heads[1] if config.use_attention else 0,
         )
+        self.feature = nn.Linear(sum(self.feature_sizes), config.embedding_size)
         self.dropout = nn.Dropout(config.dropout)
 
     def read_source(self, encoder_outputs: BidirSeq2SeqEncoderOutput) -> SourceMemory:
@@ -350,16 +315,6 @@ class Decoder(nn.Module):
             values=values,
             mask=mask[:, None, None],
         )
-
-    def prepare_steps(self, encoder_outputs: BidirSeq2SeqEncoderOutput, cache: BidirSeq2SeqCache) -> None:
-        """Prepares an empty cache for many steps of one token: copies that would not pay for a few."""
-        cache.memory = self.read_source(encoder_outputs).for_many_steps()
-        weight = self.feature.weight
-        if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            return
-        for past, rnn in zip(cache.layers, self.rnns):
-            if isinstance(rnn, nn.LSTM):
-                past.cell = LSTMCell(rnn)
 
     def recur(
         self, embeds: torch.Tensor, memory: SourceMemory, cache: BidirSeq2SeqCache | None = None
@@ -397,10 +352,7 @@ class Decoder(nn.Module):
         for token in x.unbind(1):
             zeros = (token.new_zeros(1, len(token), rnn.hidden_size),) * (2 if lstm else 1)
             before = tuple(part[0] for part in past.state or zeros)
-            if past.cell is not None:
-                after = past.cell(token, before)
-            else:
-                after = cell(token, before if lstm else before[0], *rnn.all_weights[0])
+            after = cell(token, before if lstm else before[0], *rnn.all_weights[0])
             past.advance(tuple(part[None] for part in (after if lstm else (after,))), 1)
             outputs.append(past.state[0][0])
         return torch.stack(outputs, dim=1)
@@ -423,7 +375,7 @@ class Decoder(nn.Module):
     ) -> torch.Tensor:
         """`[..., H]`, `[..., A]`, `[..., A]` to one vector; no twin context means zeros in its place."""
         if twin_context is None and self.twin_attention is not None:
-            twin_context = hidden.new_zeros(*hidden.shape[:-1], self.twin_context_size)
+            twin_context = hidden.new_zeros(*hidden.shape[:-1], self.feature_sizes[1])
         return torch.cat([part for part in (hidden, twin_context, source_context) if part is not None], dim=-1)
 
     def features(self, concatenated: torch.Tensor) -> torch.Tensor:
@@ -653,71 +605,15 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             "weights": weights,
         }
 
-    def start_twins(self, encoder_outputs: BidirSeq2SeqEncoderOutput) -> TwinCache:
-        """The past of two decoders that have written nothing about B documents yet."""
-        cache = TwinCache(self.config.decoder_layers)
-        self.direction_decoder("l2r").prepare_steps(encoder_outputs, cache.l2r)
-        self.direction_decoder("r2l").prepare_steps(encoder_outputs, cache.r2l)
-        return cache
+    def start_steps(self, encoder_outputs: BidirSeq2SeqEncoderOutput, direction: str) -> DecoderSteps:
+        """What writes about documents a token at a time: `"l2r"`, `"r2l"`, or `"both"` reading each other.
 
-    def step_one(self, ids: torch.LongTensor, decoder: Decoder, cache: BidirSeq2SeqCache) -> torch.Tensor:
-        """One step of one decoder alone.
-
-        Args:
-            ids: `[B, K]`, the last token of each hypothesis.
-            decoder: Of the direction.
-            cache: The past, moved on by one step; its `memory` is there.
-
-        Returns:
-            Features `[B, K, E]`.
+        Raises:
+            ValueError: If the model has no such decoder.
         """
-        hidden = decoder.recur(self.encoder.embed_tokens(ids.reshape(-1, 1)), cache.memory, cache)[-1]
-        context, _ = decoder.attend_source(hidden, cache.memory)
-        return decoder.features(decoder.concatenate(hidden, None, context)).view(*ids.shape, -1)
-
-    def step_twins(
-        self, l2r_ids: torch.LongTensor, r2l_ids: torch.LongTensor, cache: TwinCache, need_weights: bool = False
-    ) -> TwinStep:
-        """One step of both decoders, each hypothesis of one direction reading each of the other's.
-
-        Everything that depends on one direction alone (recurrence, source attention, keys and values) is computed for
-        K rows; only the twin context and what follows it is computed for K * K pairs.
-
-        Args:
-            l2r_ids, r2l_ids: `[B, K]`, the last token of each hypothesis.
-            cache: The past, moved on by one step.
-            need_weights: Whether to return the source attention weights.
-        """
-        num_beams = l2r_ids.shape[1]
-        hidden, source, weights = [], [], []
-        for decoder, past, ids in ((self.decoder, cache.l2r, l2r_ids), (self.r2l_decoder, cache.r2l, r2l_ids)):
-            state = decoder.recur(self.encoder.embed_tokens(ids.reshape(-1, 1)), past.memory, past)[-1]
-            context, read = decoder.attend_source(state, past.memory, need_weights)
-            weights.append(read)
-            hidden.append(state.view(*ids.shape, -1))
-            source.append(None if context is None else context.view(*ids.shape, -1))
-
-        def pairs(x: torch.Tensor | None, own_dim: int) -> torch.Tensor | None:
-            return None if x is None else x.unsqueeze(3 - own_dim).expand(-1, num_beams, num_beams, -1)
-
-        # All K queries read each partner's memory in one product: [B, 1, K, H] against keys [B, K, N, t, D]. That
-        # memory is short, so plain products, which also give the weights, are faster than the fused kernel.
-        l2r_twin, r2l_twin = self.decoder.twin_attention, self.r2l_decoder.twin_attention
-        cache.r2l_offer.append(*l2r_twin.memory(hidden[1][:, :, None]))
-        context, _ = l2r_twin(hidden[0][:, None], cache.r2l_offer.keys, cache.r2l_offer.values, need_weights=True)
-        l2r_pairs = self.decoder.concatenate(pairs(hidden[0], 1), context.transpose(1, 2), pairs(source[0], 1))
-        if self.config.twin_memory == "features":
-            # What left-to-right offers depends on its partner too, so each pair has a memory of its own.
-            cache.l2r_offer.append(*r2l_twin.memory(l2r_pairs[..., None, :]))
-            context, _ = r2l_twin(
-                hidden[1][:, None, :, None], cache.l2r_offer.keys, cache.l2r_offer.values, need_weights=True
-            )
-            context = context.squeeze(-2)
-        else:
-            cache.l2r_offer.append(*r2l_twin.memory(hidden[0][:, :, None]))
-            context, _ = r2l_twin(hidden[1][:, None], cache.l2r_offer.keys, cache.l2r_offer.values, need_weights=True)
-        r2l_pairs = self.r2l_decoder.concatenate(pairs(hidden[1], 2), context, pairs(source[1], 2))
-        return TwinStep(self.decoder.features(l2r_pairs), self.r2l_decoder.features(r2l_pairs), *weights)
+        directions = ("l2r", "r2l") if direction == "both" else (direction,)
+        decoders = [self.direction_decoder(name) for name in directions]
+        return DecoderSteps(decoders, self.encoder.embed_tokens, encoder_outputs, self.config.twin_memory)
 
     def _twin_keep(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[R, 1, 1]`: 0 where a training row loses its twin context, else 1 (twin dropout)."""
@@ -1059,11 +955,9 @@ __all__ = [
     "Decoder",
     "Encoder",
     "EncoderLayer",
-    "LSTMCell",
     "ModulatedLayerNorm",
     "MultiHeadAttention",
     "SourcePrior",
-    "TwinStep",
     "check_ids",
     "pack_labels",
 ]

@@ -6,9 +6,10 @@ size, L length of a sequence with its start id, N attention heads, S source leng
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import (
     EosTokenCriteria,
@@ -24,6 +25,8 @@ from transformers.generation.logits_process import (
 )
 
 IMPOSSIBLE = float("-inf")
+# On a CPU products of so few rows are fastest from the right, where a large weight is read once and as it lies.
+FEW_ROWS = 5
 # On a CPU so many rows of logits are worked on at a time: few enough to stay in its cache.
 BLOCK_ROWS = 256
 # There the output layer lies in blocks of about so many words, each in one piece of memory.
@@ -100,7 +103,7 @@ class NextTokens:
         self,
         features: torch.Tensor,
         count: int,
-        forbidden: list[tuple[slice, torch.LongTensor]],
+        forbidden: Sequence[torch.LongTensor],
         partners: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.LongTensor]:
         """The most probable next tokens of each hypothesis.
@@ -108,17 +111,17 @@ class NextTokens:
         Args:
             features, partners: As for `log_probs`.
             count: How many, C.
-            forbidden: For ranges of hypotheses (second dimension) the ids that they may not write.
+            forbidden: The ids that hypotheses may not write, for each equal share of the Q, such as a direction.
 
         Returns:
             Their log-probabilities and ids, both `[B, Q, C]`.
         """
         if self.ids is not None:
-            forbidden = [(rows, self.positions[ids]) for rows, ids in forbidden]
+            forbidden = [self.positions[ids] for ids in forbidden]
         found = []
         for _, scores in self._blocks(features, partners):
-            for rows, ids in forbidden:
-                scores[:, rows].index_fill_(2, ids, IMPOSSIBLE if partners is None else 0)
+            for share, ids in zip(scores.chunk(len(forbidden), dim=1), forbidden):
+                share.index_fill_(2, ids, IMPOSSIBLE if partners is None else 0)
             found.append(largest(scores, min(count, self.num_words)))
         scores, ids = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found))
         # Where fewer words than asked for are possible, padding may be among the impossible ones.
@@ -174,95 +177,94 @@ def forbidden_tokens(processors: LogitsProcessorList, length: int) -> torch.Long
     return torch.cat(ids)
 
 
-def ends_of(criteria: StoppingCriteriaList, tokens: torch.LongTensor, length: int) -> torch.BoolTensor | None:
-    """Which hypotheses `[B, C]` of `length` end with these `tokens`; `None` if not only end ids and lengths decide."""
-    if not {type(criterion) for criterion in criteria} <= {EosTokenCriteria, MaxLengthCriteria}:
-        return None
-    if any(length >= criterion.max_length for criterion in criteria if type(criterion) is MaxLengthCriteria):
-        return torch.ones_like(tokens, dtype=torch.bool)
-    ends = torch.zeros_like(tokens, dtype=torch.bool)
-    for criterion in criteria:
-        if type(criterion) is EosTokenCriteria:
-            ends |= (tokens[..., None] == criterion.eos_token_id.to(tokens.device)).any(-1)
-    return ends
-
-
 class Beam:
-    """One direction's hypotheses for every document, with the rules of transformers' own beam search.
+    """Every document's hypotheses in one direction, or in both, with the rules of transformers' own beam search.
 
-    A hypothesis that ends leaves the beam for a pool of the K best finished ones. A document is closed when no
-    running hypothesis can enter its pool any more; what happens to other documents does not matter to it.
+    Each direction has a row for each document, all of the first before those of the second: G rows in all. A
+    hypothesis that ends leaves the beam for a pool of the K best finished ones. A row is closed when no running
+    hypothesis can enter its pool any more; what happens to other rows does not matter to it.
+
+    Args:
+        batch_size: Documents, B.
+        num_beams: Hypotheses of a row, K.
+        start_ids: The first token of each direction.
+        stopping_criteria: Of each direction; they say which candidates end, the end id and the maximum length among
+            them.
+        generation_config: Prepared by `generate`.
+        device: Where all of it lives.
 
     Attributes:
-        paths: `[B, K, max_length, 2]` running hypotheses, best first; `length` of each is filled. The first number of
+        paths: `[G, K, max_length, 2]` running hypotheses, best first; `length` of each is filled. The first number of
             a step is the token, the second the hypothesis that it continued (-1 before the first step).
-        scores: `[B, K]` their summed log-probabilities; minus infinity for one that does not exist.
+        scores: `[G, K]` their summed log-probabilities; minus infinity for one that does not exist.
         finished_paths, finished_scores: The pool, best first; scores are divided by length ** length_penalty.
-        open: `[B, 1]` bool.
+        open: `[G, 1]` bool.
     """
 
     def __init__(
         self,
         batch_size: int,
         num_beams: int,
-        start_id: int,
+        start_ids: Sequence[int],
+        stopping_criteria: Sequence[StoppingCriteriaList],
         generation_config: GenerationConfig,
         device: torch.device,
     ):
+        num_rows = len(start_ids) * batch_size
         self.max_length = generation_config.max_length
         self.length_penalty = generation_config.length_penalty
         self.do_sample = generation_config.do_sample
         # One hypothesis that is sampled is ancestral sampling: its first token decides, even when it is the end.
         self.ancestral = self.do_sample and num_beams == 1
         self.early_stopping = self.ancestral or generation_config.early_stopping
-        self.paths = torch.full((batch_size, num_beams, self.max_length, 2), -1, device=device)
+        self.stopping_criteria = stopping_criteria
+        self.paths = torch.full((num_rows, num_beams, self.max_length, 2), -1, device=device)
         self.paths[..., 0] = generation_config._pad_token_tensor
-        self.paths[:, :, 0, 0] = start_id
+        starts = torch.tensor(start_ids, device=device).repeat_interleave(batch_size)
+        self.paths[:, :, 0, 0] = starts[:, None]
         self.length = 1
         # One hypothesis to start with: K equal ones would propose the same tokens K times.
-        self.scores = torch.full((batch_size, num_beams), IMPOSSIBLE, device=device)
+        self.scores = torch.full((num_rows, num_beams), IMPOSSIBLE, device=device)
         self.scores[:, 0] = 0
         self.finished_paths = self.paths.clone()
         self.finished_scores = torch.full_like(self.scores, IMPOSSIBLE)
-        self.open = torch.ones(batch_size, 1, dtype=torch.bool, device=device)
+        self.open = torch.ones(num_rows, 1, dtype=torch.bool, device=device)
+        self._worst = self.finished_scores[:, -1:]
+        self._end_ids = self._plain_end_ids(batch_size)
+        limits = [x.max_length for criteria in stopping_criteria for x in criteria if type(x) is MaxLengthCriteria]
+        self._longest = min(limits, default=self.max_length)
 
     @property
     def last_ids(self) -> torch.LongTensor:
-        """`[B, K]`, the last token of each running hypothesis."""
+        """`[G, K]`, the last token of each running hypothesis."""
         return self.paths[:, :, self.length - 1, 0]
 
     @property
     def running(self) -> torch.LongTensor:
-        """`[B * K, length]`, the running hypotheses as logits processors want them."""
-        return self.paths[:, :, : self.length, 0].flatten(0, 1)
+        """`[G, K, length]`, the tokens of the running hypotheses."""
+        return self.paths[:, :, : self.length, 0]
 
     @property
     def alive(self) -> torch.BoolTensor:
-        """`[B, K]`, which hypotheses exist."""
+        """`[G, K]`, which hypotheses exist."""
         return self.scores > IMPOSSIBLE
 
-    def advance(
-        self,
-        log_probs: torch.Tensor,
-        stopping_criteria: StoppingCriteriaList,
-        tokens: torch.LongTensor | None = None,
-    ) -> torch.LongTensor:
+    def advance(self, log_probs: torch.Tensor, tokens: torch.LongTensor | None = None) -> torch.LongTensor:
         """Continues every hypothesis by one token.
 
         Args:
-            log_probs: `[B, K, C]` of the next token.
-            stopping_criteria: Say which candidates end here, the end id and the maximum length among them.
-            tokens: `[B, K, C]`, which tokens those are, the 2K best of each hypothesis among them. Default: C = V,
+            log_probs: `[G, K, C]` of the next token.
+            tokens: `[G, K, C]`, which tokens those are, the 2K best of each hypothesis among them. Default: C = V,
                 the whole vocabulary.
 
         Returns:
-            `[B, K]`, which hypothesis each new one continues.
+            `[G, K]`, which hypothesis each new one continues.
         """
-        batch_size, num_beams, num_tokens = log_probs.shape
+        num_beams, num_tokens = log_probs.shape[1:]
         scores, flat = self._candidates((log_probs + self.scores[:, :, None]).flatten(1))
         parents = flat // num_tokens
         written = flat % num_tokens if tokens is None else tokens.flatten(1).gather(1, flat)
-        ends = ends_of(stopping_criteria, written, self.length + 1)
+        ends = None if self._end_ids is None else self._ends_of_tokens(written)
         if ends is not None and ends.device.type == "cpu" and not (self.do_sample or ends.any()):
             # Nothing ends, as at most steps: the pool stays, and the best candidates, which come first, go on. Other
             # devices would have to be waited for to know it.
@@ -273,7 +275,7 @@ class Beam:
 
         paths = self._lengthen(parents, written)
         if ends is None:
-            ends = stopping_criteria(paths[:, :, : self.length, 0].flatten(0, 1), None).view(batch_size, -1)
+            ends = self._ends_of_paths(paths)
         self._keep_finished(paths[:, :num_beams], scores[:, :num_beams], ends[:, :num_beams])
 
         scores = scores.masked_fill(ends, IMPOSSIBLE)
@@ -288,7 +290,7 @@ class Beam:
         return parents.gather(1, order)
 
     def _candidates(self, totals: torch.Tensor) -> tuple[torch.Tensor, torch.LongTensor]:
-        """From the scores `[B, K * C]` of continuations those that are looked at, with their positions."""
+        """From the scores `[G, K * C]` of continuations those that are looked at, with their positions."""
         num_beams = self.scores.shape[1]
         # 2K candidates: each hypothesis has one end, so at least K of them do not end.
         count = min(2 * num_beams, totals.shape[1])
@@ -298,6 +300,32 @@ class Beam:
         # https://arxiv.org/abs/1903.06059).
         flat = (totals - torch.empty_like(totals).exponential_().log()).topk(count).indices
         return totals.gather(1, flat), flat
+
+    def _plain_end_ids(self, batch_size: int) -> torch.LongTensor | None:
+        """Each row's end ids `[G, 1, number]`, or `None` if something else than end ids and lengths ends titles."""
+        ids = []
+        for criteria in self.stopping_criteria:
+            if not {type(criterion) for criterion in criteria} <= {EosTokenCriteria, MaxLengthCriteria}:
+                return None
+            own = [criterion.eos_token_id for criterion in criteria if type(criterion) is EosTokenCriteria]
+            ids.append(torch.cat(own).to(self.paths.device) if own else self.paths.new_empty(0))
+        ids = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
+        return ids.repeat_interleave(batch_size, dim=0)[:, None]
+
+    def _ends_of_tokens(self, written: torch.LongTensor) -> torch.BoolTensor:
+        """Which hypotheses `[G, C]` end with the tokens `written`, if only end ids and lengths decide."""
+        if self.length + 1 >= self._longest:
+            return torch.ones_like(written, dtype=torch.bool)
+        return (written[..., None] == self._end_ids).any(-1)
+
+    def _ends_of_paths(self, paths: torch.LongTensor) -> torch.BoolTensor:
+        """Which hypotheses `[G, C, max_length, 2]` end, whatever decides."""
+        shares = paths[:, :, : self.length, 0].chunk(len(self.stopping_criteria))
+        ends = [
+            criteria(share.flatten(0, 1), None).view(share.shape[:2])
+            for criteria, share in zip(self.stopping_criteria, shares)
+        ]
+        return torch.cat(ends)
 
     def _lengthen(self, parents: torch.LongTensor, written: torch.LongTensor) -> torch.LongTensor:
         paths = select(self.paths, parents)
@@ -312,16 +340,18 @@ class Beam:
         merged = torch.cat([self.finished_scores, normalised], dim=1)
         self.finished_scores, order = merged.topk(pool_size)
         self.finished_paths = select(torch.cat([self.finished_paths, paths], dim=1), order)
+        self._worst = self.finished_scores[:, -1:]
 
     def _close(self):
-        worst = self.finished_scores.amin(1, keepdim=True)
+        if self.length >= self.max_length:
+            self.open = torch.zeros_like(self.open)
+            return
         length = self.length - 1
         if self.early_stopping == "never" and self.length_penalty > 0:
             length = self.max_length - 1
-        improvable = self.scores[:, :1] / length**self.length_penalty > worst
+        self.open = self.open & (self.scores[:, :1] / length**self.length_penalty > self._worst)
         if self.early_stopping is True:
-            improvable &= worst == IMPOSSIBLE
-        self.open = self.open & improvable & (self.length < self.max_length)
+            self.open &= self._worst == IMPOSSIBLE
 
 
 class StepRecords:
@@ -344,13 +374,13 @@ class StepRecords:
         return self.scores is None and self.logits is None and self.weights is None
 
     def add(self, logits: torch.Tensor, scores: torch.Tensor, weights: torch.Tensor | None) -> None:
-        """One step: `[B * K, V]` twice and, for a model with source attention, `[B * K, N, 1, S]`."""
+        """One step: `[B * K, V]` twice and, for a model with source attention, `[B * K, N, S]`."""
         if self.scores is not None:
             self.scores.append(scores)
         if self.logits is not None:
             self.logits.append(logits)
         if self.weights is not None and weights is not None:
-            self.weights.append(weights.squeeze(2))
+            self.weights.append(weights)
 
 
 def largest(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.LongTensor]:
@@ -374,4 +404,4 @@ def select(x: torch.Tensor, index: torch.LongTensor) -> torch.Tensor:
     return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)
 
 
-__all__ = ["IMPOSSIBLE", "Beam", "NextTokens", "StepRecords", "ends_of", "forbidden_tokens", "largest", "select"]
+__all__ = ["IMPOSSIBLE", "Beam", "NextTokens", "StepRecords", "forbidden_tokens", "largest", "select"]

@@ -1,0 +1,341 @@
+"""Writing token by token: one decoder alone, or twins side by side that read each other.
+
+What no step changes is prepared once, and what both directions do is done for both at once, so that a step is few
+operations: with few hypotheses, starting operations and reading weights takes longer than computing.
+
+Letters: B documents, K beams, D directions (one, or left-to-right and right-to-left), S source length, E embedding
+size, H hidden size, N attention heads, A = N * head size, t tokens written so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .cache_bidir_seq2seq import BidirSeq2SeqCache
+from .search_bidir_seq2seq import FEW_ROWS
+
+# The twins' memory gets room for so many further steps at a time.
+ROOM = 16
+
+
+class Step(NamedTuple):
+    """What one step gives.
+
+    Attributes:
+        features: `[D, B, K, E]` of one direction; `[D, B, K, K, E]` of two, for each hypothesis beside each of its
+            partners, the hypotheses of the other direction.
+        weights: Source attention `[D, B * K, N, S]`; `None` if not asked for, or there is none.
+    """
+
+    features: torch.Tensor
+    weights: torch.Tensor | None
+
+
+class DecoderSteps:
+    """Decoders that write about B documents, a token at a time, and what they remember.
+
+    It holds copies of weights, which later changes of the decoders do not reach, and has no gradients.
+
+    Args:
+        decoders: One `Decoder`, or two that read each other, left-to-right first.
+        embed_tokens: The embedding that they share.
+        encoder_outputs: Of the documents.
+        twin_memory: As in the config: what the second of two decoders reads of the first.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, decoders: Sequence[nn.Module], embed_tokens: nn.Embedding, encoder_outputs, twin_memory: str = "hidden"
+    ):
+        self.embed_tokens = embed_tokens
+        self.num_directions = len(decoders)
+        self._norms = decoders[0].norms
+        self._layers = [RecurrentStep(rnns) for rnns in zip(*(decoder.rnns for decoder in decoders))]
+        self._memories = [decoder.read_source(encoder_outputs) for decoder in decoders]
+        # For each LayerNorm (scale, shift), both `[D * B, 1, size]`.
+        self._modulations = [
+            tuple(torch.cat(parts) for parts in zip(*of_directions))
+            for of_directions in zip(*(memory.modulations for memory in self._memories))
+        ]
+        self._keys = self._values = self._mask = None
+        if self._memories[0].keys is not None:
+            # [D * B, N, S, A / N]
+            self._keys, self._values = (
+                torch.cat([getattr(memory, name) for memory in self._memories]) for name in ("keys", "values")
+            )
+            self._mask = self._additive_mask()
+        self._prepare_weights(decoders, twin_memory == "features")
+        # Of each layer, its parts `[D, B * K, H]`.
+        self._states: list[tuple[torch.Tensor, ...] | None] = [None] * len(self._layers)
+        self._length = 0
+        self._first_rows = self._offsets = None
+        # What each direction reads of its twin; the symmetric form fits into one memory for both.
+        self._offers = [TwinMemory() for _ in range(2 if self._pair_weight is not None else 1)]
+
+    def step(self, ids: torch.LongTensor, need_weights: bool = False) -> Step:
+        """Reads one token of each hypothesis.
+
+        Args:
+            ids: `[D, B, K]`, or as many rows more as each document has of them, one after another.
+            need_weights: Whether to return the source attention.
+        """
+        num_directions, num_documents, num_beams = ids.shape
+        hidden = self._recur(self.embed_tokens(ids).view(num_directions, num_documents * num_beams, -1))
+        reads = torch.bmm(hidden, self._read_weight.mT)
+        own, context, weights = hidden, None, None
+        if self._keys is not None:
+            # All rows of a document read it together.
+            queries = reads[..., : self._size].reshape(len(self._keys), -1, self._size)
+            context, weights = self._read_source(queries, need_weights)
+            context = context.view(*hidden.shape[:2], -1)
+            own = torch.cat([hidden, context], dim=-1)
+        features = torch.baddbmm(self._feature_bias, own, self._feature_weight.mT)
+        if num_directions == 2:
+            queries, offers = (
+                reads[..., self._twin_column :].view(*ids.shape, -1).split([self._size, 2 * self._size], dim=-1)
+            )
+            twin = self._read_twins(queries, offers, context)
+            pairs = torch.bmm(twin.view(num_directions, -1, self._size), self._twin_feature_weight.mT)
+            features = pairs.view(num_directions, -1, num_beams, features.shape[-1]).add_(features[:, :, None])
+        self._length += 1
+        features = F.leaky_relu_(features, 0.2)
+        return Step(features.view(*ids.shape, *[num_beams] * (num_directions - 1), -1), weights)
+
+    def reorder(self, parents: torch.LongTensor) -> None:
+        """Hypothesis k continues hypothesis `parents[d, b, k]` of its direction and document, `[D, B, K]`."""
+        num_directions, num_documents, num_beams = parents.shape
+        if self._first_rows is None:
+            # A document's in its direction, and a direction's in what is kept of both.
+            counts = torch.arange(max(num_documents, num_directions), device=parents.device)
+            self._first_rows = counts[:num_documents, None] * num_beams
+            self._offsets = counts[:num_directions, None] * (num_documents * num_beams)
+        rows = (parents + self._first_rows).view(num_directions, -1)
+        own_rows = (rows + self._offsets).flatten()
+        self._states = [
+            tuple(part.flatten(0, 1).index_select(0, own_rows).view(part.shape) for part in state)
+            for state in self._states
+        ]
+        if num_directions == 1:
+            return
+        if self._pair_weight is None:
+            self._offers[0].reorder((rows.flip(0) + self._offsets).flatten())
+        else:
+            self._offers[0].reorder(rows[1])
+            self._offers[1].reorder((rows[0].view(-1, num_beams, 1) * num_beams + parents[1, :, None]).flatten())
+
+    def leave_in(self, cache: BidirSeq2SeqCache) -> None:
+        """Hands what the only direction remembers to an empty cache, for others to go on from."""
+        cache.memory = self._memories[0]
+        for layer, state in zip(cache.layers, self._states):
+            layer.advance(state, self._length)
+
+    def _prepare_weights(self, decoders: Sequence[nn.Module], offers_features: bool) -> None:
+        """Joins the weights of what is multiplied by the same vectors, each `[D, outputs, inputs]`."""
+        hidden_size = decoders[0].rnns[0].hidden_size
+        attention = decoders[0].source_attention or decoders[0].twin_attention
+        self._num_heads = attention.num_heads if attention is not None else 0
+        self._size = self._num_heads * attention.head_size if attention is not None else 0
+        self._twin_column = self._size if decoders[0].source_attention is not None else 0
+        twins = len(decoders) == 2
+        # What a pair's twin context adds to its features, and, in the reference, to what the pair offers.
+        self._twin_feature_weight = self._pair_weight = self._context_weight = None
+        read_weights, feature_weights, twin_feature_weights = [], [], []
+        for index, decoder in enumerate(decoders):
+            parts = [decoder.feature.weight.new_empty(0, hidden_size)]
+            if decoder.source_attention is not None:
+                parts.append(decoder.source_attention.query.weight)
+            if twins:
+                # Each computes the keys and values that its twin reads of it.
+                reader = decoders[1 - index].twin_attention
+                offer = torch.cat([reader.key.weight, reader.value.weight])
+                if index == 0 and offers_features:
+                    offer, twin, source = offer.split(decoder.feature_sizes, dim=1)
+                    self._pair_weight, self._context_weight = twin.T, source.T
+                parts += [decoder.twin_attention.query.weight, offer]
+            read_weights.append(torch.cat(parts))
+            own, twin, source = decoder.feature.weight.split(decoder.feature_sizes, dim=1)
+            feature_weights.append(torch.cat([own, source], dim=1))
+            twin_feature_weights.append(twin)
+        self._read_weight = _stack(read_weights)
+        self._feature_weight = _stack(feature_weights)
+        self._feature_bias = torch.stack([decoder.feature.bias for decoder in decoders])[:, None]
+        if twins:
+            self._twin_feature_weight = _stack(twin_feature_weights)
+
+    def _additive_mask(self) -> torch.Tensor | None:
+        mask = torch.cat([memory.mask for memory in self._memories])
+        if mask.device.type == "cpu" and mask.all():
+            return None
+        # What attention would make of a mask of truth values at each step.
+        return torch.zeros_like(mask, dtype=self._keys.dtype).masked_fill_(~mask, float("-inf"))
+
+    def _recur(self, x: torch.Tensor) -> torch.Tensor:
+        """One token `[D, B * K, E]` through every layer to the decoders' h, `[D, B * K, H]`."""
+        for index, norm in enumerate(self._norms):
+            x = norm(x, self._modulations[index])
+            if index == len(self._norms) - 1:
+                return x
+            self._states[index] = self._layers[index](x, self._states[index])
+            x = self._states[index][0]
+
+    def _read_source(self, queries: torch.Tensor, need_weights: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Queries `[D * B, Q, A]` to the context `[D * B, Q, A]` and, if needed, its weights `[D, B * Q, N, S]`."""
+        queries, weights = self._split(queries).transpose(1, 2), None
+        if need_weights:
+            context, weights = self._attend(queries, self._keys, self._values, self._mask)
+            weights = weights.transpose(1, 2).flatten(0, 1).unflatten(0, (self.num_directions, -1))
+        else:
+            context = F.scaled_dot_product_attention(queries, self._keys, self._values, attn_mask=self._mask)
+        return context.transpose(1, 2).flatten(2), weights
+
+    def _read_twins(
+        self, queries: torch.Tensor, offers: torch.Tensor, source_context: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Remembers what the twins offer each other in this step, and reads it.
+
+        Args:
+            queries: `[D, B, K, A]`.
+            offers: `[D, B, K, 2 * A]`, keys and values that the other direction reads.
+            source_context: `[D, B * K, A]`.
+
+        Returns:
+            The context of each hypothesis beside each partner, `[D, B, K, K, A]`.
+        """
+        if self._pair_weight is None:
+            self._offers[0].append(self._split(offers.flip(0)))
+            return self._read_partners(queries, self._offers[0])
+        # What left-to-right offers depends on its partner too, so each pair has a memory of its own.
+        self._offers[0].append(self._split(offers[1]))
+        left = self._read_partners(queries[:1], self._offers[0])
+        pairs = left[0] @ self._pair_weight + offers[0][:, :, None]
+        if source_context is not None:
+            pairs += (source_context[0] @ self._context_weight).view(*offers[0].shape)[:, :, None]
+        self._offers[1].append(self._split(pairs))
+        right = self._split(queries[1])[:, None].expand(pairs.shape[0], pairs.shape[1], -1, -1, -1)
+        context, _ = self._attend(right.flatten(0, 2)[:, :, None], *self._offers[1].read())
+        context = context.reshape(1, *pairs.shape[:3], -1).transpose(2, 3)
+        return torch.cat([left, context])
+
+    def _read_partners(self, queries: torch.Tensor, memory: TwinMemory) -> torch.Tensor:
+        """All K queries of a document, `[D, B, K, A]`, read each partner's memory: `[D, B, K, K, A]`."""
+        num_beams = queries.shape[2]
+        heads = self._split(queries).transpose(2, 3)[:, :, None].expand(-1, -1, num_beams, -1, -1, -1)
+        # [D * B * K partners, N, K, A / N] against as many memories.
+        context, _ = self._attend(heads.flatten(0, 2), *memory.read())
+        context = context.view(*queries.shape[:3], *context.shape[1:]).permute(0, 1, 4, 2, 3, 5)
+        return context.flatten(-2)
+
+    def _attend(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries `[M, N, Q, A / N]`, keys and values `[M, N, t, A / N]` to context and weights, by plain products.
+
+        For short memories that is faster than the fused kernel, and it gives the weights.
+        """
+        scores = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
+        weights = (scores if mask is None else scores + mask).softmax(-1)
+        return weights @ values, weights
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., n * A]` to `[..., n * N, A / N]`."""
+        return x.unflatten(-1, (-1, self._size // self._num_heads))
+
+
+class TwinMemory:
+    """Keys and values that hypotheses, or pairs of them, have shown their twins.
+
+    They live in two buffers in turn, with room for steps to come: moving a hypothesis copies two pieces of memory.
+    """
+
+    def __init__(self):
+        self._buffer = self._other = torch.empty(0)
+        self._length = 0
+
+    def append(self, offers: torch.Tensor) -> None:
+        """One step of M hypotheses: `[..., 2 * N, A / N]`, M in all the leading dimensions, keys before values."""
+        offers = offers.flatten(0, -3).unflatten(1, (2, -1)).transpose(0, 1)
+        if self._length == 0:
+            self._buffer = offers.new_empty(*offers.shape[:3], ROOM, offers.shape[3])
+        elif self._length == self._buffer.shape[3]:
+            self._buffer = F.pad(self._buffer, (0, 0, 0, ROOM))
+        self._buffer[:, :, :, self._length] = offers
+        self._length += 1
+
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values `[M, N, t, A / N]`."""
+        return self._buffer[:, :, :, : self._length].unbind()
+
+    def reorder(self, rows: torch.LongTensor) -> None:
+        """Hypothesis m continues hypothesis `rows[m]`, `[M]`."""
+        if self._other.shape != self._buffer.shape:
+            self._other = torch.empty_like(self._buffer)
+        rows = torch.cat([rows, rows + len(rows)])
+        torch.index_select(self._buffer.flatten(0, 1), 0, rows, out=self._other.flatten(0, 1))
+        self._buffer, self._other = self._other, self._buffer
+
+
+class RecurrentStep:
+    """The same recurrent layer of each direction, for one token at a time.
+
+    Args:
+        rnns: An `nn.LSTM` or `nn.GRU` of one layer for each direction.
+    """
+
+    def __init__(self, rnns: Sequence[nn.RNNBase]):
+        self.hidden_size = rnns[0].hidden_size
+        self._cell = torch.lstm_cell if isinstance(rnns[0], nn.LSTM) else torch.gru_cell
+        self._weights = [rnn.all_weights[0] for rnn in rnns]
+        first = self._weights[0][0]
+        on_cpu = first.device.type == "cpu" and first.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        # The layers' products need care on a CPU, and their other operations are few when done for all at once.
+        self._by_hand = on_cpu and isinstance(rnns[0], nn.LSTM)
+        self._biases = [bias_ih + bias_hh for _, _, bias_ih, bias_hh in self._weights]
+
+    def __call__(self, x: torch.Tensor, state: tuple[torch.Tensor, ...] | None) -> tuple[torch.Tensor, ...]:
+        """One token.
+
+        Args:
+            x: `[D, R, inputs]`.
+            state: `(h, c)`, or `(h,)` of a GRU, each `[D, R, H]`; zeros if `None`.
+
+        Returns:
+            The next state.
+        """
+        if state is None:
+            zeros = x.new_zeros(*x.shape[:2], self.hidden_size)
+            state = (zeros, zeros) if self._cell is torch.lstm_cell else (zeros,)
+        if self._by_hand:
+            return self._lstm(x, *state)
+        nexts = []
+        for direction, weights in enumerate(self._weights):
+            before = tuple(part[direction] for part in state)
+            after = self._cell(x[direction], before if len(before) == 2 else before[0], *weights)
+            nexts.append(after if len(before) == 2 else (after,))
+        return tuple(torch.stack(parts) for parts in zip(*nexts))
+
+    def _lstm(self, x: torch.Tensor, hidden: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gates = x.new_empty(*x.shape[:2], 4 * self.hidden_size)
+        for own, inputs, before, weights, bias in zip(gates, x, hidden, self._weights, self._biases):
+            if len(inputs) > FEW_ROWS:
+                torch.addmm(bias, inputs, weights[0].T, out=own).addmm_(before, weights[1].T)
+            else:
+                own.T.copy_(torch.addmm(bias[:, None], weights[0], inputs.T).addmm_(weights[1], before.T))
+        # torch's order of gates.
+        read, keep, new, shown = gates.chunk(4, dim=-1)
+        memory = torch.addcmul(keep.sigmoid_() * memory, read.sigmoid_(), new.tanh_())
+        return shown.sigmoid_() * memory.tanh(), memory
+
+
+def _stack(weights: list[torch.Tensor]) -> torch.Tensor:
+    """Weights in one piece of memory, in the precision in which products are computed."""
+    stacked = torch.stack(weights)
+    device = stacked.device.type
+    return stacked.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else stacked
+
+
+__all__ = ["DecoderSteps", "RecurrentStep", "Step", "TwinMemory"]
