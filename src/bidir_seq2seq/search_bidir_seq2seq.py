@@ -38,47 +38,48 @@ MANY_WORDS, NUM_SHARES = 4096, 8
 class NextTokens:
     """Probabilities of the next token throughout one search: what no step changes is prepared once.
 
-    On a CPU the output layer is laid out anew, in blocks of words: products of few rows then read it in order, where
-    the usual layout would be rearranged within each product.
+    On a CPU and for many rows the output layer is laid out anew, in blocks of words: products then read it in order,
+    where the usual layout would be rearranged within each product.
+
+    Scores stand in columns: words in the order of their ids or, with a shortlist, the words that all documents share
+    and then each document's own; what fills them up at the end is impossible.
 
     Args:
         weight: `[V, E]`, the output layer.
         base: `[B, V]`, or `[1, V]` for all documents alike: what is added to the logits, bias and prior.
         scale: What features are multiplied by.
         allowed: `[B, V]` bool, the words that each document's titles may use. Default: all. The others are left out
-            before the softmax, and words that no document may use are not even computed.
+            before the softmax and not computed.
     """
 
     def __init__(
         self, weight: torch.Tensor, base: torch.Tensor, scale: float, allowed: torch.BoolTensor | None = None
     ):
         self.vocab_size, self.scale = weight.shape[0], scale
-        self.ids: torch.LongTensor | None = None
-        if allowed is not None and not allowed.all():
-            self.ids = allowed.any(0).nonzero().squeeze(1)
-            base = base.masked_fill(~allowed, IMPOSSIBLE)[:, self.ids]
-            weight = weight[self.ids]
-            self.positions = torch.zeros(self.vocab_size, dtype=torch.long, device=weight.device)
-            self.positions[self.ids] = torch.arange(len(self.ids), device=weight.device)
-        self.num_words = len(weight)
+        base = base.float()
         if torch.is_autocast_enabled(weight.device.type):
             weight = weight.to(torch.get_autocast_dtype(weight.device.type))
-        rearranged = weight.device.type == "cpu" and weight.dtype == torch.float32
-        num_blocks = max(round(self.num_words / BLOCK_WORDS), 1) if rearranged else 1
-        width = -(-self.num_words // num_blocks)
-        if rearranged:
-            width += -width % NUM_SHARES
-        base = base.float()
-        if padding := num_blocks * width - self.num_words:
-            # What fills the last block up is impossible, which leaves the probabilities of words as they are.
-            weight = F.pad(weight, (0, 0, 0, padding))
-            base = F.pad(base, (0, padding), value=IMPOSSIBLE)
-        # [V / width, E, width]
-        self.weight = weight.unflatten(0, (num_blocks, width)).transpose(1, 2)
-        if rearranged:
-            self.weight = self.weight.contiguous()
-        self.base = base.unflatten(1, (num_blocks, width))
-        self._buffers: list[torch.Tensor] = []
+        # [B, columns], the id of each; V where there is none.
+        self._ids: torch.LongTensor | None = None
+        self._own_weight = self._own_base = None
+        if allowed is not None and not allowed.all():
+            shared = allowed.all(0)
+            own = _padded_ids(allowed & ~shared, padding=self.vocab_size)
+            shared = shared.nonzero().squeeze(1)
+            known = own.clamp(max=self.vocab_size - 1)
+            self._own_weight = weight[known]
+            self._own_base = base.expand(len(own), -1).gather(1, known).masked_fill_(known != own, IMPOSSIBLE)
+            weight, base = weight[shared], base[:, shared]
+        # What fills columns up is impossible, which leaves the probabilities of words as they are.
+        self._on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
+        self._num_blocks = max(round(len(weight) / BLOCK_WORDS), 1) if self._on_cpu else 1
+        num_columns = len(weight) + -len(weight) % (self._num_blocks * (NUM_SHARES if self._on_cpu else 1))
+        if self._own_weight is not None:
+            shared = F.pad(shared, (0, num_columns - len(weight)), value=self.vocab_size)
+            self._ids = torch.cat([shared.expand(len(own), -1), own], dim=1)
+        self._weight = weight
+        self._base = F.pad(base, (0, num_columns - len(weight)), value=IMPOSSIBLE)
+        self._logits: torch.Tensor | None = None
 
     def log_probs(self, features: torch.Tensor, partners: torch.Tensor | None = None) -> torch.Tensor:
         """Log-probabilities of all words.
@@ -90,14 +91,13 @@ class NextTokens:
         Returns:
             `[B, Q, V]`, float32.
         """
-        result = self.base.new_empty(*features.shape[:2], self.num_words)
-        for documents, scores in self._blocks(features, partners):
-            result[documents] = scores[..., : self.num_words]
+        result = torch.cat([scores.clone() for _, scores in self._scores(features, partners)])
         if partners is not None:
             result.clamp_(min=torch.finfo(result.dtype).tiny).log_()
-        if self.ids is None:
-            return result
-        return result.new_full((*result.shape[:2], self.vocab_size), IMPOSSIBLE).index_copy_(2, self.ids, result)
+        if self._ids is not None:
+            everything = result.new_full((*result.shape[:2], self.vocab_size + 1), IMPOSSIBLE)
+            result = everything.scatter_(2, self._ids[:, None].expand_as(result), result)
+        return result[..., : self.vocab_size]
 
     def best(
         self,
@@ -116,49 +116,83 @@ class NextTokens:
         Returns:
             Their log-probabilities and ids, both `[B, Q, C]`.
         """
-        if self.ids is not None:
-            forbidden = [self.positions[ids] for ids in forbidden]
+        impossible = IMPOSSIBLE if partners is None else 0
         found = []
-        for _, scores in self._blocks(features, partners):
+        for documents, scores in self._scores(features, partners):
             for share, ids in zip(scores.chunk(len(forbidden), dim=1), forbidden):
-                share.index_fill_(2, ids, IMPOSSIBLE if partners is None else 0)
-            found.append(largest(scores, min(count, self.num_words)))
+                if self._ids is None:
+                    share.index_fill_(2, ids, impossible)
+                else:
+                    share.masked_fill_(torch.isin(self._ids[documents], ids)[:, None], impossible)
+            found.append(largest(scores, min(count, scores.shape[2])))
         scores, ids = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found))
-        # Where fewer words than asked for are possible, padding may be among the impossible ones.
-        ids = ids.clamp(max=self.num_words - 1)
-        return scores if partners is None else scores.log(), ids if self.ids is None else self.ids[ids]
+        if self._ids is not None:
+            ids = self._ids[:, None].expand(*ids.shape[:2], -1).gather(2, ids)
+        # Where fewer words than asked for are possible, columns without a word may be among the impossible ones.
+        return scores if partners is None else scores.log(), ids.clamp_(max=self.vocab_size - 1)
 
-    def _blocks(self, features: torch.Tensor, partners: torch.Tensor | None) -> Iterator[tuple[slice, torch.Tensor]]:
-        """For some documents at a time their log-probabilities, or mean probabilities, `[b, Q, V and padding]`."""
+    def _scores(self, features: torch.Tensor, partners: torch.Tensor | None) -> Iterator[tuple[slice, torch.Tensor]]:
+        """For some documents at a time their log-probabilities, or mean probabilities, `[b, Q, columns]`."""
         num_documents, rows_each = features.shape[0], features[0, ..., 0].numel()
         step = max(BLOCK_ROWS // rows_each, 1) if features.device.type == "cpu" else num_documents
-        num_blocks, _, width = self.weight.shape
-        if not self._buffers:
-            size = step * rows_each * num_blocks * width
-            self._buffers = [self.weight.new_empty(size), self.base.new_empty(size)]
-        if self.base.shape[0] < num_documents:
-            self.base = self.base.repeat_interleave(num_documents // self.base.shape[0], dim=0)
+        if self._logits is None:
+            self._prepare(num_documents, min(step, num_documents) * rows_each)
         for start in range(0, num_documents, step):
             documents = slice(start, start + step)
             shape = features[documents].shape[:-1]
-            x = (features[documents].flatten(0, -2) * self.scale).to(self.weight.dtype)
-            size = len(x) * num_blocks * width
-            products, logits = (buffer[:size] for buffer in self._buffers)
-            torch.bmm(x.expand(num_blocks, -1, -1), self.weight, out=products.view(num_blocks, -1, width))
-            torch.add(
-                products.view(num_blocks, shape[0], rows_each, width).permute(1, 2, 0, 3),
-                self.base[documents, None],
-                out=logits.view(shape[0], rows_each, num_blocks, width),
-            )
-            logits = logits.view(len(x), -1)
-            # The products are not needed any more, so that their buffer can take the probabilities.
-            probs = products.view_as(logits) if products.dtype == logits.dtype else torch.empty_like(logits)
+            x = (features[documents].flatten(0, -2) * self.scale).to(self._weight.dtype)
+            logits, probs = self._logits[: len(x)], self._probs[: len(x)]
+            self._add_products(x, documents, logits, probs)
             if partners is None:
                 yield documents, torch.log_softmax(logits, -1, out=probs).view(*shape, -1)
             else:
                 torch.softmax(logits, -1, out=probs)
                 weights = partners[documents].flatten(0, 1)[:, None]
                 yield documents, torch.bmm(weights, probs.view(*weights.shape[::2], -1)).view(*shape[:2], -1)
+
+    def _add_products(self, x: torch.Tensor, documents: slice, logits: torch.Tensor, scratch: torch.Tensor) -> None:
+        """Rows `[n, E]` of some documents to logits `[n, columns]`; `scratch` is as large."""
+        base = self._base[documents, None]
+        by_document = logits.unflatten(0, (len(base), -1))
+        shared = by_document[..., : base.shape[-1]]
+        if self._blocks is not None:
+            blocks = (len(self._blocks), -1)
+            products = scratch.flatten()[: len(x) * base.shape[-1]].view(len(self._blocks), len(x), -1)
+            torch.bmm(x.expand(len(self._blocks), -1, -1), self._blocks, out=products)
+            products = products.transpose(0, 1).unflatten(0, (len(base), -1))
+            torch.add(products, base.unflatten(-1, blocks), out=shared.unflatten(-1, blocks))
+        else:
+            products = (self._weight @ x.T).T if self._few_rows else x @ self._weight.T
+            num_words = products.shape[-1]
+            torch.add(products.unflatten(0, (len(base), -1)), base[..., :num_words], out=shared[..., :num_words])
+        if self._own_weight is not None:
+            own = x.unflatten(0, (len(base), -1)) @ self._own_weight[documents].mT
+            torch.add(own, self._own_base[documents, None], out=by_document[..., base.shape[-1] :])
+
+    def _prepare(self, num_documents: int, num_rows: int) -> None:
+        """Prepares for `num_rows` rows at a time, of so many documents, each of them perhaps there several times."""
+        self._few_rows, self._blocks = self._on_cpu and num_rows <= FEW_ROWS, None
+        if self._on_cpu and not self._few_rows:
+            padding = self._base.shape[1] - len(self._weight)
+            weight = F.pad(self._weight, (0, 0, 0, padding)) if padding else self._weight
+            self._blocks = weight.unflatten(0, (self._num_blocks, -1)).transpose(1, 2).contiguous()
+        for name in ("_base", "_ids", "_own_weight", "_own_base"):
+            if (values := getattr(self, name)) is not None and len(values) < num_documents:
+                setattr(self, name, values.repeat_interleave(num_documents // len(values), dim=0))
+        num_columns = self._base.shape[1] + (self._own_weight.shape[1] if self._own_weight is not None else 0)
+        self._logits = self._base.new_full((num_rows, num_columns), IMPOSSIBLE)
+        self._probs = torch.empty_like(self._logits)
+
+
+def _padded_ids(words: torch.BoolTensor, padding: int) -> torch.LongTensor:
+    """`[B, V]`, true for a document's words, to their ids `[B, most words of a document]`."""
+    documents, ids = words.nonzero().unbind(1)
+    counts = words.sum(1)
+    places = torch.arange(len(ids), device=ids.device) - (counts.cumsum(0) - counts)[documents]
+    width = int(counts.max())
+    padded = ids.new_full((len(words), width + -width % NUM_SHARES), padding)
+    padded[documents, places] = ids
+    return padded
 
 
 def forbidden_tokens(processors: LogitsProcessorList, length: int) -> torch.LongTensor | None:
