@@ -139,7 +139,10 @@ def search_work(size: Size, batch_size: int, num_beams: int, directions: int, wr
     if directions == 2:
         scored = rows * num_beams
         reading = reading + linear(rows, c.hidden_size, 3 * heads) + attention(scored * written, heads, rows * written)
-    features = c.hidden_size + (2 if directions == 2 else 1) * heads
+    # Of a pair's features only the part of the twin context is the pair's own.
+    features = linear(rows, c.hidden_size + heads, c.embedding_size)
+    if directions == 2:
+        features = features + linear(scored, heads, c.embedding_size)
     vocabulary = Work(
         2 * scored * c.embedding_size * c.vocab_size,
         FLOAT_BYTES * (c.vocab_size / directions + scored) * c.embedding_size,
@@ -149,7 +152,7 @@ def search_work(size: Size, batch_size: int, num_beams: int, directions: int, wr
     return {
         "decoders": decoder.times(directions),
         "attention": reading.times(directions),
-        "projection and scores": (linear(scored, features, c.embedding_size) + vocabulary).times(directions),
+        "projection and scores": (features + vocabulary).times(directions),
         "bookkeeping": Work(0, FLOAT_BYTES * 2 * moved * directions),
     }
 
@@ -235,55 +238,38 @@ def search_jobs(size: Size, batch_size: int, num_beams: int, directions: int, wr
     source = torch.randint(4, c.vocab_size, (batch_size, size.source_length))
     encoded = model.model.encoder(source)
     direction = "both" if directions == 2 else "l2r"
-    names = ("l2r", "r2l")[:directions]
-    decoders = [model.model.direction_decoder(name) for name in names]
-    cache = model.model.start_twins(encoded)
-    pasts = [cache.l2r, cache.r2l][:directions]
-    ids = torch.randint(4, c.vocab_size, (batch_size, num_beams))
+    ids = torch.randint(4, c.vocab_size, (directions, batch_size, num_beams))
+    steps = model.model.start_steps(encoded, direction)
     for _ in range(written):
-        model.model.step_twins(ids, ids, cache)
-    embeds = model.model.encoder.embed_tokens(ids.reshape(-1, 1))
-    hidden = [decoder.recur(embeds, past.memory, past)[-1] for decoder, past in zip(decoders, pasts)]
-    heads = c.num_attention_heads * c.attention_head_size
-    context = embeds.new_zeros(batch_size * num_beams * (num_beams if directions == 2 else 1), 1, heads)
+        steps.step(ids)
+    embeds = model.model.encoder.embed_tokens(ids).flatten(1, 2)
+    hidden = steps.recur(embeds)
+    contexts = steps.attend(hidden, num_beams)[:2]
     scale, base = model.output_base(model.source_prior(encoded))
     next_tokens = NextTokens(model.lm_head.weight, base, scale)
     partners = None
     if directions == 2:
         partners = torch.full((batch_size, 2 * num_beams, num_beams), 1 / num_beams)
-    forbidden = [(slice(None), torch.arange(3))]
+    forbidden = [torch.arange(3)] * directions
 
     def search(length: int):
         limits = {"min_new_tokens": length, "max_new_tokens": length}
         model.generate(source, num_beams=num_beams, decoding_direction=direction, **limits)
 
-    def recur():
-        for decoder, past in zip(decoders, pasts):
-            decoder.recur(embeds, past.memory, past)
-
     def attend():
-        for decoder, h, past in zip(decoders, hidden, pasts):
-            decoder.attend_source(h, past.memory)
-        if directions == 1:
-            return
-        twins = [h.view(batch_size, num_beams, -1) for h in hidden]
-        decoders[0].twin_attention.memory(twins[1][:, :, None])
-        decoders[0].twin_attention(twins[0][:, None], cache.r2l_offer.keys, cache.r2l_offer.values)
-        decoders[1].twin_attention.memory(twins[0][:, :, None])
-        decoders[1].twin_attention(twins[1][:, None], cache.l2r_offer.keys, cache.l2r_offer.values)
+        # Each time as many tokens are behind the step.
+        for memory in steps.offers:
+            memory.length = min(memory.length, written)
+        steps.attend(hidden, num_beams)
 
     def project():
-        features = []
-        for decoder, h in zip(decoders, hidden):
-            h = h.repeat_interleave(num_beams, 0) if directions == 2 else h
-            parts = decoder.concatenate(h, context if directions == 2 else None, context)
-            features.append(decoder.features(parts).view(batch_size, num_beams, *[num_beams] * (directions - 1), -1))
-        next_tokens.best(torch.cat(features, dim=1), 2 * num_beams, forbidden, partners)
+        features = steps.features(hidden, *contexts).view(*ids.shape, *[num_beams] * (directions - 1), -1)
+        next_tokens.best(features.transpose(0, 1).flatten(1, 2), 2 * num_beams, forbidden, partners)
 
     return {
         "short": lambda: search(written),
         "long": lambda: search(3 * written),
-        "decoders": recur,
+        "decoders": lambda: steps.recur(embeds),
         "attention": attend,
         "projection and scores": project,
     }

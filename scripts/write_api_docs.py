@@ -79,7 +79,7 @@ PAGE = {
 
 # Methods that transformers or other modules call, and users do not.
 HOOKS = (
-    "init_generation_defaults direction_decoder start_twins step_twins source_prior output_logits reverse_labels "
+    "init_generation_defaults direction_decoder start_steps source_prior output_logits reverse_labels "
     "get_iterator preprocess postprocess"
 )
 

@@ -148,6 +148,10 @@ def test_arguments_are_all_described_or_none_is(function, owner):
     variadic = {p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     named = {p.name for p in parameters} - variadic - {"self", "cls"}
     described = documented_arguments(docstring, inspect.getmodule(function))
+    if is_constructor:
+        # A class may also say what it holds.
+        attributes = DOCS["section_items"](DOCS["split_docstring"](docstring)[1].get("Attributes", ""))
+        described -= {name for item in attributes for name in item[0]} - named
     assert named - described == set()
     assert variadic or described - named == set()
 

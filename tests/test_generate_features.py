@@ -595,16 +595,21 @@ def test_a_shortlist_of_all_words_changes_nothing(direction, num_beams, settings
 
 
 @every_direction
+@pytest.mark.parametrize("counted", [True, False])
 @pytest.mark.parametrize("settings", [{}, {"no_repeat_ngram_size": 2}, {"suppress_tokens": [4, 5]}], ids=str)
-def test_a_shortlist_is_the_model_with_the_other_words_ruled_out(direction, settings):
+def test_a_shortlist_is_the_model_with_the_other_words_ruled_out(direction, settings, counted):
     model = tiny_model(spread=0.4)
     input_ids, _ = random_pairs(batch_size=5)
     settings = {**settings, "decoding_direction": direction, "num_beams": 3, "max_length": 9}
     settings |= {"return_dict_in_generate": True, "num_return_sequences": 2}
+    if counted:
+        model.prior.title_counts[[4, 9, 20, 23]] = torch.tensor([1, 7, 5, 2])
+        listed = [9, 20, 23]
+    else:
+        listed = (model.lm_head.bias + model.prior.shift).topk(3).indices.tolist()
     short = model.generate(input_ids, **settings, vocabulary_shortlist=3)
-    likeliest = (model.lm_head.bias + model.prior.shift).topk(3).indices.tolist()
     for row in range(5):
-        others = set(range(4, 24)) - set(input_ids[row].tolist()) - set(likeliest)
+        others = set(range(4, 24)) - set(input_ids[row].tolist()) - set(listed)
         assert others
         # A bias of minus infinity takes a word out of the softmax, for this document alone.
         ruled_out = copy.deepcopy(model)

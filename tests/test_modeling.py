@@ -1,6 +1,7 @@
 import pytest
 import torch
 from conftest import random_pairs, tiny_config, tiny_model
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSeq2SeqLM
 
@@ -316,13 +317,40 @@ def test_resizing_grows_embedding_output_and_prior():
     model = tiny_model()
     input_ids, labels = random_pairs()
     before = model(input_ids=input_ids, labels=labels).logits
+    model.prior.title_counts.copy_(torch.arange(24))
     model.resize_token_embeddings(30)
     after = model(input_ids=input_ids, labels=labels).logits
     assert after.shape[-1] == 30 and model.config.vocab_size == 30
     torch.testing.assert_close(after[..., :24], before)
     assert model.prior.shift[24:].abs().sum() == 0
+    assert model.prior.title_counts.tolist() == [*range(24), 0, 0, 0, 0, 0, 0]
     torch.testing.assert_close(model.prior.log_scale[24:].exp(), torch.full((6,), 6.0))
     model.generate(torch.full((1, 3), 29), max_new_tokens=3)
+
+
+def test_words_of_titles_are_counted_in_training_only(tmp_path):
+    model, (input_ids, labels) = tiny_model(), random_pairs()
+    model(input_ids=input_ids, labels=labels)
+    assert not model.prior.title_counts.any()
+    model.train()
+    for _ in range(2):
+        model(input_ids=input_ids, labels=labels)
+    wanted = 2 * labels[labels >= 0].bincount(minlength=24)
+    assert torch.equal(model.prior.title_counts, wanted)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert torch.equal(loaded.prior.title_counts, wanted)
+
+
+def test_a_checkpoint_from_before_words_were_counted_loads(tmp_path, caplog):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["prior.title_counts"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded.prior.title_counts, torch.zeros(24, dtype=torch.long))
+    assert "title_counts" not in caplog.text
 
 
 def test_initialisation_is_keras_own():

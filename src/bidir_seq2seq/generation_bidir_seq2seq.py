@@ -390,15 +390,14 @@ class BidirSeq2SeqGenerationMixin:
             forbidden = [forbidden_tokens(own, beam.length) for own in processors]
             if records[0].is_empty and not beam.do_sample and all(ids is not None for ids in forbidden):
                 found = next_tokens.best(features, 2 * num_beams, forbidden, partners)
-                log_probs, tokens = (_by_direction(x, num_directions).flatten(0, 1) for x in found)
-                parents = beam.advance(log_probs, tokens)
+                parents = beam.advance(*(_by_direction(x, num_directions) for x in found))
             else:
                 log_probs = _by_direction(next_tokens.log_probs(features, partners), num_directions)
-                running = beam.running.view(*hypotheses, -1)
+                by_direction = (x.chunk(num_directions) for x in (beam.running, log_probs))
                 scores = []
-                for index, own_processors in enumerate(processors):
-                    logits = log_probs[index].flatten(0, 1)
-                    scores.append(own_processors(running[index].flatten(0, 1), logits))
+                for index, (running, logits) in enumerate(zip(*by_direction)):
+                    logits = logits.flatten(0, 1)
+                    scores.append(processors[index](running.flatten(0, 1), logits))
                     weights = None if step.weights is None else step.weights[index]
                     records[index].add(logits, scores[index], weights)
                 parents = beam.advance(torch.cat(scores).unflatten(0, (-1, num_beams)))
@@ -431,10 +430,11 @@ class BidirSeq2SeqGenerationMixin:
         return NextTokens(self.lm_head.weight, base, scale, allowed)
 
     def _shortlist(self, encoder_outputs, size: int) -> torch.BoolTensor:
-        """`[B, V]`: a document's own words, the `size` likeliest ones of titles in general, and the special ids."""
-        likeliest = self.lm_head.bias + self.prior.shift
-        allowed = torch.zeros_like(likeliest, dtype=torch.bool)
-        allowed[likeliest.topk(min(size, len(likeliest))).indices] = True
+        """`[B, V]`: a document's own words, the `size` most frequent ones of titles, and the special ids."""
+        # Equally frequent ones, all of them in a model that has not counted, go by their bias.
+        ranks = self.prior.title_counts.double() + (self.lm_head.bias + self.prior.shift).sigmoid()
+        allowed = torch.zeros_like(ranks, dtype=torch.bool)
+        allowed[ranks.topk(min(size, len(ranks))).indices] = True
         names = ("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id")
         allowed[[getattr(self.config, name) for name in names]] = True
         return allowed | encoder_outputs.source_words
@@ -533,8 +533,8 @@ def _equal_say(alive: torch.BoolTensor) -> torch.Tensor:
 
 
 def _by_direction(x: torch.Tensor, num_directions: int) -> torch.Tensor:
-    """What is known of a document's hypotheses, `[B, D * K, ...]`, to `[D, B, K, ...]`."""
-    return x.unflatten(1, (num_directions, -1)).transpose(0, 1)
+    """What is known of a document's hypotheses, `[B, D * K, ...]`, in a beam's order, `[D * B, K, ...]`."""
+    return x if num_directions == 1 else x.unflatten(1, (num_directions, -1)).transpose(0, 1).flatten(0, 1)
 
 
 def _as_tuple(steps: list[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | None:

@@ -264,12 +264,23 @@ class Encoder(nn.Module):
 
 
 class SourcePrior(nn.Module):
-    """The learned prior over source words: exp(log_scale) * chi + shift, chi marking the words that occur."""
+    """The learned prior over source words: exp(log_scale) * chi + shift, chi marking the words that occur.
+
+    It also counts how often each word stands in the titles that the model learns from (of several processes in those
+    of the first), which is what a vocabulary shortlist is made of. Weights tell that badly: features are far from zero
+    on average, so the largest biases are not the likeliest words.
+    """
 
     def __init__(self, vocab_size: int):
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(vocab_size))
         self.shift = nn.Parameter(torch.zeros(vocab_size))
+        self.register_buffer("title_counts", torch.zeros(vocab_size, dtype=torch.long))
+
+    def count(self, labels: torch.LongTensor) -> None:
+        """Counts the words of titles `[B, T]`, -100 where there is none."""
+        is_word = labels != IGNORE_INDEX
+        self.title_counts.index_add_(0, labels.where(is_word, 0).flatten(), is_word.flatten().long())
 
     def forward(self, source_words: torch.Tensor) -> torch.Tensor:
         """`[B, V]` bool to `[B, V]`."""
@@ -411,6 +422,7 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
         elif isinstance(module, SourcePrior):
             init.constant_(module.log_scale, math.log(self.config.prior_initial_scale))
             init.zeros_(module.shift)
+            init.zeros_(module.title_counts)
 
     @staticmethod
     def _init_rnn(rnn: nn.RNNBase):
@@ -625,6 +637,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
     """The model with its output layer: trains from `labels`, writes with `generate`."""
 
     _tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
+    # Older checkpoints have not counted.
+    _keys_to_ignore_on_load_missing = [r"^prior\.title_counts$"]
     accepts_loss_kwargs = True
 
     def __init__(self, config: BidirSeq2SeqConfig):
@@ -652,12 +666,14 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         size = embeddings.num_embeddings
         if self.prior is not None and self.prior.shift.shape[0] != size:
-            for name, initial in (("log_scale", math.log(self.config.prior_initial_scale)), ("shift", 0.0)):
+            fills = {"log_scale": math.log(self.config.prior_initial_scale), "shift": 0, "title_counts": 0}
+            for name, initial in fills.items():
                 old = getattr(self.prior, name)
                 new = old.new_full((size,), initial)
                 kept = min(size, old.shape[0])
                 new[:kept] = old.detach()[:kept]
-                setattr(self.prior, name, nn.Parameter(new, requires_grad=old.requires_grad))
+                is_weight = isinstance(old, nn.Parameter)
+                setattr(self.prior, name, nn.Parameter(new, old.requires_grad) if is_weight else new)
         return embeddings
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
@@ -702,6 +718,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         if labels is not None:
             labels = pack_labels(labels)
             check_ids("labels", labels.masked_fill(labels == IGNORE_INDEX, 0), self.lm_head.out_features)
+            if self.training and self.prior is not None:
+                self.prior.count(labels)
             use_cache = False
             if self.config.decoder_directions != "l2r":
                 r2l_labels = self.reverse_labels(labels)

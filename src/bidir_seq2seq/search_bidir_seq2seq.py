@@ -78,6 +78,7 @@ class NextTokens:
             shared = F.pad(shared, (0, num_columns - len(weight)), value=self.vocab_size)
             self._ids = torch.cat([shared.expand(len(own), -1), own], dim=1)
         self._weight = weight
+        self._has_padding = self._ids is not None or num_columns > len(weight)
         self._base = F.pad(base, (0, num_columns - len(weight)), value=IMPOSSIBLE)
         self._logits: torch.Tensor | None = None
 
@@ -128,8 +129,10 @@ class NextTokens:
         scores, ids = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found))
         if self._ids is not None:
             ids = self._ids[:, None].expand(*ids.shape[:2], -1).gather(2, ids)
-        # Where fewer words than asked for are possible, columns without a word may be among the impossible ones.
-        return scores if partners is None else scores.log(), ids.clamp_(max=self.vocab_size - 1)
+        if self._has_padding:
+            # Where fewer words than asked for are possible, columns without a word may be among the impossible ones.
+            ids = ids.clamp(max=self.vocab_size - 1)
+        return scores if partners is None else scores.log(), ids
 
     def _scores(self, features: torch.Tensor, partners: torch.Tensor | None) -> Iterator[tuple[slice, torch.Tensor]]:
         """For some documents at a time their log-probabilities, or mean probabilities, `[b, Q, columns]`."""
@@ -264,6 +267,7 @@ class Beam:
         self.finished_scores = torch.full_like(self.scores, IMPOSSIBLE)
         self.open = torch.ones(num_rows, 1, dtype=torch.bool, device=device)
         self._worst = self.finished_scores[:, -1:]
+        self._first_rows = torch.arange(0, num_rows * num_beams, num_beams, device=device)[:, None]
         self._end_ids = self._plain_end_ids(batch_size)
         limits = [x.max_length for criteria in stopping_criteria for x in criteria if type(x) is MaxLengthCriteria]
         self._longest = min(limits, default=self.max_length)
@@ -362,7 +366,7 @@ class Beam:
         return torch.cat(ends)
 
     def _lengthen(self, parents: torch.LongTensor, written: torch.LongTensor) -> torch.LongTensor:
-        paths = select(self.paths, parents)
+        paths = self.paths.flatten(0, 1)[parents + self._first_rows]
         paths[:, :, self.length] = torch.stack([written, parents], dim=-1)
         self.length += 1
         return paths
@@ -438,4 +442,4 @@ def select(x: torch.Tensor, index: torch.LongTensor) -> torch.Tensor:
     return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)
 
 
-__all__ = ["IMPOSSIBLE", "Beam", "NextTokens", "StepRecords", "forbidden_tokens", "largest", "select"]
+__all__ = ["FEW_ROWS", "IMPOSSIBLE", "Beam", "NextTokens", "StepRecords", "forbidden_tokens", "largest", "select"]

@@ -4,7 +4,7 @@ What no step changes is prepared once, and what both directions do is done for b
 operations: with few hypotheses, starting operations and reading weights takes longer than computing.
 
 Letters: B documents, K beams, D directions (one, or left-to-right and right-to-left), S source length, E embedding
-size, H hidden size, N attention heads, A = N * head size, t tokens written so far.
+size, H hidden size, N attention heads of size Z, A = N * Z, t tokens written so far.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ class DecoderSteps:
         embed_tokens: The embedding that they share.
         encoder_outputs: Of the documents.
         twin_memory: As in the config: what the second of two decoders reads of the first.
+
+    Attributes:
+        offers: What each direction reads of its twin; the symmetric form fits into one memory for both.
     """
 
     @torch.no_grad()
@@ -54,7 +57,7 @@ class DecoderSteps:
     ):
         self.embed_tokens = embed_tokens
         self.num_directions = len(decoders)
-        self._norms = decoders[0].norms
+        self._eps = decoders[0].norms[0].eps
         self._layers = [RecurrentStep(rnns) for rnns in zip(*(decoder.rnns for decoder in decoders))]
         self._memories = [decoder.read_source(encoder_outputs) for decoder in decoders]
         # For each LayerNorm (scale, shift), both `[D * B, 1, size]`.
@@ -64,7 +67,7 @@ class DecoderSteps:
         ]
         self._keys = self._values = self._mask = None
         if self._memories[0].keys is not None:
-            # [D * B, N, S, A / N]
+            # [D * B, N, S, Z]
             self._keys, self._values = (
                 torch.cat([getattr(memory, name) for memory in self._memories]) for name in ("keys", "values")
             )
@@ -74,8 +77,7 @@ class DecoderSteps:
         self._states: list[tuple[torch.Tensor, ...] | None] = [None] * len(self._layers)
         self._length = 0
         self._first_rows = self._offsets = None
-        # What each direction reads of its twin; the symmetric form fits into one memory for both.
-        self._offers = [TwinMemory() for _ in range(2 if self._pair_weight is not None else 1)]
+        self.offers = [TwinMemory() for _ in range(2 if self._pair_weight is not None else 1)]
 
     def step(self, ids: torch.LongTensor, need_weights: bool = False) -> Step:
         """Reads one token of each hypothesis.
@@ -84,27 +86,61 @@ class DecoderSteps:
             ids: `[D, B, K]`, or as many rows more as each document has of them, one after another.
             need_weights: Whether to return the source attention.
         """
-        num_directions, num_documents, num_beams = ids.shape
-        hidden = self._recur(self.embed_tokens(ids).view(num_directions, num_documents * num_beams, -1))
+        hidden = self.recur(self.embed_tokens(ids).flatten(1, 2))
+        source_context, twin_context, weights = self.attend(hidden, ids.shape[2], need_weights)
+        self._length += 1
+        features = self.features(hidden, source_context, twin_context)
+        return Step(features.view(*ids.shape, *[ids.shape[2]] * (self.num_directions - 1), -1), weights)
+
+    def recur(self, x: torch.Tensor) -> torch.Tensor:
+        """One token `[D, B * K, E]` through every layer, whose states move on, to the decoders' h `[D, B * K, H]`."""
+        for index, (scale, shift) in enumerate(self._modulations):
+            # All rows of a document have the same modulation.
+            folded = F.layer_norm(x.reshape(len(scale), -1, x.shape[-1]), x.shape[-1:], eps=self._eps)
+            x = torch.addcmul(shift, folded, scale).view(x.shape)
+            if index == len(self._layers):
+                return x
+            self._states[index] = self._layers[index](x, self._states[index])
+            x = self._states[index][0]
+
+    def attend(
+        self, hidden: torch.Tensor, num_beams: int, need_weights: bool = False
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Reads the source and, of two directions, offers the twins this step and reads them.
+
+        Args:
+            hidden: `[D, B * K, H]`.
+            num_beams: K.
+            need_weights: Whether to return the source attention.
+
+        Returns:
+            The source context `[D, B * K, A]`, the twin context of each hypothesis beside each partner
+            `[D, B, K, K, A]`, and the weights `[D, B * K, N, S]`; `None` where there is none.
+        """
         reads = torch.bmm(hidden, self._read_weight.mT)
-        own, context, weights = hidden, None, None
+        source_context = twin_context = weights = None
         if self._keys is not None:
             # All rows of a document read it together.
             queries = reads[..., : self._size].reshape(len(self._keys), -1, self._size)
-            context, weights = self._read_source(queries, need_weights)
-            context = context.view(*hidden.shape[:2], -1)
-            own = torch.cat([hidden, context], dim=-1)
+            source_context, weights = self._read_source(queries, need_weights)
+            source_context = source_context.view(*hidden.shape[:2], -1)
+        if self.num_directions == 2:
+            of_twins = reads[..., self._twin_column :].unflatten(1, (-1, num_beams))
+            queries, offers = of_twins.split([self._size, 2 * self._size], dim=-1)
+            twin_context = self._read_twins(queries, offers, source_context)
+        return source_context, twin_context, weights
+
+    def features(
+        self, hidden: torch.Tensor, source_context: torch.Tensor | None, twin_context: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What [`attend`] takes and gives to features: `[D, B * K, E]`, or of pairs `[D, B * K, K, E]`."""
+        own = hidden if source_context is None else torch.cat([hidden, source_context], dim=-1)
         features = torch.baddbmm(self._feature_bias, own, self._feature_weight.mT)
-        if num_directions == 2:
-            queries, offers = (
-                reads[..., self._twin_column :].view(*ids.shape, -1).split([self._size, 2 * self._size], dim=-1)
-            )
-            twin = self._read_twins(queries, offers, context)
-            pairs = torch.bmm(twin.view(num_directions, -1, self._size), self._twin_feature_weight.mT)
-            features = pairs.view(num_directions, -1, num_beams, features.shape[-1]).add_(features[:, :, None])
-        self._length += 1
-        features = F.leaky_relu_(features, 0.2)
-        return Step(features.view(*ids.shape, *[num_beams] * (num_directions - 1), -1), weights)
+        if twin_context is not None:
+            # Of a pair's features only what the twin context adds is the pair's own.
+            pairs = torch.bmm(twin_context.flatten(1, 3), self._twin_feature_weight.mT)
+            features = pairs.unflatten(1, (features.shape[1], -1)).add_(features[:, :, None])
+        return F.leaky_relu_(features, 0.2)
 
     def reorder(self, parents: torch.LongTensor) -> None:
         """Hypothesis k continues hypothesis `parents[d, b, k]` of its direction and document, `[D, B, K]`."""
@@ -123,10 +159,10 @@ class DecoderSteps:
         if num_directions == 1:
             return
         if self._pair_weight is None:
-            self._offers[0].reorder((rows.flip(0) + self._offsets).flatten())
+            self.offers[0].reorder((rows.flip(0) + self._offsets).flatten())
         else:
-            self._offers[0].reorder(rows[1])
-            self._offers[1].reorder((rows[0].view(-1, num_beams, 1) * num_beams + parents[1, :, None]).flatten())
+            self.offers[0].reorder(rows[1])
+            self.offers[1].reorder((rows[0].view(-1, num_beams, 1) * num_beams + parents[1, :, None]).flatten())
 
     def leave_in(self, cache: BidirSeq2SeqCache) -> None:
         """Hands what the only direction remembers to an empty cache, for others to go on from."""
@@ -174,15 +210,6 @@ class DecoderSteps:
         # What attention would make of a mask of truth values at each step.
         return torch.zeros_like(mask, dtype=self._keys.dtype).masked_fill_(~mask, float("-inf"))
 
-    def _recur(self, x: torch.Tensor) -> torch.Tensor:
-        """One token `[D, B * K, E]` through every layer to the decoders' h, `[D, B * K, H]`."""
-        for index, norm in enumerate(self._norms):
-            x = norm(x, self._modulations[index])
-            if index == len(self._norms) - 1:
-                return x
-            self._states[index] = self._layers[index](x, self._states[index])
-            x = self._states[index][0]
-
     def _read_source(self, queries: torch.Tensor, need_weights: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Queries `[D * B, Q, A]` to the context `[D * B, Q, A]` and, if needed, its weights `[D, B * Q, N, S]`."""
         queries, weights = self._split(queries).transpose(1, 2), None
@@ -207,17 +234,17 @@ class DecoderSteps:
             The context of each hypothesis beside each partner, `[D, B, K, K, A]`.
         """
         if self._pair_weight is None:
-            self._offers[0].append(self._split(offers.flip(0)))
-            return self._read_partners(queries, self._offers[0])
+            self.offers[0].append(self._split(offers.flip(0)))
+            return self._read_partners(queries, self.offers[0])
         # What left-to-right offers depends on its partner too, so each pair has a memory of its own.
-        self._offers[0].append(self._split(offers[1]))
-        left = self._read_partners(queries[:1], self._offers[0])
+        self.offers[0].append(self._split(offers[1]))
+        left = self._read_partners(queries[:1], self.offers[0])
         pairs = left[0] @ self._pair_weight + offers[0][:, :, None]
         if source_context is not None:
             pairs += (source_context[0] @ self._context_weight).view(*offers[0].shape)[:, :, None]
-        self._offers[1].append(self._split(pairs))
+        self.offers[1].append(self._split(pairs))
         right = self._split(queries[1])[:, None].expand(pairs.shape[0], pairs.shape[1], -1, -1, -1)
-        context, _ = self._attend(right.flatten(0, 2)[:, :, None], *self._offers[1].read())
+        context, _ = self._attend(right.flatten(0, 2)[:, :, None], *self.offers[1].read())
         context = context.reshape(1, *pairs.shape[:3], -1).transpose(2, 3)
         return torch.cat([left, context])
 
@@ -225,7 +252,7 @@ class DecoderSteps:
         """All K queries of a document, `[D, B, K, A]`, read each partner's memory: `[D, B, K, K, A]`."""
         num_beams = queries.shape[2]
         heads = self._split(queries).transpose(2, 3)[:, :, None].expand(-1, -1, num_beams, -1, -1, -1)
-        # [D * B * K partners, N, K, A / N] against as many memories.
+        # [D * B * K partners, N, K, Z] against as many memories.
         context, _ = self._attend(heads.flatten(0, 2), *memory.read())
         context = context.view(*queries.shape[:3], *context.shape[1:]).permute(0, 1, 4, 2, 3, 5)
         return context.flatten(-2)
@@ -233,7 +260,7 @@ class DecoderSteps:
     def _attend(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries `[M, N, Q, A / N]`, keys and values `[M, N, t, A / N]` to context and weights, by plain products.
+        """Queries `[M, N, Q, Z]`, keys and values `[M, N, t, Z]` to context and weights, by plain products.
 
         For short memories that is faster than the fused kernel, and it gives the weights.
         """
@@ -242,7 +269,7 @@ class DecoderSteps:
         return weights @ values, weights
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., n * A]` to `[..., n * N, A / N]`."""
+        """`[..., n * A]` to `[..., n * N, Z]`."""
         return x.unflatten(-1, (-1, self._size // self._num_heads))
 
 
@@ -250,25 +277,28 @@ class TwinMemory:
     """Keys and values that hypotheses, or pairs of them, have shown their twins.
 
     They live in two buffers in turn, with room for steps to come: moving a hypothesis copies two pieces of memory.
+
+    Attributes:
+        length: Steps so far, t.
     """
 
     def __init__(self):
         self._buffer = self._other = torch.empty(0)
-        self._length = 0
+        self.length = 0
 
     def append(self, offers: torch.Tensor) -> None:
-        """One step of M hypotheses: `[..., 2 * N, A / N]`, M in all the leading dimensions, keys before values."""
+        """One step of M hypotheses: `[..., 2 * N, Z]`, M in all the leading dimensions, keys before values."""
         offers = offers.flatten(0, -3).unflatten(1, (2, -1)).transpose(0, 1)
-        if self._length == 0:
+        if self.length == 0:
             self._buffer = offers.new_empty(*offers.shape[:3], ROOM, offers.shape[3])
-        elif self._length == self._buffer.shape[3]:
+        elif self.length == self._buffer.shape[3]:
             self._buffer = F.pad(self._buffer, (0, 0, 0, ROOM))
-        self._buffer[:, :, :, self._length] = offers
-        self._length += 1
+        self._buffer[:, :, :, self.length] = offers
+        self.length += 1
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values `[M, N, t, A / N]`."""
-        return self._buffer[:, :, :, : self._length].unbind()
+        """Keys and values `[M, N, t, Z]`."""
+        return self._buffer[:, :, :, : self.length].unbind()
 
     def reorder(self, rows: torch.LongTensor) -> None:
         """Hypothesis m continues hypothesis `rows[m]`, `[M]`."""
@@ -319,16 +349,19 @@ class RecurrentStep:
         return tuple(torch.stack(parts) for parts in zip(*nexts))
 
     def _lstm(self, x: torch.Tensor, hidden: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        gates = x.new_empty(*x.shape[:2], 4 * self.hidden_size)
-        for own, inputs, before, weights, bias in zip(gates, x, hidden, self._weights, self._biases):
-            if len(inputs) > FEW_ROWS:
-                torch.addmm(bias, inputs, weights[0].T, out=own).addmm_(before, weights[1].T)
-            else:
-                own.T.copy_(torch.addmm(bias[:, None], weights[0], inputs.T).addmm_(weights[1], before.T))
+        gates = [self._gates(*own) for own in zip(x, hidden, self._weights, self._biases)]
+        gates = gates[0][None] if len(gates) == 1 else torch.stack(gates)
         # torch's order of gates.
         read, keep, new, shown = gates.chunk(4, dim=-1)
         memory = torch.addcmul(keep.sigmoid_() * memory, read.sigmoid_(), new.tanh_())
         return shown.sigmoid_() * memory.tanh(), memory
+
+    @staticmethod
+    def _gates(x: torch.Tensor, hidden: torch.Tensor, weights: list[torch.Tensor], bias: torch.Tensor) -> torch.Tensor:
+        """Of one direction: `[R, inputs]` and `[R, H]` to `[R, 4 * H]`."""
+        if len(x) > FEW_ROWS:
+            return torch.addmm(bias, x, weights[0].T).addmm_(hidden, weights[1].T)
+        return torch.addmm(bias[:, None], weights[0], x.T).addmm_(weights[1], hidden.T).T
 
 
 def _stack(weights: list[torch.Tensor]) -> torch.Tensor:
