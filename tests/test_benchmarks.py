@@ -9,11 +9,13 @@ import pytest
 import torch
 from conftest import tiny_model
 
+from bidir_seq2seq.tokenization import build_char_tokenizer
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path += [str(BENCHMARKS), str(BENCHMARKS / "peers")]
-bart, bidir, comparison, decode, decode_linear, rerun, train, worker = (
+bart, bidir, comparison, decode, decode_linear, rerun, shortlist, train, worker = (
     import_module(name)
-    for name in ("bart", "bidir", "comparison", "decode", "decode_linear", "rerun", "train", "worker")
+    for name in ("bart", "bidir", "comparison", "decode", "decode_linear", "rerun", "shortlist", "train", "worker")
 )
 
 # So few words that a search which may end early does.
@@ -125,6 +127,24 @@ def test_pairs_lose_the_end_that_each_library_adds(pair_files):
     assert [*source, 3] == encoded[0]["input_ids"] and [*target, 3] == encoded[0]["labels"]
     with pytest.raises(ValueError, match="21 pairs are needed and there are 20"):
         comparison.plain_pairs(encoded, 21)
+
+
+def test_a_shortlist_is_compared_with_the_whole_vocabulary(pair_files, tmp_path, capsys):
+    tokenizer = build_char_tokenizer(["abcdefghijkl "], min_frequency=1)
+    model = tiny_model(vocab_size=len(tokenizer))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    flags = ["--model_name_or_path", str(tmp_path / "model"), "--test_file", pair_files[3], "--max_samples", "6"]
+    output = tmp_path / "out" / "shortlist.json"
+    shortlist.main([*flags, "--sizes", "1", str(len(tokenizer)), "--systems", "l2r", "both", "--output", str(output)])
+    results = json.loads(output.read_text())["results"]
+    assert [(row["system"], row["vocabulary_shortlist"]) for row in results] == [
+        (system, size) for system in ("l2r", "both") for size in (1, len(tokenizer))
+    ]
+    for row in results[1::2]:
+        assert row["difference"] == row["changed"] == 0 and row["p_value"] == 1
+    assert all(row["times"] > 0 and 0 <= row["rougeL"] <= 100 for row in results)
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 2 * 3
 
 
 def test_rerunning_everything_finds_what_the_search_finds():

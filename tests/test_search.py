@@ -16,16 +16,17 @@ def layer(request):
     return torch.randn(request.param, E), torch.randn(B, request.param)
 
 
-@pytest.mark.parametrize("documents_alike", [False, True])
+# One document alone has few rows, for which products are done in another way.
+@pytest.mark.parametrize(("num_documents", "documents_alike"), [(B, False), (B, True), (1, True)])
 @pytest.mark.parametrize("pairs", [False, True])
-def test_probabilities_are_those_of_the_plain_layer(layer, pairs, documents_alike):
+def test_probabilities_are_those_of_the_plain_layer(layer, pairs, num_documents, documents_alike):
     weight, base = layer
     base = base[:1] if documents_alike else base
-    features = torch.randn(B, 2 * K, *[K] * pairs, E)
+    features = torch.randn(num_documents, 2 * K, *[K] * pairs, E)
     plain = (0.5 * features @ weight.T + base.view(len(base), *[1] * (features.dim() - 2), -1)).log_softmax(-1)
     partners = None
     if pairs:
-        partners = torch.rand(B, 2 * K, K).softmax(-1)
+        partners = torch.rand(num_documents, 2 * K, K).softmax(-1)
         plain = torch.einsum("bqp,bqpv->bqv", partners, plain.exp()).log()
     next_tokens = NextTokens(weight, base, 0.5)
     torch.testing.assert_close(next_tokens.log_probs(features, partners), plain)
@@ -52,13 +53,18 @@ def test_where_too_few_words_are_possible_the_rest_are_words_too(pairs, shortlis
     assert int(ids.max()) < 13
 
 
-def test_words_that_are_not_allowed_are_not_written(layer):
+@pytest.mark.parametrize("num_documents", [1, B])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_words_that_are_not_allowed_are_not_written(layer, num_documents, copies):
     weight, base = layer
+    base = base[:num_documents]
     allowed = torch.rand_like(base) < 0.5
     allowed[:, :6] = True
-    features = torch.randn(B, K, E)
-    plain = (features @ weight.T + base[:, None]).masked_fill(~allowed[:, None], float("-inf")).log_softmax(-1)
     next_tokens = NextTokens(weight, base, 1.0, allowed)
+    # Each document may be there several times, as in sampling.
+    base, allowed = (x.repeat_interleave(copies, dim=0) for x in (base, allowed))
+    features = torch.randn(len(base), K, E)
+    plain = (features @ weight.T + base[:, None]).masked_fill(~allowed[:, None], float("-inf")).log_softmax(-1)
     torch.testing.assert_close(next_tokens.log_probs(features), plain)
     values, ids = next_tokens.best(features, 5, [torch.tensor([0, 3])])
     plain[..., [0, 3]] = float("-inf")
