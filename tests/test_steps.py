@@ -112,15 +112,16 @@ def test_attention_weights_are_those_of_the_forward_pass():
 
 
 def test_twin_memory_has_room_for_any_length_and_follows_parents():
-    memory, wanted = TwinMemory(), torch.empty(3, 2, 0, 4)
+    # 3 hypotheses, 2 heads of size 4, 5 queries each.
+    memory, keys, values = TwinMemory(), torch.empty(3, 2, 0, 4), torch.empty(3, 2, 0, 4)
     for step in range(40):
         offers = torch.randn(3, 4, 4)
         memory.append(offers)
-        keys, values = memory.read()
-        assert keys.shape == values.shape == (3, 2, step + 1, 4)
-        wanted = torch.cat([wanted, offers[:, :2, None]], dim=2)
-        assert torch.equal(keys, wanted)
-        assert torch.equal(values[:, :, -1], offers[:, 2:])
+        keys, values = (torch.cat([x, new[:, :, None]], 2) for x, new in zip((keys, values), offers.split(2, 1)))
+        assert memory.length == step + 1
+        queries = torch.randn(3, 2, 5, 4)
+        wanted = (queries @ keys.mT).softmax(-1) @ values
+        torch.testing.assert_close(memory.attend(queries.flatten(0, 1)), wanted.flatten(0, 1))
         rows = torch.randint(3, (3,))
         memory.reorder(rows)
-        wanted = wanted[rows]
+        keys, values = keys[rows], values[rows]

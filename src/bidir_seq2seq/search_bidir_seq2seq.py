@@ -183,8 +183,10 @@ class NextTokens:
             if (values := getattr(self, name)) is not None and len(values) < num_documents:
                 setattr(self, name, values.repeat_interleave(num_documents // len(values), dim=0))
         num_columns = self._base.shape[1] + (self._own_weight.shape[1] if self._own_weight is not None else 0)
-        self._logits = self._base.new_full((num_rows, num_columns), IMPOSSIBLE)
-        self._probs = torch.empty_like(self._logits)
+        self._logits, self._probs = self._base.new_empty(2, num_rows, num_columns)
+        if self._few_rows:
+            # There columns without a word are left as they are.
+            self._logits.fill_(IMPOSSIBLE)
 
 
 def _padded_ids(words: torch.BoolTensor, padding: int) -> torch.LongTensor:

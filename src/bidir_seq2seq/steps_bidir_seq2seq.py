@@ -192,7 +192,8 @@ class DecoderSteps:
                 if index == 0 and offers_features:
                     offer, twin, source = offer.split(decoder.feature_sizes, dim=1)
                     self._pair_weight, self._context_weight = twin.T, source.T
-                parts += [decoder.twin_attention.query.weight, offer]
+                # The scale of attention is the query's already.
+                parts += [decoder.twin_attention.query.weight * reader.head_size**-0.5, offer]
             read_weights.append(torch.cat(parts))
             own, twin, source = decoder.feature.weight.split(decoder.feature_sizes, dim=1)
             feature_weights.append(torch.cat([own, source], dim=1))
@@ -212,13 +213,14 @@ class DecoderSteps:
 
     def _read_source(self, queries: torch.Tensor, need_weights: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Queries `[D * B, Q, A]` to the context `[D * B, Q, A]` and, if needed, its weights `[D, B * Q, N, S]`."""
-        queries, weights = self._split(queries).transpose(1, 2), None
-        if need_weights:
-            context, weights = self._attend(queries, self._keys, self._values, self._mask)
-            weights = weights.transpose(1, 2).flatten(0, 1).unflatten(0, (self.num_directions, -1))
-        else:
+        queries = self._split(queries).transpose(1, 2)
+        if not need_weights:
             context = F.scaled_dot_product_attention(queries, self._keys, self._values, attn_mask=self._mask)
-        return context.transpose(1, 2).flatten(2), weights
+            return context.transpose(1, 2).flatten(2), None
+        scores = queries @ self._keys.mT * queries.shape[-1] ** -0.5
+        weights = (scores if self._mask is None else scores + self._mask).softmax(-1)
+        context = (weights @ self._values).transpose(1, 2).flatten(2)
+        return context, weights.transpose(1, 2).flatten(0, 1).unflatten(0, (self.num_directions, -1))
 
     def _read_twins(
         self, queries: torch.Tensor, offers: torch.Tensor, source_context: torch.Tensor | None
@@ -243,30 +245,19 @@ class DecoderSteps:
         if source_context is not None:
             pairs += (source_context[0] @ self._context_weight).view(*offers[0].shape)[:, :, None]
         self.offers[1].append(self._split(pairs))
-        right = self._split(queries[1])[:, None].expand(pairs.shape[0], pairs.shape[1], -1, -1, -1)
-        context, _ = self._attend(right.flatten(0, 2)[:, :, None], *self.offers[1].read())
-        context = context.reshape(1, *pairs.shape[:3], -1).transpose(2, 3)
-        return torch.cat([left, context])
+        # Each query once for each left-to-right hypothesis: [B, K, K, N, Z].
+        right = self._split(queries[1])[:, None].expand(*pairs.shape[:2], -1, -1, -1)
+        context = self.offers[1].attend(right.reshape(-1, 1, right.shape[-1]))
+        return torch.cat([left, context.view(1, *pairs.shape[:3], -1).transpose(2, 3)])
 
     def _read_partners(self, queries: torch.Tensor, memory: TwinMemory) -> torch.Tensor:
         """All K queries of a document, `[D, B, K, A]`, read each partner's memory: `[D, B, K, K, A]`."""
-        num_beams = queries.shape[2]
-        heads = self._split(queries).transpose(2, 3)[:, :, None].expand(-1, -1, num_beams, -1, -1, -1)
-        # [D * B * K partners, N, K, Z] against as many memories.
-        context, _ = self._attend(heads.flatten(0, 2), *memory.read())
-        context = context.view(*queries.shape[:3], *context.shape[1:]).permute(0, 1, 4, 2, 3, 5)
-        return context.flatten(-2)
-
-    def _attend(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries `[M, N, Q, Z]`, keys and values `[M, N, t, Z]` to context and weights, by plain products.
-
-        For short memories that is faster than the fused kernel, and it gives the weights.
-        """
-        scores = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
-        weights = (scores if mask is None else scores + mask).softmax(-1)
-        return weights @ values, weights
+        num_directions, num_documents, num_beams, _ = queries.shape
+        heads = (num_directions * num_documents, num_beams, self._num_heads, num_beams, -1)
+        # [D * B, partners, N, K, Z] against as many memories.
+        partners = self._split(queries).flatten(0, 1).transpose(1, 2)[:, None].expand(heads)
+        context = memory.attend(partners.reshape(-1, num_beams, partners.shape[-1]))
+        return context.view(heads).permute(0, 3, 1, 2, 4).reshape(*queries.shape[:3], num_beams, -1)
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., n * A]` to `[..., n * N, Z]`."""
@@ -288,17 +279,22 @@ class TwinMemory:
 
     def append(self, offers: torch.Tensor) -> None:
         """One step of M hypotheses: `[..., 2 * N, Z]`, M in all the leading dimensions, keys before values."""
-        offers = offers.flatten(0, -3).unflatten(1, (2, -1)).transpose(0, 1)
         if self.length == 0:
-            self._buffer = offers.new_empty(*offers.shape[:3], ROOM, offers.shape[3])
+            num_rows = offers[..., 0, 0].numel()
+            self._buffer = offers.new_empty(2, num_rows, offers.shape[-2] // 2, ROOM, offers.shape[-1])
         elif self.length == self._buffer.shape[3]:
             self._buffer = F.pad(self._buffer, (0, 0, 0, ROOM))
-        self._buffer[:, :, :, self.length] = offers
+        by_row = offers.reshape(-1, 2, *self._buffer.shape[2::2])
+        self._buffer[:, :, :, self.length] = by_row.transpose(0, 1)
         self.length += 1
 
-    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values `[M, N, t, Z]`."""
-        return self._buffer[:, :, :, : self.length].unbind()
+    def attend(self, queries: torch.Tensor) -> torch.Tensor:
+        """Queries `[M * N, Q, Z]`, scaled, each read one head of one hypothesis; gives their contexts of that shape.
+
+        Plain products, as the memory is short: there the fused kernel is slower.
+        """
+        keys, values = self._buffer[:, :, :, : self.length].flatten(1, 2).unbind()
+        return torch.bmm(torch.bmm(queries, keys.mT).softmax(-1), values)
 
     def reorder(self, rows: torch.LongTensor) -> None:
         """Hypothesis m continues hypothesis `rows[m]`, `[M]`."""
@@ -349,19 +345,19 @@ class RecurrentStep:
         return tuple(torch.stack(parts) for parts in zip(*nexts))
 
     def _lstm(self, x: torch.Tensor, hidden: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        gates = [self._gates(*own) for own in zip(x, hidden, self._weights, self._biases)]
-        gates = gates[0][None] if len(gates) == 1 else torch.stack(gates)
+        few_rows, gates = x.shape[1] <= FEW_ROWS, []
+        for own, before, (input_weight, hidden_weight, *_), bias in zip(x, hidden, self._weights, self._biases):
+            if few_rows:
+                gates.append(torch.addmm(bias[:, None], input_weight, own.T).addmm_(hidden_weight, before.T))
+            else:
+                gates.append(torch.addmm(bias, own, input_weight.T).addmm_(before, hidden_weight.T))
+        gates = torch.stack(gates) if len(gates) > 1 else gates[0][None]
+        if few_rows:
+            gates = gates.mT
         # torch's order of gates.
         read, keep, new, shown = gates.chunk(4, dim=-1)
         memory = torch.addcmul(keep.sigmoid_() * memory, read.sigmoid_(), new.tanh_())
         return shown.sigmoid_() * memory.tanh(), memory
-
-    @staticmethod
-    def _gates(x: torch.Tensor, hidden: torch.Tensor, weights: list[torch.Tensor], bias: torch.Tensor) -> torch.Tensor:
-        """Of one direction: `[R, inputs]` and `[R, H]` to `[R, 4 * H]`."""
-        if len(x) > FEW_ROWS:
-            return torch.addmm(bias, x, weights[0].T).addmm_(hidden, weights[1].T)
-        return torch.addmm(bias[:, None], weights[0], x.T).addmm_(weights[1], hidden.T).T
 
 
 def _stack(weights: list[torch.Tensor]) -> torch.Tensor:
