@@ -603,10 +603,10 @@ def test_a_shortlist_is_the_model_with_the_other_words_ruled_out(direction, sett
     settings = {**settings, "decoding_direction": direction, "num_beams": 3, "max_length": 9}
     settings |= {"return_dict_in_generate": True, "num_return_sequences": 2}
     if counted:
-        model.prior.title_counts[[4, 9, 20, 23]] = torch.tensor([1, 7, 5, 2])
+        model.prior.title_counts[[9, 20, 23]] = torch.tensor([7, 5, 2])
         listed = [9, 20, 23]
     else:
-        listed = (model.lm_head.bias + model.prior.shift).topk(3).indices.tolist()
+        listed = (4 + (model.lm_head.bias + model.prior.shift)[4:].topk(3).indices).tolist()
     short = model.generate(input_ids, **settings, vocabulary_shortlist=3)
     for row in range(5):
         others = set(range(4, 24)) - set(input_ids[row].tolist()) - set(listed)

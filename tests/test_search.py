@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bidir_seq2seq.search_bidir_seq2seq import NextTokens, largest
+from bidir_seq2seq.search_bidir_seq2seq import NextTokens, Shortlist, largest
 
 B, K, E = 3, 2, 8
 # One block of words and several, with and without words that fill the last one up, few to choose from and many.
@@ -14,6 +14,14 @@ VOCABULARIES = [24, 1000, 1001, 4800, 5003]
 def layer(request):
     torch.manual_seed(request.param)
     return torch.randn(request.param, E), torch.randn(B, request.param)
+
+
+def shortlist_of(allowed: torch.BoolTensor) -> Shortlist:
+    """From `[B, V]`; every other word that all documents share is among the documents' own too."""
+    shared = allowed.all(0).nonzero().squeeze(1)
+    own = allowed.clone()
+    own[:, shared[::2]] = False
+    return Shortlist(shared, own)
 
 
 # One document alone has few rows, for which products are done in another way.
@@ -42,7 +50,7 @@ def test_probabilities_are_those_of_the_plain_layer(layer, pairs, num_documents,
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("shortlist", [False, True])
 def test_where_too_few_words_are_possible_the_rest_are_words_too(pairs, shortlist):
-    allowed = torch.arange(13).expand(B, 13) < 9 if shortlist else None
+    allowed = shortlist_of(torch.arange(13).expand(B, 13) < 9) if shortlist else None
     next_tokens = NextTokens(torch.randn(13, E), torch.randn(B, 13), 1.0, allowed)
     features = torch.randn(B, 2 * K, *[K] * pairs, E)
     partners = torch.full((B, 2 * K, K), 1 / K) if pairs else None
@@ -60,7 +68,7 @@ def test_words_that_are_not_allowed_are_not_written(layer, num_documents, copies
     base = base[:num_documents]
     allowed = torch.rand_like(base) < 0.5
     allowed[:, :6] = True
-    next_tokens = NextTokens(weight, base, 1.0, allowed)
+    next_tokens = NextTokens(weight, base, 1.0, shortlist_of(allowed))
     # Each document may be there several times, as in sampling.
     base, allowed = (x.repeat_interleave(copies, dim=0) for x in (base, allowed))
     features = torch.randn(len(base), K, E)
@@ -70,6 +78,34 @@ def test_words_that_are_not_allowed_are_not_written(layer, num_documents, copies
     plain[..., [0, 3]] = float("-inf")
     torch.testing.assert_close(values, plain.topk(5).values)
     torch.testing.assert_close(plain.gather(-1, ids), values)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_stand_ins_stand_for_words_that_are_not_listed(layer, pairs):
+    weight, base = layer
+    vocab_size, ratio = len(weight), 2.5
+    shared = torch.randperm(vocab_size)[: vocab_size // 2]
+    own = torch.rand_like(base) < 0.1
+    next_tokens = NextTokens(weight, base, 1.0, Shortlist(shared, own, num_stand_ins=7, ratio=ratio))
+    features = torch.randn(B, 2 * K, *[K] * pairs, E)
+    logits = torch.einsum("b...e,ve->b...v", features, weight) + base.view(B, *[1] * (features.dim() - 2), -1)
+    probs = logits.softmax(-1)
+    is_stand_in = torch.zeros_like(own)
+    is_stand_in[:, shared[-7:]] = True
+    listed = own.clone()
+    listed[:, shared] = True
+    own, listed, is_stand_in = (x.view(B, *[1] * (features.dim() - 2), -1) for x in (own, listed, is_stand_in))
+    others = ratio * (probs * (is_stand_in & ~own)).sum(-1, keepdim=True)
+    wanted = probs * listed / ((probs * listed).sum(-1, keepdim=True) + others)
+    partners = None
+    if pairs:
+        partners = torch.rand(B, 2 * K, K).softmax(-1)
+        wanted = torch.einsum("bqp,bqpv->bqv", partners, wanted)
+    found = next_tokens.log_probs(features, partners)
+    torch.testing.assert_close(found.exp(), wanted)
+    values, ids = next_tokens.best(features, 5, [torch.tensor([], dtype=torch.long)], partners)
+    torch.testing.assert_close(values.exp(), wanted.topk(5).values)
+    torch.testing.assert_close(wanted.gather(-1, ids), values.exp())
 
 
 def test_half_precision_products_have_float_probabilities(layer):

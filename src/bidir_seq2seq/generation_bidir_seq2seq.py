@@ -23,7 +23,7 @@ from transformers.generation.logits_process import SuppressTokensLogitsProcessor
 from transformers.generation.utils import GenerateBeamEncoderDecoderOutput, GenerateEncoderDecoderOutput
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
-from .search_bidir_seq2seq import IMPOSSIBLE, Beam, NextTokens, StepRecords, forbidden_tokens, select
+from .search_bidir_seq2seq import IMPOSSIBLE, Beam, NextTokens, Shortlist, StepRecords, forbidden_tokens, select
 
 DIRECTIONS = ("l2r", "r2l", "both")
 # Our own flags of `generate`, and their values where nothing is said.
@@ -72,7 +72,7 @@ class BidirBeamSearchOutput(GenerateBeamEncoderDecoderOutput):
 
 
 class BidirSeq2SeqGenerationMixin:
-    """Adds `decoding_direction` and `joint_rescoring` to `generate`. Goes before `GenerationMixin`.
+    """Adds `decoding_direction`, `joint_rescoring` and `vocabulary_shortlist` to `generate`. Before `GenerationMixin`.
 
     Args:
         decoding_direction (`"both"`, `"l2r"` or `"r2l"`): The bidirectional beam search, or one decoder alone with
@@ -80,6 +80,9 @@ class BidirSeq2SeqGenerationMixin:
         joint_rescoring (`bool`): Ranks what the bidirectional search proposes by the mean of both directions'
             log-probabilities with the twin off, each a proper model of the title (after Liu et al. 2016, "Agreement
             on Target-bidirectional Neural Machine Translation"). Needs a model trained with `twin_dropout` above 0.
+        vocabulary_shortlist (`int`): Titles use their document's own words and so many of the words most frequent in
+            the titles that the model learned from; no others are computed. What those would take of the probability
+            is estimated. Needs a model with `use_prior`. Default: the whole vocabulary.
     """
 
     def init_generation_defaults(self):
@@ -424,20 +427,28 @@ class BidirSeq2SeqGenerationMixin:
     def _next_tokens(self, encoder_outputs, generation_config: GenerationConfig) -> NextTokens:
         prior = self.source_prior(encoder_outputs)
         scale, base = self.output_base(prior)
-        allowed = None
-        if generation_config.vocabulary_shortlist is not None:
-            allowed = self._shortlist(encoder_outputs, generation_config.vocabulary_shortlist)
-        return NextTokens(self.lm_head.weight, base, scale, allowed)
+        size, shortlist = generation_config.vocabulary_shortlist, None
+        if size is not None and size < self.config.vocab_size:
+            shortlist = self._shortlist(encoder_outputs, size)
+        return NextTokens(self.lm_head.weight, base, scale, shortlist)
 
-    def _shortlist(self, encoder_outputs, size: int) -> torch.BoolTensor:
-        """`[B, V]`: a document's own words, the `size` most frequent ones of titles, and the special ids."""
-        # Equally frequent ones, all of them in a model that has not counted, go by their bias.
-        ranks = self.prior.title_counts.double() + (self.lm_head.bias + self.prior.shift).sigmoid()
-        allowed = torch.zeros_like(ranks, dtype=torch.bool)
-        allowed[ranks.topk(min(size, len(ranks))).indices] = True
+    def _shortlist(self, encoder_outputs, size: int) -> Shortlist:
+        """A document's own words, the special ids and the `size` most frequent words of titles."""
+        counts = self.prior.title_counts.double()
         names = ("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id")
-        allowed[[getattr(self.config, name) for name in names]] = True
-        return allowed | encoder_outputs.source_words
+        special = torch.tensor([getattr(self.config, name) for name in names], device=counts.device)
+        # Equally frequent ones, all of them in a model that has not counted, go by their bias.
+        ranks = counts + (self.lm_head.bias + self.prior.shift).sigmoid()
+        ranks[special] = IMPOSSIBLE
+        ranked = ranks.argsort(descending=True)
+        listed, stand_ins = ranked[:size], ranked[size // 2 : size]
+        others, known = counts.sum() - counts[special].sum() - counts[listed].sum(), counts[stand_ins].sum()
+        return Shortlist(
+            shared=torch.cat([special, listed]),
+            own=encoder_outputs.source_words.index_fill(1, special, False),
+            num_stand_ins=len(stand_ins),
+            ratio=float(others / known) if known > 0 else 0.0,
+        )
 
     def _gather_results(self, beam: Beam, records, encoder_outputs, generation_config):
         """Merges both directions' pools: one ranking, no sequence twice."""

@@ -6,7 +6,9 @@ size, L length of a sequence with its start id, N attention heads, S source leng
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -35,6 +37,26 @@ BLOCK_WORDS = 400
 MANY_WORDS, NUM_SHARES = 4096, 8
 
 
+@dataclass
+class Shortlist:
+    """The words that titles may use; a search computes no others.
+
+    What the others would add to a softmax is estimated by the rarest words of the list, their stand-ins: as many times
+    the stand-ins' probability as they stand more often in titles.
+
+    Attributes:
+        shared: `[C]`, ids for all documents, the stand-ins last.
+        own: `[B, V]` bool, the words of each document itself, which its titles may use too; they stand for no others.
+        num_stand_ins: How many of the shared ones are stand-ins.
+        ratio: How many times as often as the stand-ins the words that are not on the list stand in titles.
+    """
+
+    shared: torch.LongTensor
+    own: torch.BoolTensor
+    num_stand_ins: int = 0
+    ratio: float = 0.0
+
+
 class NextTokens:
     """Probabilities of the next token throughout one search: what no step changes is prepared once.
 
@@ -48,13 +70,10 @@ class NextTokens:
         weight: `[V, E]`, the output layer.
         base: `[B, V]`, or `[1, V]` for all documents alike: what is added to the logits, bias and prior.
         scale: What features are multiplied by.
-        allowed: `[B, V]` bool, the words that each document's titles may use. Default: all. The others are left out
-            before the softmax and not computed.
+        shortlist: The words that titles may use. Default: all.
     """
 
-    def __init__(
-        self, weight: torch.Tensor, base: torch.Tensor, scale: float, allowed: torch.BoolTensor | None = None
-    ):
+    def __init__(self, weight: torch.Tensor, base: torch.Tensor, scale: float, shortlist: Shortlist | None = None):
         self.vocab_size, self.scale = weight.shape[0], scale
         base = base.float()
         if torch.is_autocast_enabled(weight.device.type):
@@ -62,21 +81,30 @@ class NextTokens:
         # [B, columns], the id of each; V where there is none.
         self._ids: torch.LongTensor | None = None
         self._own_weight = self._own_base = None
-        if allowed is not None and not allowed.all():
-            shared = allowed.all(0)
-            own = _padded_ids(allowed & ~shared, padding=self.vocab_size)
-            shared = shared.nonzero().squeeze(1)
-            known = own.clamp(max=self.vocab_size - 1)
+        self._stand_ins, self._ratio = slice(0), 0.0
+        if shortlist is not None:
+            shared, own_ids = shortlist.shared, _padded_ids(shortlist.own, padding=self.vocab_size)
+            known = own_ids.clamp(max=self.vocab_size - 1)
             self._own_weight = weight[known]
-            self._own_base = base.expand(len(own), -1).gather(1, known).masked_fill_(known != own, IMPOSSIBLE)
-            weight, base = weight[shared], base[:, shared]
+            self._own_base = base.expand(len(own_ids), -1).gather(1, known)
+            self._own_base = self._own_base.masked_fill(known != own_ids, IMPOSSIBLE)
+            owned = shortlist.own[:, shared]
+            weight, base = weight[shared], base[:, shared].masked_fill(owned, IMPOSSIBLE)
+            shared = shared.expand(len(own_ids), -1).masked_fill(owned, self.vocab_size)
+            if shortlist.ratio > 0:
+                # In the softmax they stand for others too; `_scores` takes that back from their own scores.
+                self._stand_ins, self._ratio = (
+                    slice(len(weight) - shortlist.num_stand_ins, len(weight)),
+                    shortlist.ratio,
+                )
+                base[:, self._stand_ins] += math.log1p(self._ratio)
         # What fills columns up is impossible, which leaves the probabilities of words as they are.
         self._on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
         self._num_blocks = max(round(len(weight) / BLOCK_WORDS), 1) if self._on_cpu else 1
         num_columns = len(weight) + -len(weight) % (self._num_blocks * (NUM_SHARES if self._on_cpu else 1))
         if self._own_weight is not None:
             shared = F.pad(shared, (0, num_columns - len(weight)), value=self.vocab_size)
-            self._ids = torch.cat([shared.expand(len(own), -1), own], dim=1)
+            self._ids = torch.cat([shared, own_ids], dim=1)
         self._weight = weight
         self._has_padding = self._ids is not None or num_columns > len(weight)
         self._base = F.pad(base, (0, num_columns - len(weight)), value=IMPOSSIBLE)
@@ -147,11 +175,15 @@ class NextTokens:
             logits, probs = self._logits[: len(x)], self._probs[: len(x)]
             self._add_products(x, documents, logits, probs)
             if partners is None:
-                yield documents, torch.log_softmax(logits, -1, out=probs).view(*shape, -1)
+                scores = torch.log_softmax(logits, -1, out=probs).view(*shape, -1)
             else:
                 torch.softmax(logits, -1, out=probs)
                 weights = partners[documents].flatten(0, 1)[:, None]
-                yield documents, torch.bmm(weights, probs.view(*weights.shape[::2], -1)).view(*shape[:2], -1)
+                scores = torch.bmm(weights, probs.view(*weights.shape[::2], -1)).view(*shape[:2], -1)
+            if self._ratio > 0:
+                stand_ins = scores[..., self._stand_ins]
+                stand_ins.sub_(math.log1p(self._ratio)) if partners is None else stand_ins.div_(1 + self._ratio)
+            yield documents, scores
 
     def _add_products(self, x: torch.Tensor, documents: slice, logits: torch.Tensor, scratch: torch.Tensor) -> None:
         """Rows `[n, E]` of some documents to logits `[n, columns]`; `scratch` is as large."""
@@ -444,4 +476,14 @@ def select(x: torch.Tensor, index: torch.LongTensor) -> torch.Tensor:
     return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)
 
 
-__all__ = ["FEW_ROWS", "IMPOSSIBLE", "Beam", "NextTokens", "StepRecords", "forbidden_tokens", "largest", "select"]
+__all__ = [
+    "FEW_ROWS",
+    "IMPOSSIBLE",
+    "Beam",
+    "NextTokens",
+    "Shortlist",
+    "StepRecords",
+    "forbidden_tokens",
+    "largest",
+    "select",
+]
