@@ -33,8 +33,8 @@ FEW_ROWS = 5
 BLOCK_ROWS = 256
 # There the output layer lies in blocks of about so many words, each in one piece of memory.
 BLOCK_WORDS = 400
-# There the best of so many words are looked for in so many shares of them at once.
-MANY_WORDS, NUM_SHARES = 4096, 8
+# There the best of so many words, in so many rows, are looked for in so many shares of the words at once.
+MANY_WORDS, MANY_ROWS, NUM_SHARES = 4096, 16, 8
 
 
 @dataclass
@@ -461,7 +461,8 @@ def largest(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.LongTensor
     On a CPU and of many, much faster than `topk`: they are found among the `count` columns with the largest maxima.
     """
     size = x.shape[-1] // NUM_SHARES
-    if x.device.type != "cpu" or x.shape[-1] < MANY_WORDS or x.shape[-1] % NUM_SHARES:
+    few = x.shape[-1] < MANY_WORDS or x[..., 0].numel() < MANY_ROWS
+    if few or x.device.type != "cpu" or x.shape[-1] % NUM_SHARES:
         return x.topk(count)
     shares = x.unflatten(-1, (NUM_SHARES, size))
     columns = shares.amax(-2).topk(count, sorted=False).indices

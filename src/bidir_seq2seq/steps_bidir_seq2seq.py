@@ -67,11 +67,12 @@ class DecoderSteps:
         ]
         self._keys = self._values = self._mask = None
         if self._memories[0].keys is not None:
-            # [D * B, N, S, Z]
-            self._keys, self._values = (
+            # [D * B * N, Z, S] and [D * B * N, S, Z], each in one piece of memory in the order that products read.
+            keys, values = (
                 torch.cat([getattr(memory, name) for memory in self._memories]) for name in ("keys", "values")
             )
-            self._mask = self._additive_mask()
+            self._keys, self._values = keys.flatten(0, 1).mT.contiguous(), values.flatten(0, 1)
+            self._mask = self._additive_mask(keys)
         self._prepare_weights(decoders, twin_memory == "features")
         # Of each layer, its parts `[D, B * K, H]`.
         self._states: list[tuple[torch.Tensor, ...] | None] = [None] * len(self._layers)
@@ -121,7 +122,7 @@ class DecoderSteps:
         source_context = twin_context = weights = None
         if self._keys is not None:
             # All rows of a document read it together.
-            queries = reads[..., : self._size].reshape(len(self._keys), -1, self._size)
+            queries = reads[..., : self._size].reshape(len(self._keys) // self._num_heads, -1, self._size)
             source_context, weights = self._read_source(queries, need_weights)
             source_context = source_context.view(*hidden.shape[:2], -1)
         if self.num_directions == 2:
@@ -184,7 +185,8 @@ class DecoderSteps:
         for index, decoder in enumerate(decoders):
             parts = [decoder.feature.weight.new_empty(0, hidden_size)]
             if decoder.source_attention is not None:
-                parts.append(decoder.source_attention.query.weight)
+                # The scale of attention is the queries' already.
+                parts.append(decoder.source_attention.query.weight * decoder.source_attention.head_size**-0.5)
             if twins:
                 # Each computes the keys and values that its twin reads of it.
                 reader = decoders[1 - index].twin_attention
@@ -192,7 +194,6 @@ class DecoderSteps:
                 if index == 0 and offers_features:
                     offer, twin, source = offer.split(decoder.feature_sizes, dim=1)
                     self._pair_weight, self._context_weight = twin.T, source.T
-                # The scale of attention is the query's already.
                 parts += [decoder.twin_attention.query.weight * reader.head_size**-0.5, offer]
             read_weights.append(torch.cat(parts))
             own, twin, source = decoder.feature.weight.split(decoder.feature_sizes, dim=1)
@@ -204,23 +205,26 @@ class DecoderSteps:
         if twins:
             self._twin_feature_weight = _stack(twin_feature_weights)
 
-    def _additive_mask(self) -> torch.Tensor | None:
+    def _additive_mask(self, keys: torch.Tensor) -> torch.Tensor | None:
+        """What is added to scores of keys `[D * B, N, S, Z]`: `[D * B * N, 1, S]`; `None` if there is no padding."""
         mask = torch.cat([memory.mask for memory in self._memories])
         if mask.device.type == "cpu" and mask.all():
             return None
-        # What attention would make of a mask of truth values at each step.
-        return torch.zeros_like(mask, dtype=self._keys.dtype).masked_fill_(~mask, float("-inf"))
+        additive = torch.zeros_like(mask, dtype=keys.dtype).masked_fill_(~mask, float("-inf"))
+        return additive.expand(-1, keys.shape[1], -1, -1).flatten(0, 1)
 
     def _read_source(self, queries: torch.Tensor, need_weights: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Queries `[D * B, Q, A]` to the context `[D * B, Q, A]` and, if needed, its weights `[D, B * Q, N, S]`."""
-        queries = self._split(queries).transpose(1, 2)
+        # Plain products, as for few queries the fused kernel is slower.
+        by_head = self._split(queries).transpose(1, 2)
+        flat = by_head.flatten(0, 1)
+        scores = torch.bmm(flat, self._keys) if self._mask is None else torch.baddbmm(self._mask, flat, self._keys)
+        weights = scores.softmax(-1)
+        context = torch.bmm(weights, self._values).view(by_head.shape).transpose(1, 2).flatten(2)
         if not need_weights:
-            context = F.scaled_dot_product_attention(queries, self._keys, self._values, attn_mask=self._mask)
-            return context.transpose(1, 2).flatten(2), None
-        scores = queries @ self._keys.mT * queries.shape[-1] ** -0.5
-        weights = (scores if self._mask is None else scores + self._mask).softmax(-1)
-        context = (weights @ self._values).transpose(1, 2).flatten(2)
-        return context, weights.transpose(1, 2).flatten(0, 1).unflatten(0, (self.num_directions, -1))
+            return context, None
+        weights = weights.unflatten(0, (-1, self._num_heads)).transpose(1, 2)
+        return context, weights.flatten(0, 1).unflatten(0, (self.num_directions, -1))
 
     def _read_twins(
         self, queries: torch.Tensor, offers: torch.Tensor, source_context: torch.Tensor | None
@@ -291,7 +295,7 @@ class TwinMemory:
     def attend(self, queries: torch.Tensor) -> torch.Tensor:
         """Queries `[M * N, Q, Z]`, scaled, each read one head of one hypothesis; gives their contexts of that shape.
 
-        Plain products, as the memory is short: there the fused kernel is slower.
+        Plain products, as for a short memory the fused kernel is slower.
         """
         keys, values = self._buffer[:, :, :, : self.length].flatten(1, 2).unbind()
         return torch.bmm(torch.bmm(queries, keys.mT).softmax(-1), values)
