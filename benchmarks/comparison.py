@@ -35,7 +35,6 @@ LIBRARIES = {
 
 Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
-Result = TypeVar("Result")
 
 
 @dataclass

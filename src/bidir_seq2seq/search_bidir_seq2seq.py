@@ -93,10 +93,8 @@ class NextTokens:
             shared = shared.expand(len(own_ids), -1).masked_fill(owned, self.vocab_size)
             if shortlist.ratio > 0:
                 # In the softmax they stand for others too; `_scores` takes that back from their own scores.
-                self._stand_ins, self._ratio = (
-                    slice(len(weight) - shortlist.num_stand_ins, len(weight)),
-                    shortlist.ratio,
-                )
+                self._stand_ins = slice(len(weight) - shortlist.num_stand_ins, len(weight))
+                self._ratio = shortlist.ratio
                 base[:, self._stand_ins] += math.log1p(self._ratio)
         # What fills columns up is impossible, which leaves the probabilities of words as they are.
         self._on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
@@ -245,7 +243,7 @@ def forbidden_tokens(processors: LogitsProcessorList, length: int) -> torch.Long
             ids += [processor.eos_token_id] * (length - processor.prompt_length_to_skip < processor.min_new_tokens)
         else:
             return None
-    return torch.cat(ids)
+    return ids[0] if len(ids) == 1 else torch.cat(ids)
 
 
 class Beam:
