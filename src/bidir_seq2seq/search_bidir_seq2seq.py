@@ -195,7 +195,8 @@ class NextTokens:
             products = products.transpose(0, 1).unflatten(0, (len(base), -1))
             torch.add(products, base.unflatten(-1, blocks), out=shared.unflatten(-1, blocks))
         else:
-            products = (self._weight @ x.T).T if self._few_rows else x @ self._weight.T
+            # From the right, the kernel that is fast with few rows wants them one after another in memory.
+            products = (self._weight @ x.contiguous().T).T if self._few_rows else x @ self._weight.T
             num_words = products.shape[-1]
             torch.add(products.unflatten(0, (len(base), -1)), base[..., :num_words], out=shared[..., :num_words])
         if self._own_weight is not None:

@@ -91,7 +91,7 @@ class DecoderSteps:
         source_context, twin_context, weights = self.attend(hidden, ids.shape[2], need_weights)
         self._length += 1
         features = self.features(hidden, source_context, twin_context)
-        return Step(features.reshape(*ids.shape, *[ids.shape[2]] * (self.num_directions - 1), -1), weights)
+        return Step(features.view(*ids.shape, *[ids.shape[2]] * (self.num_directions - 1), -1), weights)
 
     def recur(self, x: torch.Tensor) -> torch.Tensor:
         """One token `[D, B * K, E]` through every layer, whose states move on, to the decoders' h `[D, B * K, H]`."""
@@ -118,7 +118,7 @@ class DecoderSteps:
             The source context `[D, B * K, A]`, the twin context of each hypothesis beside each partner
             `[D, B, K, K, A]`, and the weights `[D, B * K, N, S]`; `None` where there is none.
         """
-        reads = _linear(hidden, self._read_weight)
+        reads = torch.bmm(hidden, self._read_weight.mT)
         source_context = twin_context = weights = None
         if self._keys is not None:
             # All rows of a document read it together.
@@ -136,10 +136,10 @@ class DecoderSteps:
     ) -> torch.Tensor:
         """What [`attend`] takes and gives to features: `[D, B * K, E]`, or of pairs `[D, B * K, K, E]`."""
         own = hidden if source_context is None else torch.cat([hidden, source_context], dim=-1)
-        features = _linear(own, self._feature_weight) + self._feature_bias
+        features = torch.baddbmm(self._feature_bias, own, self._feature_weight.mT)
         if twin_context is not None:
             # Of a pair's features only what the twin context adds is the pair's own.
-            pairs = _linear(twin_context.flatten(1, 3), self._twin_feature_weight)
+            pairs = torch.bmm(twin_context.flatten(1, 3), self._twin_feature_weight.mT)
             features = pairs.unflatten(1, (features.shape[1], -1)).add_(features[:, :, None])
         return F.leaky_relu_(features, 0.2)
 
@@ -362,13 +362,6 @@ class RecurrentStep:
         read, keep, new, shown = gates.chunk(4, dim=-1)
         memory = torch.addcmul(keep.sigmoid_() * memory, read.sigmoid_(), new.tanh_())
         return shown.sigmoid_() * memory.tanh(), memory
-
-
-def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`[D, R, inputs]` times the weights `[D, outputs, inputs]` of each direction: `[D, R, outputs]`."""
-    if x.device.type == "cpu" and x.shape[1] <= FEW_ROWS:
-        return torch.bmm(weight, x.mT).mT
-    return torch.bmm(x, weight.mT)
 
 
 def _stack(weights: list[torch.Tensor]) -> torch.Tensor:
