@@ -35,14 +35,14 @@ def test_a_recurrent_step_is_the_layers(rnn_class, num_rows, num_directions):
                 torch.testing.assert_close(state[1][direction], last[1][0])
 
 
-def one_by_one(model, input_ids, attention_mask, l2r_ids, r2l_ids, use_twin: bool):
+def one_by_one(model, input_ids, attention_mask, l2r_ids, r2l_ids):
     """Features `[B, T, E]` of both directions over given ids `[B, T]`, by the model's forward pass."""
     output = model.model(
         input_ids=input_ids,
         attention_mask=attention_mask,
         decoder_input_ids=l2r_ids,
         r2l_decoder_input_ids=r2l_ids,
-        use_twin=use_twin,
+        use_twin=True,
     )
     return output.last_hidden_state, output.r2l_last_hidden_state
 
@@ -65,7 +65,7 @@ def test_pairs_of_hypotheses_are_rows_of_the_forward_pass(variant, num_beams):
         for own in range(num_beams):
             for partner in range(num_beams):
                 rows = written[:, 0, :, own].T, written[:, 1, :, partner].T
-                left, right = one_by_one(model, input_ids, mask, *rows, use_twin=True)
+                left, right = one_by_one(model, input_ids, mask, *rows)
                 torch.testing.assert_close(features[0, :, own, partner], left[:, -1], **CLOSE)
                 torch.testing.assert_close(features[1, :, partner, own], right[:, -1], **CLOSE)
         parents = torch.randint(num_beams, (2, num_documents, num_beams))

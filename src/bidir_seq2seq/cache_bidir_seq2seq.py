@@ -1,7 +1,7 @@
 """What a decoder remembers between two generated tokens: a recurrent state, not a growing list of keys.
 
-Letters: B documents, R decoder rows (R = B * G, G hypotheses of one document in a row), K beams, S source length,
-H hidden size, N attention heads, D head size, t tokens read so far.
+Letters: B documents, R decoder rows (R = B * G, G hypotheses of one document in a row), S source length, H hidden
+size, N attention heads, D head size.
 """
 
 from __future__ import annotations
@@ -137,11 +137,6 @@ class BidirSeq2SeqCache(Cache):
         super().__init__(layers=[RecurrentStateLayer() for _ in range(num_layers)])
         self.memory: SourceMemory | None = None
         self.prior: torch.Tensor | None = None
-
-    def reorder(self, parents: torch.LongTensor) -> None:
-        """Hypothesis k of a document continues its hypothesis `parents[b, k]`, `[B, K]`."""
-        first_rows = torch.arange(parents.shape[0], device=parents.device)[:, None] * parents.shape[1]
-        self.reorder_cache((parents + first_rows).flatten())
 
 
 __all__ = ["BidirSeq2SeqCache", "RecurrentStateLayer", "SourceMemory"]

@@ -39,7 +39,7 @@ class Step(NamedTuple):
 class DecoderSteps:
     """Decoders that write about B documents, a token at a time, and what they remember.
 
-    It holds copies of weights, which later changes of the decoders do not reach, and has no gradients.
+    It holds copies of some weights, so a change of the decoders needs steps of its own, and it has no gradients.
 
     Args:
         decoders: One `Decoder`, or two that read each other, left-to-right first.
