@@ -118,7 +118,7 @@ class DecoderSteps:
             The source context `[D, B * K, A]`, the twin context of each hypothesis beside each partner
             `[D, B, K, K, A]`, and the weights `[D, B * K, N, S]`; `None` where there is none.
         """
-        reads = torch.bmm(hidden, self._read_weight.mT)
+        reads = torch.bmm(hidden, self._read_weight)
         source_context = twin_context = weights = None
         if self._keys is not None:
             # All rows of a document read it together.
@@ -136,10 +136,10 @@ class DecoderSteps:
     ) -> torch.Tensor:
         """What [`attend`] takes and gives to features: `[D, B * K, E]`, or of pairs `[D, B * K, K, E]`."""
         own = hidden if source_context is None else torch.cat([hidden, source_context], dim=-1)
-        features = torch.baddbmm(self._feature_bias, own, self._feature_weight.mT)
+        features = torch.baddbmm(self._feature_bias, own, self._feature_weight)
         if twin_context is not None:
             # Of a pair's features only what the twin context adds is the pair's own.
-            pairs = torch.bmm(twin_context.flatten(1, 3), self._twin_feature_weight.mT)
+            pairs = torch.bmm(twin_context.flatten(1, 3), self._twin_feature_weight)
             features = pairs.unflatten(1, (features.shape[1], -1)).add_(features[:, :, None])
         return F.leaky_relu_(features, 0.2)
 
@@ -172,7 +172,7 @@ class DecoderSteps:
             layer.advance(state, self._length)
 
     def _prepare_weights(self, decoders: Sequence[nn.Module], offers_features: bool) -> None:
-        """Joins the weights of what is multiplied by the same vectors, each `[D, outputs, inputs]`."""
+        """Joins the weights of what is multiplied by the same vectors, each `[D, inputs, outputs]`."""
         hidden_size = decoders[0].rnns[0].hidden_size
         attention = decoders[0].source_attention or decoders[0].twin_attention
         self._num_heads = attention.num_heads if attention is not None else 0
@@ -365,8 +365,13 @@ class RecurrentStep:
 
 
 def _stack(weights: list[torch.Tensor]) -> torch.Tensor:
-    """Weights in one piece of memory, in the precision in which products are computed."""
-    stacked = torch.stack(weights)
+    """Weights `[outputs, inputs]` of each direction, laid out as few rows multiply them fastest, `[D, inputs, outputs]`.
+
+    They have the precision in which products are computed.
+    """
+    stacked = weights[0].new_empty(len(weights), *weights[0].T.shape)
+    for own, weight in zip(stacked, weights):
+        own.copy_(weight.T)
     device = stacked.device.type
     return stacked.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else stacked
 
