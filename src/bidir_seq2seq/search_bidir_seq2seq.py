@@ -209,7 +209,7 @@ class NextTokens:
         if self._on_cpu and not self._few_rows:
             padding = self._base.shape[1] - len(self._weight)
             weight = F.pad(self._weight, (0, 0, 0, padding)) if padding else self._weight
-            self._blocks = weight.unflatten(0, (self._num_blocks, -1)).transpose(1, 2).contiguous()
+            self._blocks = stack_transposed(weight.chunk(self._num_blocks))
         for name in ("_base", "_ids", "_own_weight", "_own_base"):
             if (values := getattr(self, name)) is not None and len(values) < num_documents:
                 setattr(self, name, values.repeat_interleave(num_documents // len(values), dim=0))
@@ -470,6 +470,20 @@ def largest(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.LongTensor
     return values, order // count * size + columns.gather(-1, order % count)
 
 
+def stack_transposed(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Weights `[outputs, inputs]`, n of them, laid out as products read them, `[n, inputs, outputs]`.
+
+    They have the precision in which products are computed.
+    """
+    first, device = weights[0], weights[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else first.dtype
+    stacked = first.new_empty(len(weights), *first.T.shape, dtype=dtype)
+    for own, weight in zip(stacked, weights):
+        # One at a time: torch is fast at transposing a matrix, not many.
+        own.copy_(weight.T)
+    return stacked
+
+
 def select(x: torch.Tensor, index: torch.LongTensor) -> torch.Tensor:
     """`x` `[B, M, ...]` at the entries `index` `[B, K]` of its second dimension."""
     rows = index + torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)[:, None]
@@ -486,4 +500,5 @@ __all__ = [
     "forbidden_tokens",
     "largest",
     "select",
+    "stack_transposed",
 ]

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
-from .search_bidir_seq2seq import FEW_ROWS
+from .search_bidir_seq2seq import FEW_ROWS, stack_transposed
 
 # The twins' memory gets room for so many further steps at a time.
 ROOM = 16
@@ -199,11 +199,11 @@ class DecoderSteps:
             own, twin, source = decoder.feature.weight.split(decoder.feature_sizes, dim=1)
             feature_weights.append(torch.cat([own, source], dim=1))
             twin_feature_weights.append(twin)
-        self._read_weight = _stack(read_weights)
-        self._feature_weight = _stack(feature_weights)
+        self._read_weight = stack_transposed(read_weights)
+        self._feature_weight = stack_transposed(feature_weights)
         self._feature_bias = torch.stack([decoder.feature.bias for decoder in decoders])[:, None]
         if twins:
-            self._twin_feature_weight = _stack(twin_feature_weights)
+            self._twin_feature_weight = stack_transposed(twin_feature_weights)
 
     def _additive_mask(self, keys: torch.Tensor) -> torch.Tensor | None:
         """What is added to scores of keys `[D * B, N, S, Z]`: `[D * B * N, 1, S]`; `None` if there is no padding."""
@@ -362,18 +362,6 @@ class RecurrentStep:
         read, keep, new, shown = gates.chunk(4, dim=-1)
         memory = torch.addcmul(keep.sigmoid_() * memory, read.sigmoid_(), new.tanh_())
         return shown.sigmoid_() * memory.tanh(), memory
-
-
-def _stack(weights: list[torch.Tensor]) -> torch.Tensor:
-    """Weights `[outputs, inputs]` of each direction, laid out as few rows multiply them fastest, `[D, inputs, outputs]`.
-
-    They have the precision in which products are computed.
-    """
-    stacked = weights[0].new_empty(len(weights), *weights[0].T.shape)
-    for own, weight in zip(stacked, weights):
-        own.copy_(weight.T)
-    device = stacked.device.type
-    return stacked.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else stacked
 
 
 __all__ = ["DecoderSteps", "RecurrentStep", "Step", "TwinMemory"]
