@@ -232,7 +232,7 @@ def training_jobs(size: Size, batch_size: int) -> dict[str, Callable[[], None]]:
 
 
 def search_jobs(size: Size, batch_size: int, num_beams: int, directions: int, written: int) -> dict[str, Callable]:
-    """Searches of two lengths, whose difference are whole steps, and the parts of one step."""
+    """Searches of two lengths, whose difference are steps with `written` tokens behind them, and a step's parts."""
     c = size.config
     model = BidirSeq2SeqForConditionalGeneration(c).eval()
     source = torch.randint(4, c.vocab_size, (batch_size, size.source_length))
@@ -267,8 +267,8 @@ def search_jobs(size: Size, batch_size: int, num_beams: int, directions: int, wr
         next_tokens.best(features.transpose(0, 1).flatten(1, 2), 2 * num_beams, forbidden, partners)
 
     return {
-        "short": lambda: search(written),
-        "long": lambda: search(3 * written),
+        "short": lambda: search(written // 2),
+        "long": lambda: search(written + written // 2),
         "decoders": lambda: steps.recur(embeds),
         "attention": attend,
         "projection and scores": project,
@@ -294,7 +294,7 @@ def analyse(title: str, work: dict[str, Work], jobs: dict[str, Callable], repeat
     copy_rate = 2 * FLOAT_BYTES * COPY_FLOATS / seconds["copying"]
     whole = seconds.get("whole")
     if whole is None:
-        whole = (seconds["long"] - seconds["short"]) / (2 * written)
+        whole = (seconds["long"] - seconds["short"]) / written
     measured = {name: seconds[name] for name in work if name in seconds}
     measured["bookkeeping"] = whole - sum(measured.values())
     floors = {name: max(part.flops / product_rate, part.moved / copy_rate) for name, part in work.items()}
@@ -313,7 +313,7 @@ def analyse(title: str, work: dict[str, Work], jobs: dict[str, Callable], repeat
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=64, help="documents (default 64)")
-    parser.add_argument("--written", type=int, default=16, help="tokens behind a search step (default 16)")
+    parser.add_argument("--written", type=int, default=32, help="tokens behind a search step (default 32)")
     parser.add_argument("--repeats", type=int, default=7, help="runs of which the median is taken (default 7)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument(
