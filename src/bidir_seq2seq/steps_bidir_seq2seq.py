@@ -97,7 +97,8 @@ class DecoderSteps:
         """One token `[D, B * K, E]` through every layer, whose states move on, to the decoders' h `[D, B * K, H]`."""
         for index, (scale, shift) in enumerate(self._modulations):
             # All rows of a document have the same modulation.
-            folded = F.layer_norm(x.reshape(len(scale), -1, x.shape[-1]), x.shape[-1:], eps=self._eps)
+            # Not by torch.nn.functional, which asks for the state of cuDNN, each time as long as the norm takes.
+            folded = torch.layer_norm(x.reshape(len(scale), -1, x.shape[-1]), x.shape[-1:], eps=self._eps)
             x = torch.addcmul(shift, folded, scale).view(x.shape)
             if index == len(self._layers):
                 return x
