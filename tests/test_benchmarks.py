@@ -13,9 +13,9 @@ from bidir_seq2seq.tokenization import build_char_tokenizer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path += [str(BENCHMARKS), str(BENCHMARKS / "peers")]
-bart, bidir, comparison, decode, decode_linear, rerun, shortlist, train, worker = (
-    import_module(name)
-    for name in ("bart", "bidir", "comparison", "decode", "decode_linear", "rerun", "shortlist", "train", "worker")
+bart, bidir, worker = map(import_module, ("bart", "bidir", "worker"))
+comparison, decode, decode_linear, half_precision, rerun, shortlist, train = map(
+    import_module, ("comparison", "decode", "decode_linear", "half_precision", "rerun", "shortlist", "train")
 )
 
 # So few words that a search which may end early does.
@@ -145,6 +145,66 @@ def test_a_shortlist_is_compared_with_the_whole_vocabulary(pair_files, tmp_path,
         assert row["difference"] == row["changed"] == 0 and row["p_value"] == 1
     assert all(row["times"] > 0 and 0 <= row["rougeL"] <= 100 for row in results)
     assert len(capsys.readouterr().out.splitlines()) == 2 + 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("product", "shapes"),
+    [
+        (torch.mm, [(3, 50), (50, 4)]),
+        (torch.bmm, [(2, 3, 50), (2, 50, 4)]),
+        (torch.addmm, [(4,), (3, 50), (50, 4)]),
+        (torch.baddbmm, [(2, 1, 4), (2, 3, 50), (2, 50, 4)]),
+    ],
+)
+def test_emulated_products_add_up_in_float32_and_round_once(product, shapes):
+    factors = [torch.randn(shape).bfloat16() for shape in shapes]
+    with half_precision.RoundedProducts():
+        found = product(*factors)
+        written = torch.empty_like(found)
+        if product is torch.mm:
+            assert torch.mm(*factors, out=written) is written and torch.equal(written, found)
+        whole = torch.mm(torch.ones(2, 2), torch.full((2, 2), 1 + 2**-12))
+    exact = product(*(factor.double() for factor in factors))
+    assert found.dtype == torch.bfloat16
+    # Half a unit in the last of 8 places, and what float32 loses.
+    assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-5).all()
+    assert whole.dtype == torch.float32 and (whole == 2 + 2**-11).all()
+
+
+def test_half_precision_is_compared_with_float32_seed_by_seed(pair_files, tmp_path, capsys, monkeypatch):
+    settings = {
+        "train_file": pair_files[1],
+        "validation_file": pair_files[3],
+        "min_frequency": 1,
+        "embedding_size": 8,
+        "hidden_size": 8,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "num_attention_heads": 2,
+        "attention_head_size": 4,
+        "max_target_length": 8,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "no",
+        "report_to": "none",
+    }
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    flags = ["--settings", str(tmp_path / "settings.json"), "--test_file", pair_files[3], "--max_samples", "5"]
+    flags += ["--output_dir", str(tmp_path / "runs"), "--max_steps", "2", "--seeds", "0", "1"]
+    half_precision.main(flags)
+    first = capsys.readouterr().out
+    rows = json.loads((tmp_path / "runs" / "results.json").read_text())["results"]
+    losses = {row["trained_in"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01) and losses["bfloat16"] != losses["float32"]
+    ways = [(row["system"], row["trained_in"], row["written_in"]) for row in rows if "system" in row]
+    assert ways == [(system, *way) for system in half_precision.SYSTEMS for way in half_precision.WAYS]
+    assert all(len(row["rougeL"]) == 2 for row in rows if "system" in row)
+
+    # What was done is not done again, and nothing else is taken for it.
+    monkeypatch.setattr(half_precision, "train", None)
+    half_precision.main(flags)
+    assert capsys.readouterr().out.splitlines()[-9:] == first.splitlines()[-9:]
+    with pytest.raises(ValueError, match="has other settings.*choose another output_dir"):
+        half_precision.main([*flags, "--num_beams", "2"])
 
 
 def test_rerunning_everything_finds_what_the_search_finds():
