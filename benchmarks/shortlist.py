@@ -1,4 +1,4 @@
-"""What a vocabulary shortlist saves and what it changes, for a trained model and its test pairs.
+"""What a vocabulary shortlist saves and what it changes, for one or more trained models and their test pairs.
 
     make quickstart
     python benchmarks/shortlist.py --model_name_or_path quickstart/model --test_file quickstart/data/test.jsonl
@@ -6,12 +6,16 @@
 Writes the titles of the test pairs in each direction, with the whole vocabulary and with `vocabulary_shortlist` at
 several lengths. For each length: ROUGE-L in percent and its difference to the whole vocabulary, with the 95 % interval
 and p-value of a paired bootstrap over the pairs; the share of titles that differ in anything; and how many times as
-fast it was, in seconds of the processor.
+fast it was, in seconds of the processor. Of several models, such as several seeds of a training, everything is the
+mean, and the difference comes with its standard error over the models: a list decides between titles that are nearly
+as likely, so what it changes in one model is mostly chance.
 """
 
+import itertools
 import json
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -29,7 +33,7 @@ from bidir_seq2seq.metrics import pair_scores, paired_bootstrap
 
 @dataclass
 class ShortlistArguments:
-    model_name_or_path: str = field(metadata={"help": "Trained model."})
+    model_name_or_path: list[str] = field(metadata={"help": "Trained models, such as one for each seed."})
     test_file: str = field(metadata={"help": "Pairs with the references: .json(l), .csv or .tsv."})
     sizes: list[int] = field(
         default_factory=lambda: [500, 1000, 2000], metadata={"help": "Lengths of the list to try."}
@@ -46,49 +50,64 @@ class ShortlistArguments:
     output: str | None = field(default=None, metadata={"help": "JSON file to write the figures to."})
 
 
+def mean_of_all(table: Iterable[Iterable[float]]) -> float:
+    """The mean of figures of each model and pair."""
+    return statistics.mean(itertools.chain.from_iterable(table))
+
+
 def main(args: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(ShortlistArguments, description=__doc__, args=args)
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
-    model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model_name_or_path, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model_name_or_path)
+    models = [
+        (AutoModelForSeq2SeqLM.from_pretrained(name, use_safetensors=True), AutoTokenizer.from_pretrained(name))
+        for name in arguments.model_name_or_path
+    ]
     columns = {"source_column": arguments.source_column, "target_column": arguments.target_column}
     pairs = load_pairs({"test": arguments.test_file}, **columns)["test"]
     pairs = pairs.select(range(min(arguments.max_samples or len(pairs), len(pairs))))
     references = [text or "" for text in pairs["target"]]
 
-    def write(system: str, **flags) -> tuple[list[str], float]:
-        """The titles, and the seconds they took."""
+    def write(system: str, **flags) -> tuple[list[list[str]], list[list[float]], float]:
+        """The titles of each model, their scores, and the seconds that all took."""
         start = time.process_time()
         settings = {"num_beams": arguments.num_beams, "batch_size": arguments.batch_size, **flags}
-        titles = predict(model, tokenizer, pairs, [system], **settings)[system]
-        return titles, time.process_time() - start
+        titles = [predict(model, tokenizer, pairs, [system], **settings)[system] for model, tokenizer in models]
+        seconds = time.process_time() - start
+        return titles, [pair_scores(texts, references)["rougeL"] for texts in titles], seconds
 
     rows = []
-    print(f"{len(pairs)} pairs, vocabulary of {model.config.vocab_size}, {arguments.num_beams} beams")
+    vocab_size, plain_systems = models[0][0].config.vocab_size, available_systems(models[0][0])[1:]
+    print(f"{len(pairs)} pairs, {len(models)} models, vocabulary of {vocab_size}, {arguments.num_beams} beams")
     print(
-        f"{'system':8}{'words':>7}{'ROUGE-L':>9}{'difference':>12}{'interval':>18}{'p':>8}{'changed':>9}{'times':>7}"
+        f"{'system':8}{'words':>7}{'ROUGE-L':>9}{'difference':>16}{'interval':>18}{'p':>8}{'changed':>9}{'times':>7}"
     )
-    for system in arguments.systems or [name for name in available_systems(model) if name != "lead"]:
-        whole, whole_seconds = write(system)
-        whole_scores = pair_scores(whole, references)["rougeL"]
-        print(f"{system:8}{model.config.vocab_size:7}{statistics.mean(whole_scores):9.2f}", flush=True)
+    for system in arguments.systems or plain_systems:
+        whole, whole_scores, whole_seconds = write(system)
+        print(f"{system:8}{vocab_size:7}{mean_of_all(whole_scores):9.2f}", flush=True)
         for size in arguments.sizes:
-            titles, seconds = write(system, vocabulary_shortlist=size)
-            scores = pair_scores(titles, references)["rougeL"]
-            test = paired_bootstrap(scores, whole_scores)
+            titles, scores, seconds = write(system, vocabulary_shortlist=size)
+            # Of each pair the mean over the models.
+            test = paired_bootstrap(*([statistics.mean(x) for x in zip(*table)] for table in (scores, whole_scores)))
             row = {
                 "system": system,
                 "vocabulary_shortlist": size,
-                "rougeL": statistics.mean(scores),
+                "rougeL": mean_of_all(scores),
                 **asdict(test),
-                "changed": sum(a != b for a, b in zip(titles, whole)) / len(titles),
+                "by_model": [
+                    statistics.mean(own) - statistics.mean(first) for own, first in zip(scores, whole_scores)
+                ],
+                "changed": mean_of_all(
+                    [a != b for a, b in zip(own, first, strict=True)] for own, first in zip(titles, whole)
+                ),
                 "times": whole_seconds / seconds,
             }
             rows.append(row)
-            interval = f"[{test.low:+.2f}, {test.high:+.2f}]"
+            difference, interval = f"{test.difference:+.2f}", f"[{test.low:+.2f}, {test.high:+.2f}]"
+            if len(models) > 1:
+                difference += f" ± {statistics.stdev(row['by_model']) / len(models) ** 0.5:.2f}"
             print(
-                f"{system:8}{size:7}{row['rougeL']:9.2f}{test.difference:+12.2f}{interval:>18}{test.p_value:8.4f}"
+                f"{system:8}{size:7}{row['rougeL']:9.2f}{difference:>16}{interval:>18}{test.p_value:8.4f}"
                 f"{row['changed']:9.1%}{row['times']:7.2f}",
                 flush=True,
             )

@@ -131,10 +131,12 @@ def test_pairs_lose_the_end_that_each_library_adds(pair_files):
 
 def test_a_shortlist_is_compared_with_the_whole_vocabulary(pair_files, tmp_path, capsys):
     tokenizer = build_char_tokenizer(["abcdefghijkl "], min_frequency=1)
-    model = tiny_model(vocab_size=len(tokenizer))
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    flags = ["--model_name_or_path", str(tmp_path / "model"), "--test_file", pair_files[3], "--max_samples", "6"]
+    folders = [str(tmp_path / name) for name in ("first", "second")]
+    for seed, folder in enumerate(folders):
+        torch.manual_seed(seed)
+        tiny_model(vocab_size=len(tokenizer)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    flags = ["--model_name_or_path", *folders, "--test_file", pair_files[3], "--max_samples", "6"]
     output = tmp_path / "out" / "shortlist.json"
     shortlist.main([*flags, "--sizes", "1", str(len(tokenizer)), "--systems", "l2r", "both", "--output", str(output)])
     results = json.loads(output.read_text())["results"]
@@ -143,7 +145,9 @@ def test_a_shortlist_is_compared_with_the_whole_vocabulary(pair_files, tmp_path,
     ]
     for row in results[1::2]:
         assert row["difference"] == row["changed"] == 0 and row["p_value"] == 1
-    assert all(row["times"] > 0 and 0 <= row["rougeL"] <= 100 for row in results)
+    for row in results:
+        assert row["times"] > 0 and 0 <= row["rougeL"] <= 100 and 0 <= row["changed"] <= 1
+        assert sum(row["by_model"]) / 2 == pytest.approx(row["difference"])
     assert len(capsys.readouterr().out.splitlines()) == 2 + 2 * 3
 
 
