@@ -247,6 +247,7 @@ def search_jobs(size: Size, batch_size: int, num_beams: int, directions: int, wr
     contexts = steps.attend(hidden, num_beams)[:2]
     scale, base = model.output_base(model.source_prior(encoded))
     next_tokens = NextTokens(model.lm_head.weight, base, scale)
+    scores = torch.zeros(batch_size, directions, num_beams)
     partners = None
     if directions == 2:
         partners = torch.full((batch_size, 2 * num_beams, num_beams), 1 / num_beams)
@@ -264,7 +265,7 @@ def search_jobs(size: Size, batch_size: int, num_beams: int, directions: int, wr
 
     def project():
         features = steps.features(hidden, *contexts).view(*ids.shape, *[num_beams] * (directions - 1), -1)
-        next_tokens.best(features.transpose(0, 1).flatten(1, 2), 2 * num_beams, forbidden, partners)
+        next_tokens.best(features.transpose(0, 1).flatten(1, 2), scores, 2 * num_beams, forbidden, partners)
 
     return {
         "short": lambda: search(written // 2),

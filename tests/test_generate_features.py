@@ -102,7 +102,7 @@ def sampling_beam(batch_size: int, num_beams: int) -> Beam:
 def test_one_sampled_hypothesis_follows_the_probabilities():
     beam = sampling_beam(20_000, num_beams=1)
     probs = torch.tensor([0.0, 0.0, 0.0, 0.1, 0.5, 0.4])
-    beam.advance(probs.log().expand(20_000, 1, -1))
+    beam.advance(*beam.candidates(probs.log().expand(20_000, 1, -1)))
     ended = beam.finished_scores[:, 0] > -math.inf
     # Five standard deviations of a share near 0.1 or 0.5 among 20,000.
     assert abs(float(ended.float().mean()) - 0.1) < 0.011
@@ -118,11 +118,11 @@ def test_a_sampled_beam_draws_without_replacement():
     beam = sampling_beam(20_000, num_beams=2)
     probs = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.6, 0.3, 0.1])
     # Two of the three are kept of the four drawn (one of them impossible): the best two, whatever was drawn first.
-    beam.advance(probs.log().expand(20_000, 2, -1))
+    beam.advance(*beam.candidates(probs.log().expand(20_000, 2, -1)))
     assert beam.last_ids.unique(dim=0).tolist() == [[4, 5]]
     wide = torch.cat([probs, torch.full((50,), 1e-3)])
     beam = sampling_beam(20_000, num_beams=2)
-    beam.advance(wide.log().expand(20_000, 2, -1))
+    beam.advance(*beam.candidates(wide.log().expand(20_000, 2, -1)))
     assert (beam.last_ids[:, 0] != beam.last_ids[:, 1]).all()
     assert len(beam.last_ids.unique()) > 20
 

@@ -3,11 +3,22 @@
 import pytest
 import torch
 
-from bidir_seq2seq.search_bidir_seq2seq import NextTokens, Shortlist, largest
+from bidir_seq2seq import search_bidir_seq2seq
+from bidir_seq2seq.search_bidir_seq2seq import MANY_SUMS, NextTokens, Shortlist, largest_sums
 
 B, K, E = 3, 2, 8
 # One block of words and several, with and without words that fill the last one up, few to choose from and many.
 VOCABULARIES = [24, 1000, 1001, 4800, 5003]
+
+
+def assert_best(found, log_probs: torch.Tensor, scores: torch.Tensor) -> None:
+    """`found` is the best of log-probabilities `[B, D * K, V]` beside the hypotheses' `scores` `[B, D, K]`."""
+    sums, parents, ids = found
+    plain = log_probs.unflatten(1, scores.shape[1:]) + scores[..., None]
+    torch.testing.assert_close(sums, plain.flatten(2).topk(sums.shape[-1]).values)
+    places = parents * log_probs.shape[-1] + ids
+    torch.testing.assert_close(plain.flatten(2).gather(-1, places), sums)
+    assert all(len(set(row)) == len(row) for row in places.flatten(0, 1).tolist())
 
 
 @pytest.fixture(params=VOCABULARIES)
@@ -42,9 +53,11 @@ def test_probabilities_are_those_of_the_plain_layer(layer, pairs, num_documents,
     forbidden = [torch.tensor([0, 3]), torch.tensor([0, 5])]
     for rows, ids in zip((slice(0, K), slice(K, 2 * K)), forbidden):
         plain[:, rows, ids] = float("-inf")
-    values, ids = next_tokens.best(features, 5, forbidden, partners)
-    torch.testing.assert_close(values, plain.topk(5).values)
-    torch.testing.assert_close(plain.gather(-1, ids), values)
+    scores = torch.randn(num_documents, 2, K)
+    assert_best(next_tokens.best(features, scores, 5, forbidden, partners), plain, scores)
+    # A hypothesis that does not exist has no continuations.
+    scores[:, :, 1:] = float("-inf")
+    assert_best(next_tokens.best(features, scores, 5, forbidden, partners), plain, scores)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -55,8 +68,8 @@ def test_where_too_few_words_are_possible_the_rest_are_words_too(pairs, shortlis
     features = torch.randn(B, 2 * K, *[K] * pairs, E)
     partners = torch.full((B, 2 * K, K), 1 / K) if pairs else None
     forbidden = torch.tensor([0, 2, 3, 5, 6, 7])
-    values, ids = next_tokens.best(features, 12, [forbidden], partners)
-    possible = 3 if shortlist else 7
+    values, _, ids = next_tokens.best(features, torch.zeros(B, 1, 2 * K), 30, [forbidden], partners)
+    possible = 2 * K * (3 if shortlist else 7)
     assert (values[..., :possible] > float("-inf")).all() and (values[..., possible:] == float("-inf")).all()
     assert int(ids.max()) < 13
 
@@ -74,10 +87,9 @@ def test_words_that_are_not_allowed_are_not_written(layer, num_documents, copies
     features = torch.randn(len(base), K, E)
     plain = (features @ weight.T + base[:, None]).masked_fill(~allowed[:, None], float("-inf")).log_softmax(-1)
     torch.testing.assert_close(next_tokens.log_probs(features), plain)
-    values, ids = next_tokens.best(features, 5, [torch.tensor([0, 3])])
     plain[..., [0, 3]] = float("-inf")
-    torch.testing.assert_close(values, plain.topk(5).values)
-    torch.testing.assert_close(plain.gather(-1, ids), values)
+    scores = torch.randn(len(base), 1, K)
+    assert_best(next_tokens.best(features, scores, 5, [torch.tensor([0, 3])]), plain, scores)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -103,9 +115,9 @@ def test_stand_ins_stand_for_words_that_are_not_listed(layer, pairs):
         wanted = torch.einsum("bqp,bqpv->bqv", partners, wanted)
     found = next_tokens.log_probs(features, partners)
     torch.testing.assert_close(found.exp(), wanted)
-    values, ids = next_tokens.best(features, 5, [torch.tensor([], dtype=torch.long)], partners)
-    torch.testing.assert_close(values.exp(), wanted.topk(5).values)
-    torch.testing.assert_close(wanted.gather(-1, ids), values.exp())
+    scores = torch.randn(B, 1, 2 * K)
+    nothing = torch.tensor([], dtype=torch.long)
+    assert_best(next_tokens.best(features, scores, 5, [nothing], partners), wanted.log(), scores)
 
 
 def test_half_precision_products_have_float_probabilities(layer):
@@ -118,22 +130,26 @@ def test_half_precision_products_have_float_probabilities(layer):
     torch.testing.assert_close(found, plain, rtol=0.02, atol=0.1)
 
 
-@pytest.mark.parametrize("size", [9, 4096, 5000, 8001])
+@pytest.mark.parametrize("size", [8, 9, 1600, 4096, 8001])
 @pytest.mark.parametrize("count", [1, 6])
-def test_the_largest_are_found_where_topk_finds_them(size, count):
-    x = torch.randn(8, 3, size)
-    values, positions = largest(x, count)
-    wanted = x.topk(count)
-    assert torch.equal(values, wanted.values) and torch.equal(positions, wanted.indices)
+@pytest.mark.parametrize("is_log", [True, False])
+@pytest.mark.parametrize("many_sums", [0, MANY_SUMS])
+def test_the_largest_sums_are_found_where_topk_finds_them(size, count, is_log, many_sums, monkeypatch):
+    monkeypatch.setattr(search_bidir_seq2seq, "MANY_SUMS", many_sums)
+    x, scores = torch.rand(5, 2, 3, size), torch.randn(5, 2, 3)
+    sums, rows, columns = largest_sums(x, scores, count, is_log)
+    wanted = ((x if is_log else x.log()) + scores[..., None]).flatten(-2).topk(count)
+    assert torch.equal(sums, wanted.values) and torch.equal(rows * size + columns, wanted.indices)
 
 
-def test_the_largest_of_equals_and_of_nothing_are_some_of_them():
-    x = torch.full((20, 4096), float("-inf"))
-    x[:, 7::512] = 1.0
-    values, positions = largest(x, 10)
-    assert torch.equal(values, x.topk(10).values)
-    assert torch.equal(x.gather(1, positions), values)
-    assert all(len(set(row)) == 10 for row in positions.tolist())
+def test_the_largest_sums_of_equals_and_of_nothing_are_some_of_them():
+    x = torch.full((20, 2, 4096), float("-inf"))
+    x[:, :, 7::512] = 1.0
+    sums, rows, columns = largest_sums(x, torch.zeros(20, 2), 30)
+    assert torch.equal(sums, x.flatten(1).topk(30).values)
+    places = rows * 4096 + columns
+    assert torch.equal(x.flatten(1).gather(1, places), sums)
+    assert all(len(set(row)) == 30 for row in places.tolist())
 
 
 def test_autocast_rounds_products_only(layer):

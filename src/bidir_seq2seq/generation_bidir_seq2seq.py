@@ -392,8 +392,9 @@ class BidirSeq2SeqGenerationMixin:
             partners = _equal_say(beam.alive.view(hypotheses)) if num_directions == 2 else None
             forbidden = [forbidden_tokens(own, beam.length) for own in processors]
             if records[0].is_empty and not beam.do_sample and all(ids is not None for ids in forbidden):
-                found = next_tokens.best(features, 2 * num_beams, forbidden, partners)
-                parents = beam.advance(*(_by_direction(x, num_directions) for x in found))
+                scores = beam.scores.view(hypotheses).transpose(0, 1)
+                found = next_tokens.best(features, scores, 2 * num_beams, forbidden, partners)
+                parents = beam.advance(*(x.transpose(0, 1).flatten(0, 1) for x in found))
             else:
                 log_probs = _by_direction(next_tokens.log_probs(features, partners), num_directions)
                 by_direction = (x.chunk(num_directions) for x in (beam.running, log_probs))
@@ -403,7 +404,7 @@ class BidirSeq2SeqGenerationMixin:
                     scores.append(processors[index](running.flatten(0, 1), logits))
                     weights = None if step.weights is None else step.weights[index]
                     records[index].add(logits, scores[index], weights)
-                parents = beam.advance(torch.cat(scores).unflatten(0, (-1, num_beams)))
+                parents = beam.advance(*beam.candidates(torch.cat(scores).unflatten(0, (-1, num_beams))))
             done = not bool(beam.open.any())
             if not done:
                 steps.reorder(parents.view(hypotheses))

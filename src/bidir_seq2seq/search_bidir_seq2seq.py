@@ -33,8 +33,8 @@ FEW_ROWS = 5
 BLOCK_ROWS = 256
 # There the output layer lies in blocks of about so many words, each in one piece of memory.
 BLOCK_WORDS = 400
-# There the best of so many words, in so many rows, are looked for in so many shares of the words at once.
-MANY_WORDS, MANY_ROWS, NUM_SHARES = 4096, 16, 8
+# There the best of so many sums are looked for in so many shares of the words at once.
+MANY_SUMS, NUM_SHARES = 2**15, 8
 
 
 @dataclass
@@ -129,36 +129,39 @@ class NextTokens:
     def best(
         self,
         features: torch.Tensor,
+        scores: torch.Tensor,
         count: int,
         forbidden: Sequence[torch.LongTensor],
         partners: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.LongTensor]:
-        """The most probable next tokens of each hypothesis.
+    ) -> tuple[torch.Tensor, torch.LongTensor, torch.LongTensor]:
+        """The best continuations of each document's hypotheses in each of D directions, by one token.
 
         Args:
-            features, partners: As for `log_probs`.
+            features, partners: As for `log_probs`; Q = D * K, one direction after another.
+            scores: `[B, D, K]`, the summed log-probabilities of the hypotheses.
             count: How many, C.
-            forbidden: The ids that hypotheses may not write, for each equal share of the Q, such as a direction.
+            forbidden: For each direction the ids that may not be written.
 
         Returns:
-            Their log-probabilities and ids, both `[B, Q, C]`.
+            The sums `[B, D, C]`, best first, which hypotheses they continue, and with which ids.
         """
         impossible = IMPOSSIBLE if partners is None else 0
         found = []
-        for documents, scores in self._scores(features, partners):
-            for share, ids in zip(scores.chunk(len(forbidden), dim=1), forbidden):
+        for documents, words in self._scores(features, partners):
+            words = words.view(-1, *scores.shape[1:], words.shape[-1])
+            for direction, ids in zip(words.unbind(1), forbidden):
                 if self._ids is None:
-                    share.index_fill_(2, ids, impossible)
+                    direction.index_fill_(2, ids, impossible)
                 else:
-                    share.masked_fill_(torch.isin(self._ids[documents], ids)[:, None], impossible)
-            found.append(largest(scores, min(count, scores.shape[2])))
-        scores, ids = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found))
+                    direction.masked_fill_(torch.isin(self._ids[documents], ids)[:, None], impossible)
+            found.append(largest_sums(words, scores[documents], count, is_log=partners is None))
+        sums, parents, ids = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found))
         if self._ids is not None:
-            ids = self._ids[:, None].expand(*ids.shape[:2], -1).gather(2, ids)
+            ids = self._ids.gather(1, ids.flatten(1)).view(ids.shape)
         if self._has_padding:
             # Where fewer words than asked for are possible, columns without a word may be among the impossible ones.
             ids = ids.clamp(max=self.vocab_size - 1)
-        return scores if partners is None else scores.log(), ids
+        return sums, parents, ids
 
     def _scores(self, features: torch.Tensor, partners: torch.Tensor | None) -> Iterator[tuple[slice, torch.Tensor]]:
         """For some documents at a time their log-probabilities, or mean probabilities, `[b, Q, columns]`."""
@@ -320,21 +323,39 @@ class Beam:
         """`[G, K]`, which hypotheses exist."""
         return self.scores > IMPOSSIBLE
 
-    def advance(self, log_probs: torch.Tensor, tokens: torch.LongTensor | None = None) -> torch.LongTensor:
-        """Continues every hypothesis by one token.
+    def candidates(self, log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.LongTensor, torch.LongTensor]:
+        """The continuations that a step looks at.
 
         Args:
-            log_probs: `[G, K, C]` of the next token.
-            tokens: `[G, K, C]`, which tokens those are, the 2K best of each hypothesis among them. Default: C = V,
-                the whole vocabulary.
+            log_probs: `[G, K, V]` of the next token.
+
+        Returns:
+            Their scores `[G, C]`, best first (or as drawn), which hypotheses they continue, and with which tokens.
+        """
+        totals = (log_probs + self.scores[:, :, None]).flatten(1)
+        # 2K candidates: each hypothesis has one end, so at least K of them do not end.
+        count = min(2 * self.scores.shape[1], totals.shape[1])
+        if self.do_sample:
+            # The largest sums of log-probability and Gumbel noise are a sample without replacement (Kool et al. 2019,
+            # https://arxiv.org/abs/1903.06059).
+            flat = (totals - torch.empty_like(totals).exponential_().log()).topk(count).indices
+            scores = totals.gather(1, flat)
+        else:
+            scores, flat = totals.topk(count)
+        return scores, flat // log_probs.shape[2], flat % log_probs.shape[2]
+
+    def advance(self, scores: torch.Tensor, parents: torch.LongTensor, written: torch.LongTensor) -> torch.LongTensor:
+        """Continues hypotheses by one token.
+
+        Args:
+            scores: `[G, C]` of the candidates, best first (or, of sampled ones, in the order drawn).
+            parents: `[G, C]`, which hypotheses they continue.
+            written: `[G, C]`, with which tokens.
 
         Returns:
             `[G, K]`, which hypothesis each new one continues.
         """
-        num_beams, num_tokens = log_probs.shape[1:]
-        scores, flat = self._candidates((log_probs + self.scores[:, :, None]).flatten(1))
-        parents = flat // num_tokens
-        written = flat % num_tokens if tokens is None else tokens.flatten(1).gather(1, flat)
+        num_beams = self.scores.shape[1]
         ends = None if self._end_ids is None else self._ends_of_tokens(written)
         if ends is not None and ends.device.type == "cpu" and not (self.do_sample or ends.any()):
             # Nothing ends, as at most steps: the pool stays, and the best candidates, which come first, go on. Other
@@ -359,18 +380,6 @@ class Beam:
         self.paths = select(paths, order)
         self._close()
         return parents.gather(1, order)
-
-    def _candidates(self, totals: torch.Tensor) -> tuple[torch.Tensor, torch.LongTensor]:
-        """From the scores `[G, K * C]` of continuations those that are looked at, with their positions."""
-        num_beams = self.scores.shape[1]
-        # 2K candidates: each hypothesis has one end, so at least K of them do not end.
-        count = min(2 * num_beams, totals.shape[1])
-        if not self.do_sample:
-            return totals.topk(count)
-        # The largest sums of log-probability and Gumbel noise are a sample without replacement (Kool et al. 2019,
-        # https://arxiv.org/abs/1903.06059).
-        flat = (totals - torch.empty_like(totals).exponential_().log()).topk(count).indices
-        return totals.gather(1, flat), flat
 
     def _plain_end_ids(self, batch_size: int) -> torch.LongTensor | None:
         """Each row's end ids `[G, 1, number]`, or `None` if something else than end ids and lengths ends titles."""
@@ -454,20 +463,38 @@ class StepRecords:
             self.weights.append(weights)
 
 
-def largest(x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.LongTensor]:
-    """The `count` largest of the last dimension of `x` `[..., M]` and their positions, as `topk` gives them.
+def largest_sums(
+    x: torch.Tensor, scores: torch.Tensor, count: int, is_log: bool = True
+) -> tuple[torch.Tensor, torch.LongTensor, torch.LongTensor]:
+    """The largest of all `x + scores` over the last two dimensions.
 
-    On a CPU and of many, much faster than `topk`: they are found among the `count` columns with the largest maxima.
+    On a CPU and of many, they are found in the places of a share of the columns where the maxima over the shares are
+    largest, which leaves little to sort.
+
+    Args:
+        x: `[..., K, M]`.
+        scores: `[..., K]`, what is added to each row.
+        count: How many, C.
+        is_log: Whether to add to `x` itself, not to its logarithm.
+
+    Returns:
+        The sums `[..., C]`, largest first, their rows and their columns.
     """
-    size = x.shape[-1] // NUM_SHARES
-    few = x.shape[-1] < MANY_WORDS or x[..., 0].numel() < MANY_ROWS
-    if few or x.device.type != "cpu" or x.shape[-1] % NUM_SHARES:
-        return x.topk(count)
-    shares = x.unflatten(-1, (NUM_SHARES, size))
-    columns = shares.amax(-2).topk(count, sorted=False).indices
-    candidates = shares.gather(-1, columns[..., None, :].expand(*x.shape[:-1], NUM_SHARES, count)).flatten(-2)
-    values, order = candidates.topk(count)
-    return values, order // count * size + columns.gather(-1, order % count)
+    num_columns, size = x.shape[-1], x.shape[-1] // NUM_SHARES
+    if x.device.type != "cpu" or x.numel() < MANY_SUMS or num_columns % NUM_SHARES:
+        sums, places = ((x if is_log else x.log()) + scores[..., None]).flatten(-2).topk(count)
+        return sums, places // num_columns, places % num_columns
+    maxima = x.unflatten(-1, (NUM_SHARES, size)).amax(-2)
+    maxima = ((maxima if is_log else maxima.log()) + scores[..., None]).flatten(-2)
+    places = maxima.topk(min(count, maxima.shape[-1]), sorted=False).indices
+    rows = places // size
+    # From the first share on; [..., C, shares].
+    places = (places + rows * (num_columns - size))[..., None] + torch.arange(0, num_columns, size)
+    found = x.flatten(-2).gather(-1, places.flatten(-2)).view(places.shape)
+    found = (found if is_log else found.log()) + scores.gather(-1, rows)[..., None]
+    sums, order = found.flatten(-2).topk(count)
+    places = places.flatten(-2).gather(-1, order)
+    return sums, places // num_columns, places % num_columns
 
 
 def stack_transposed(weights: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -498,7 +525,7 @@ __all__ = [
     "Shortlist",
     "StepRecords",
     "forbidden_tokens",
-    "largest",
+    "largest_sums",
     "select",
     "stack_transposed",
 ]
