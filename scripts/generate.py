@@ -50,6 +50,14 @@ class GenerateArguments:
         },
     )
     batch_size: int = field(default=32, metadata={"help": "Documents per batch."})
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Precision to load the model in; 'auto' is the checkpoint's. bfloat16 is faster where the "
+            "processor has it.",
+            "choices": ["auto", "float32", "bfloat16", "float16"],
+        },
+    )
     show_details: bool = field(default=False, metadata={"help": "JSON lines with all candidates, scores, directions."})
     seed: int = field(default=0, metadata={"help": "Random seed, for sampling."})
 
@@ -89,7 +97,7 @@ def main():
     (args,) = parse_arguments(GenerateArguments, description=__doc__)
     set_seed(args.seed)
     keep_freed_memory()
-    model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path, use_safetensors=True)
+    model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path, dtype=args.dtype, use_safetensors=True)
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
     given = {name: getattr(args, name) for name in GENERATE_KWARGS if getattr(args, name) is not None}
     titles = write_titles(

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import tiny_model
+from transformers import AutoModelForSeq2SeqLM
 
 from bidir_seq2seq.arguments import parse_arguments
 from bidir_seq2seq.tokenization import build_char_tokenizer
@@ -68,6 +70,19 @@ def test_generate_shows_candidates(script, checkpoint):
     assert len(candidates) == 2
     assert {"text", "score", "direction", "truncated"} == set(candidates[0]) and candidates[0]["direction"] == "r2l"
     assert candidates[0]["score"] >= candidates[1]["score"]
+
+
+def test_scripts_load_the_model_in_the_precision_asked_for(script, checkpoint, tmp_path, monkeypatch):
+    loaded = []
+    load = AutoModelForSeq2SeqLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForSeq2SeqLM, "from_pretrained", lambda *args, **kw: loaded.append(load(*args, **kw)) or loaded[-1]
+    )
+    (tmp_path / "test.jsonl").write_text(json.dumps({"document": "abcdef", "title": "abc"}) + "\n")
+    for flags in ([], ["--dtype", "bfloat16"]):
+        assert script("generate", "--model_name_or_path", checkpoint, "--text", "abcdef", *flags).strip()
+        script("score", "--model_name_or_path", checkpoint, "--test_file", tmp_path / "test.jsonl", *flags)
+    assert [model.dtype for model in loaded] == [torch.float32] * 2 + [torch.bfloat16] * 2
 
 
 def test_score_compares_directions_and_files(script, checkpoint, tmp_path):
