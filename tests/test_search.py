@@ -128,6 +128,9 @@ def test_half_precision_products_have_float_probabilities(layer):
     assert found.dtype == torch.float32
     plain = (0.5 * features @ weight.T + base[:, None]).log_softmax(-1)
     torch.testing.assert_close(found, plain, rtol=0.02, atol=0.1)
+    found[..., 3] = float("-inf")
+    scores = torch.randn(B, 1, K)
+    assert_best(next_tokens.best(features.bfloat16(), scores, 5, [torch.tensor([3])]), found, scores)
 
 
 @pytest.mark.parametrize("size", [8, 9, 1600, 4096, 8001])

@@ -97,9 +97,10 @@ class NextTokens:
                 self._ratio = shortlist.ratio
                 base[:, self._stand_ins] += math.log1p(self._ratio)
         # What fills columns up is impossible, which leaves the probabilities of words as they are.
-        self._on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-        self._num_blocks = max(round(len(weight) / BLOCK_WORDS), 1) if self._on_cpu else 1
-        num_columns = len(weight) + -len(weight) % (self._num_blocks * (NUM_SHARES if self._on_cpu else 1))
+        on_cpu = weight.device.type == "cpu"
+        self._by_hand = on_cpu and weight.dtype == torch.float32
+        self._num_blocks = max(round(len(weight) / BLOCK_WORDS), 1) if self._by_hand else 1
+        num_columns = len(weight) + -len(weight) % (self._num_blocks * (NUM_SHARES if on_cpu else 1))
         if self._own_weight is not None:
             shared = F.pad(shared, (0, num_columns - len(weight)), value=self.vocab_size)
             self._ids = torch.cat([shared, own_ids], dim=1)
@@ -208,8 +209,8 @@ class NextTokens:
 
     def _prepare(self, num_documents: int, num_rows: int) -> None:
         """Prepares for `num_rows` rows at a time, of so many documents, each of them perhaps there several times."""
-        self._few_rows, self._blocks = self._on_cpu and num_rows <= FEW_ROWS, None
-        if self._on_cpu and not self._few_rows:
+        self._few_rows, self._blocks = self._by_hand and num_rows <= FEW_ROWS, None
+        if self._by_hand and not self._few_rows:
             padding = self._base.shape[1] - len(self._weight)
             weight = F.pad(self._weight, (0, 0, 0, padding)) if padding else self._weight
             self._blocks = stack_transposed(weight.chunk(self._num_blocks))
@@ -218,7 +219,7 @@ class NextTokens:
                 setattr(self, name, values.repeat_interleave(num_documents // len(values), dim=0))
         num_columns = self._base.shape[1] + (self._own_weight.shape[1] if self._own_weight is not None else 0)
         self._logits, self._probs = self._base.new_empty(2, num_rows, num_columns)
-        if self._few_rows:
+        if self._blocks is None:
             # There columns without a word are left as they are.
             self._logits.fill_(IMPOSSIBLE)
 
