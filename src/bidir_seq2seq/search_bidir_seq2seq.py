@@ -304,7 +304,6 @@ class Beam:
         self.finished_scores = torch.full_like(self.scores, IMPOSSIBLE)
         self.open = torch.ones(num_rows, 1, dtype=torch.bool, device=device)
         self._worst = self.finished_scores[:, -1:]
-        self._first_rows = torch.arange(0, num_rows * num_beams, num_beams, device=device)[:, None]
         self._end_ids = self._plain_end_ids(batch_size)
         limits = [x.max_length for criteria in stopping_criteria for x in criteria if type(x) is MaxLengthCriteria]
         self._longest = min(limits, default=self.max_length)
@@ -409,7 +408,7 @@ class Beam:
         return torch.cat(ends)
 
     def _lengthen(self, parents: torch.LongTensor, written: torch.LongTensor) -> torch.LongTensor:
-        paths = self.paths.flatten(0, 1)[parents + self._first_rows]
+        paths = select(self.paths, parents)
         paths[:, :, self.length] = torch.stack([written, parents], dim=-1)
         self.length += 1
         return paths
