@@ -21,17 +21,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
 from comparison import machine
+from seeds import train_seed
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from bidir_seq2seq.arguments import parse_arguments
 from bidir_seq2seq.data import load_pairs
 from bidir_seq2seq.evaluation import predict
 from bidir_seq2seq.metrics import pair_scores, paired_bootstrap
-from bidir_seq2seq.training import DataArguments, ModelArguments, TrainingArguments, train
 
 DTYPES = ("float32", "bfloat16")
 # Trained in, written in; what the others are compared with comes first.
@@ -95,18 +94,9 @@ def bfloat16_everywhere() -> contextlib.AbstractContextManager:
 def run(arguments: HalfPrecisionArguments, pairs, seed: int, dtype: str) -> dict:
     """Trains one model, and writes titles with it in each precision that it is compared in."""
     folder = Path(arguments.output_dir) / f"seed-{seed}-{dtype}"
-    settings = yaml.safe_load(Path(arguments.settings).read_text(encoding="utf-8")) | {
-        "output_dir": str(folder),
-        "max_steps": arguments.max_steps,
-        "seed": seed,
-        "bf16": dtype == "bfloat16",
-        "eval_strategy": "no",
-        "load_best_model_at_end": False,
-        "use_cpu": not torch.cuda.is_available(),
-    }
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    changes = {"max_steps": arguments.max_steps, "bf16": dtype == "bfloat16"}
     with bfloat16_everywhere() if dtype == "bfloat16" else contextlib.nullcontext():
-        metrics = train(*parser.parse_dict(settings))
+        metrics = train_seed(arguments.settings, folder, seed, **changes)
     titles = {}
     for trained_in, written_in in WAYS:
         if trained_in != dtype:

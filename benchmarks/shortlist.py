@@ -2,13 +2,15 @@
 
     make quickstart
     python benchmarks/shortlist.py --model_name_or_path quickstart/model --test_file quickstart/data/test.jsonl
+    python benchmarks/shortlist.py --seeds 0 1 2 3 4 5 --test_file quickstart/data/test.jsonl
 
 Writes the titles of the test pairs in each direction, with the whole vocabulary and with `vocabulary_shortlist` at
 several lengths. For each length: ROUGE-L in percent and its difference to the whole vocabulary, with the 95 % interval
 and p-value of a paired bootstrap over the pairs; the share of titles that differ in anything; and how many times as
 fast it was, in seconds of the processor. Of several models, such as several seeds of a training, everything is the
 mean, and the difference comes with its standard error over the models: a list decides between titles that are nearly
-as likely, so what it changes in one model is mostly chance.
+as likely, so what it changes in one model is mostly chance. With --seeds the models are trained first, some minutes
+each; what is there already is not trained again.
 """
 
 import itertools
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import torch
 from comparison import machine
+from seeds import train_seed
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import bidir_seq2seq  # noqa: F401  (registers the model with the Auto classes)
@@ -33,8 +36,18 @@ from bidir_seq2seq.metrics import pair_scores, paired_bootstrap
 
 @dataclass
 class ShortlistArguments:
-    model_name_or_path: list[str] = field(metadata={"help": "Trained models, such as one for each seed."})
     test_file: str = field(metadata={"help": "Pairs with the references: .json(l), .csv or .tsv."})
+    model_name_or_path: list[str] | None = field(
+        default=None, metadata={"help": "Trained models, such as one for each seed."}
+    )
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "Instead: seeds, with each of which to train one."}
+    )
+    settings: str = field(
+        default="scripts/quickstart.yaml", metadata={"help": "Settings of that training, as for scripts/train.py."}
+    )
+    vocab_size: int = field(default=8000, metadata={"help": "Their vocabulary, instead of that of the settings."})
+    output_dir: str = field(default="output/shortlist", metadata={"help": "Folder for the models trained here."})
     sizes: list[int] = field(
         default_factory=lambda: [500, 1000, 2000], metadata={"help": "Lengths of the list to try."}
     )
@@ -50,6 +63,19 @@ class ShortlistArguments:
     output: str | None = field(default=None, metadata={"help": "JSON file to write the figures to."})
 
 
+def model_folders(arguments: ShortlistArguments) -> list[str]:
+    """Where the models are, trained first if seeds are given."""
+    if bool(arguments.model_name_or_path) == bool(arguments.seeds):
+        raise ValueError("pass either --model_name_or_path, models that are trained, or --seeds, to train some first")
+    if arguments.model_name_or_path:
+        return arguments.model_name_or_path
+    folders = [Path(arguments.output_dir) / f"seed-{seed}" for seed in arguments.seeds]
+    for folder, seed in zip(folders, arguments.seeds):
+        if not (folder / "model.safetensors").exists():
+            train_seed(arguments.settings, folder, seed, vocab_size=arguments.vocab_size)
+    return [str(folder) for folder in folders]
+
+
 def mean_of_all(table: Iterable[Iterable[float]]) -> float:
     """The mean of figures of each model and pair."""
     return statistics.mean(itertools.chain.from_iterable(table))
@@ -61,7 +87,7 @@ def main(args: list[str] | None = None) -> None:
     keep_freed_memory()
     models = [
         (AutoModelForSeq2SeqLM.from_pretrained(name, use_safetensors=True), AutoTokenizer.from_pretrained(name))
-        for name in arguments.model_name_or_path
+        for name in model_folders(arguments)
     ]
     columns = {"source_column": arguments.source_column, "target_column": arguments.target_column}
     pairs = load_pairs({"test": arguments.test_file}, **columns)["test"]

@@ -151,6 +151,33 @@ def test_a_shortlist_is_compared_with_the_whole_vocabulary(pair_files, tmp_path,
     assert len(capsys.readouterr().out.splitlines()) == 2 + 2 * 3
 
 
+def test_models_of_a_shortlist_study_are_trained_once(pair_files, tmp_path):
+    settings = {
+        "train_file": pair_files[1],
+        "validation_file": pair_files[3],
+        "tokenizer_type": "bpe",
+        "vocab_size": 3000,
+        "hidden_size": 16,
+        "max_steps": 1,
+    }
+    (tmp_path / "settings.yaml").write_text(json.dumps(settings))
+    flags = ["--test_file", pair_files[3], "--seeds", "0", "1", "--settings", str(tmp_path / "settings.yaml")]
+    flags += ["--vocab_size", "60", "--output_dir", str(tmp_path / "models"), "--max_samples", "2"]
+    flags += ["--sizes", "5", "--systems", "l2r"]
+    shortlist.main(flags)
+    weights = [tmp_path / "models" / f"seed-{seed}" / "model.safetensors" for seed in (0, 1)]
+    before = [file.stat().st_mtime_ns for file in weights]
+    assert weights[0].read_bytes() != weights[1].read_bytes()
+    assert json.loads(weights[0].with_name("config.json").read_text())["vocab_size"] <= 60
+    shortlist.main(flags)
+    assert [file.stat().st_mtime_ns for file in weights] == before
+
+
+def test_a_shortlist_study_needs_models_or_seeds():
+    with pytest.raises(ValueError, match="--seeds"):
+        shortlist.main(["--test_file", "test.jsonl"])
+
+
 @pytest.mark.parametrize(
     ("product", "shapes"),
     [
@@ -204,7 +231,7 @@ def test_half_precision_is_compared_with_float32_seed_by_seed(pair_files, tmp_pa
     assert all(len(row["rougeL"]) == 2 for row in rows if "system" in row)
 
     # What was done is not done again, and nothing else is taken for it.
-    monkeypatch.setattr(half_precision, "train", None)
+    monkeypatch.setattr(half_precision, "train_seed", None)
     half_precision.main(flags)
     assert capsys.readouterr().out.splitlines()[-9:] == first.splitlines()[-9:]
     with pytest.raises(ValueError, match="has other settings.*choose another output_dir"):

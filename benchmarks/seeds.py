@@ -1,0 +1,32 @@
+"""Models that a study trains itself, one for each seed: what differs between them is what chance does."""
+
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+
+from bidir_seq2seq.training import DataArguments, ModelArguments, TrainingArguments, train
+
+
+def train_seed(settings_file: str, folder: Path, seed: int, **changes) -> dict[str, float]:
+    """Trains one model without looking at it meanwhile.
+
+    Args:
+        settings_file: As for `scripts/train.py`.
+        folder: Where the model goes.
+        seed: Of its weights and its batches.
+        changes: To the settings.
+
+    Returns:
+        The metrics of the trained model.
+    """
+    settings = yaml.safe_load(Path(settings_file).read_text(encoding="utf-8")) | {
+        "output_dir": str(folder),
+        "seed": seed,
+        "eval_strategy": "no",
+        "load_best_model_at_end": False,
+        "use_cpu": not torch.cuda.is_available(),
+        **changes,
+    }
+    return train(*HfArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_dict(settings))
