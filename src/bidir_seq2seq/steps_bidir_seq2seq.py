@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
-from .search_bidir_seq2seq import FEW_ROWS, stack_transposed
+from .search_bidir_seq2seq import FixedLinear, can_pack, stack_transposed
 
 # The twins' memory gets room for so many further steps at a time.
 ROOM = 16
@@ -324,11 +324,13 @@ class RecurrentStep:
         self.hidden_size = rnns[0].hidden_size
         self._cell = torch.lstm_cell if isinstance(rnns[0], nn.LSTM) else torch.gru_cell
         self._weights = [rnn.all_weights[0] for rnn in rnns]
-        first = self._weights[0][0]
-        on_cpu = first.device.type == "cpu" and first.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        # The layers' products need care on a CPU, and their other operations are few when done for all at once.
-        self._by_hand = on_cpu and isinstance(rnns[0], nn.LSTM)
-        self._biases = [bias_ih + bias_hh for _, _, bias_ih, bias_hh in self._weights]
+        self._gates: list[FixedLinear] | None = None
+        if isinstance(rnns[0], nn.LSTM) and can_pack(self._weights[0][0]):
+            # One product of what is read and what is remembered, and the other operations for both directions at once.
+            self._gates = [
+                FixedLinear(torch.cat([input_weight, hidden_weight], dim=1), input_bias + hidden_bias)
+                for input_weight, hidden_weight, input_bias, hidden_bias in self._weights
+            ]
 
     def __call__(self, x: torch.Tensor, state: tuple[torch.Tensor, ...] | None) -> tuple[torch.Tensor, ...]:
         """One token.
@@ -343,7 +345,7 @@ class RecurrentStep:
         if state is None:
             zeros = x.new_zeros(*x.shape[:2], self.hidden_size)
             state = (zeros, zeros) if self._cell is torch.lstm_cell else (zeros,)
-        if self._by_hand:
+        if self._gates is not None:
             return self._lstm(x, *state)
         nexts = []
         for direction, weights in enumerate(self._weights):
@@ -353,28 +355,18 @@ class RecurrentStep:
         return tuple(torch.stack(parts) for parts in zip(*nexts))
 
     def _lstm(self, x: torch.Tensor, hidden: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        num_directions, num_rows, _ = x.shape
-        few_rows, num_gates = num_rows <= FEW_ROWS, 4 * self.hidden_size
-        gates = x.new_empty(num_directions, *((num_gates, num_rows) if few_rows else (num_rows, num_gates)))
-        for own, before, (input_weight, hidden_weight, *_), bias, out in zip(
-            x, hidden, self._weights, self._biases, gates
-        ):
-            if few_rows:
-                torch.addmm(bias[:, None], input_weight, own.T, out=out).addmm_(hidden_weight, before.T)
-            else:
-                torch.addmm(bias, own, input_weight.T, out=out).addmm_(before, hidden_weight.T)
-        if few_rows:
-            gates = gates.mT
+        rows = torch.cat([x, hidden], dim=-1)
+        gates = [linear(own) for linear, own in zip(self._gates, rows)]
+        gates = torch.stack(gates) if len(gates) > 1 else gates[0][None]
         # torch's order of gates.
         read, keep, new, shown = gates.chunk(4, dim=-1)
-        tanh = torch.tanh if few_rows else _tanh_of_many
-        memory = torch.addcmul(keep.sigmoid_() * memory, read.sigmoid_(), tanh(new))
-        return shown.sigmoid_() * tanh(memory), memory
+        memory = torch.addcmul(keep.sigmoid_() * memory, read.sigmoid_(), _tanh(new))
+        return shown.sigmoid_() * _tanh(memory), memory
 
 
-def _tanh_of_many(x: torch.Tensor) -> torch.Tensor:
-    """On a CPU torch's own takes five to ten times as long as its sigmoid, of which tanh(x) = 2 sigmoid(2x) - 1."""
-    return x.mul(2).sigmoid_().mul_(2).sub_(1)
+def _tanh(x: torch.Tensor) -> torch.Tensor:
+    # On a CPU torch's own takes five to ten times as long as its sigmoid, which of many is more than to start it.
+    return torch.tanh(x) if x.numel() < 2**12 else x.mul(2).sigmoid_().mul_(2).sub_(1)
 
 
 __all__ = ["DecoderSteps", "RecurrentStep", "Step", "TwinMemory"]
