@@ -222,7 +222,8 @@ class FixedLinear:
 def can_pack(weight: torch.Tensor) -> bool:
     """Whether oneDNN's layout is there for this weight, and of use."""
     on_cpu = weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    return on_cpu and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    usable = weight.dtype == torch.float32 and weight.numel() > 0
+    return on_cpu and usable and torch.backends.mkldnn.is_available()
 
 
 def _padded_ids(words: torch.BoolTensor, padding: int) -> torch.LongTensor:
@@ -498,20 +499,6 @@ def largest_sums(
     return sums, places // num_columns, places % num_columns
 
 
-def stack_transposed(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Weights `[outputs, inputs]`, n of them, laid out as products read them, `[n, inputs, outputs]`.
-
-    They have the precision in which products are computed.
-    """
-    first, device = weights[0], weights[0].device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else first.dtype
-    stacked = first.new_empty(len(weights), *first.T.shape, dtype=dtype)
-    for own, weight in zip(stacked, weights):
-        # One at a time: torch is fast at transposing a matrix, not many.
-        own.copy_(weight.T)
-    return stacked
-
-
 def select(x: torch.Tensor, index: torch.LongTensor) -> torch.Tensor:
     """`x` `[B, M, ...]` at the entries `index` `[B, K]` of its second dimension."""
     rows = index + torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)[:, None]
@@ -529,5 +516,4 @@ __all__ = [
     "forbidden_tokens",
     "largest_sums",
     "select",
-    "stack_transposed",
 ]

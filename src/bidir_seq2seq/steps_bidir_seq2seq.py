@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
-from .search_bidir_seq2seq import FixedLinear, can_pack, stack_transposed
+from .search_bidir_seq2seq import FixedLinear, can_pack
 
 # The twins' memory gets room for so many further steps at a time.
 ROOM = 16
@@ -119,7 +119,7 @@ class DecoderSteps:
             The source context `[D, B * K, A]`, the twin context of each hypothesis beside each partner
             `[D, B, K, K, A]`, and the weights `[D, B * K, N, S]`; `None` where there is none.
         """
-        reads = torch.bmm(hidden, self._read_weight)
+        reads = self._read(hidden)
         source_context = twin_context = weights = None
         if self._keys is not None:
             # All rows of a document read it together.
@@ -137,10 +137,10 @@ class DecoderSteps:
     ) -> torch.Tensor:
         """What [`attend`] takes and gives to features: `[D, B * K, E]`, or of pairs `[D, B * K, K, E]`."""
         own = hidden if source_context is None else torch.cat([hidden, source_context], dim=-1)
-        features = torch.baddbmm(self._feature_bias, own, self._feature_weight)
+        features = self._feature(own)
         if twin_context is not None:
             # Of a pair's features only what the twin context adds is the pair's own.
-            pairs = torch.bmm(twin_context.flatten(1, 3), self._twin_feature_weight)
+            pairs = self._twin_feature(twin_context.flatten(1, 3))
             features = pairs.unflatten(1, (features.shape[1], -1)).add_(features[:, :, None])
         return F.leaky_relu_(features, 0.2)
 
@@ -173,7 +173,7 @@ class DecoderSteps:
             layer.advance(state, self._length)
 
     def _prepare_weights(self, decoders: Sequence[nn.Module], offers_features: bool) -> None:
-        """Joins the weights of what is multiplied by the same vectors, each `[D, inputs, outputs]`."""
+        """Joins the weights of what is multiplied by the same vectors."""
         hidden_size = decoders[0].rnns[0].hidden_size
         attention = decoders[0].source_attention or decoders[0].twin_attention
         self._num_heads = attention.num_heads if attention is not None else 0
@@ -181,7 +181,7 @@ class DecoderSteps:
         self._twin_column = self._size if decoders[0].source_attention is not None else 0
         twins = len(decoders) == 2
         # What a pair's twin context adds to its features, and, in the reference, to what the pair offers.
-        self._twin_feature_weight = self._pair_weight = self._context_weight = None
+        self._pair_weight = self._context_weight = None
         read_weights, feature_weights, twin_feature_weights = [], [], []
         for index, decoder in enumerate(decoders):
             parts = [decoder.feature.weight.new_empty(0, hidden_size)]
@@ -196,15 +196,13 @@ class DecoderSteps:
                     offer, twin, source = offer.split(decoder.feature_sizes, dim=1)
                     self._pair_weight, self._context_weight = twin.T, source.T
                 parts += [decoder.twin_attention.query.weight * reader.head_size**-0.5, offer]
-            read_weights.append(torch.cat(parts))
             own, twin, source = decoder.feature.weight.split(decoder.feature_sizes, dim=1)
+            read_weights.append(torch.cat(parts))
             feature_weights.append(torch.cat([own, source], dim=1))
-            twin_feature_weights.append(twin)
-        self._read_weight = stack_transposed(read_weights)
-        self._feature_weight = stack_transposed(feature_weights)
-        self._feature_bias = torch.stack([decoder.feature.bias for decoder in decoders])[:, None]
-        if twins:
-            self._twin_feature_weight = stack_transposed(twin_feature_weights)
+            twin_feature_weights.append(twin.contiguous())
+        self._read = SideBySide(read_weights)
+        self._feature = SideBySide(feature_weights, [decoder.feature.bias for decoder in decoders])
+        self._twin_feature = SideBySide(twin_feature_weights) if twins else None
 
     def _additive_mask(self, keys: torch.Tensor) -> torch.Tensor | None:
         """What is added to scores of keys `[D * B, N, S, Z]`: `[D * B * N, 1, S]`; `None` if there is no padding."""
@@ -269,6 +267,33 @@ class DecoderSteps:
         return x.unflatten(-1, (-1, self._size // self._num_heads))
 
 
+class SideBySide:
+    """A linear layer of each direction, with weights that do not change.
+
+    Args:
+        weights: `[outputs, inputs]` of each direction.
+        biases: `[outputs]` of each.
+    """
+
+    def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None):
+        self._layers = self._weight = self._bias = None
+        if can_pack(weights[0]):
+            self._layers = [FixedLinear(*own) for own in zip(weights, biases or [None] * len(weights))]
+            return
+        device = weights[0].device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights[0].dtype
+        self._weight = torch.stack([weight.T for weight in weights]).to(dtype)
+        if biases is not None:
+            self._bias = torch.stack(list(biases))[:, None]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`[D, R, inputs]` to `[D, R, outputs]`."""
+        if self._layers is not None:
+            outputs = [layer(rows) for layer, rows in zip(self._layers, x)]
+            return torch.stack(outputs) if len(outputs) > 1 else outputs[0][None]
+        return torch.bmm(x, self._weight) if self._bias is None else torch.baddbmm(self._bias, x, self._weight)
+
+
 class TwinMemory:
     """Keys and values that hypotheses, or pairs of them, have shown their twins, laid out as products read them.
 
@@ -324,13 +349,13 @@ class RecurrentStep:
         self.hidden_size = rnns[0].hidden_size
         self._cell = torch.lstm_cell if isinstance(rnns[0], nn.LSTM) else torch.gru_cell
         self._weights = [rnn.all_weights[0] for rnn in rnns]
-        self._gates: list[FixedLinear] | None = None
+        self._gates: SideBySide | None = None
         if isinstance(rnns[0], nn.LSTM) and can_pack(self._weights[0][0]):
             # One product of what is read and what is remembered, and the other operations for both directions at once.
-            self._gates = [
-                FixedLinear(torch.cat([input_weight, hidden_weight], dim=1), input_bias + hidden_bias)
-                for input_weight, hidden_weight, input_bias, hidden_bias in self._weights
-            ]
+            weights = [torch.cat(both, dim=1) for *both, _, _ in self._weights]
+            self._gates = SideBySide(
+                weights, [input_bias + hidden_bias for *_, input_bias, hidden_bias in self._weights]
+            )
 
     def __call__(self, x: torch.Tensor, state: tuple[torch.Tensor, ...] | None) -> tuple[torch.Tensor, ...]:
         """One token.
@@ -355,9 +380,7 @@ class RecurrentStep:
         return tuple(torch.stack(parts) for parts in zip(*nexts))
 
     def _lstm(self, x: torch.Tensor, hidden: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = torch.cat([x, hidden], dim=-1)
-        gates = [linear(own) for linear, own in zip(self._gates, rows)]
-        gates = torch.stack(gates) if len(gates) > 1 else gates[0][None]
+        gates = self._gates(torch.cat([x, hidden], dim=-1))
         # torch's order of gates.
         read, keep, new, shown = gates.chunk(4, dim=-1)
         memory = torch.addcmul(keep.sigmoid_() * memory, read.sigmoid_(), _tanh(new))
@@ -369,4 +392,4 @@ def _tanh(x: torch.Tensor) -> torch.Tensor:
     return torch.tanh(x) if x.numel() < 2**12 else x.mul(2).sigmoid_().mul_(2).sub_(1)
 
 
-__all__ = ["DecoderSteps", "RecurrentStep", "Step", "TwinMemory"]
+__all__ = ["DecoderSteps", "RecurrentStep", "SideBySide", "Step", "TwinMemory"]
