@@ -220,7 +220,7 @@ class FixedLinear:
 
 
 def can_pack(weight: torch.Tensor) -> bool:
-    """Whether oneDNN's layout is there for this weight, and of use."""
+    """Whether oneDNN's layout is there for this weight, `[outputs, inputs]`, and of use."""
     on_cpu = weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     usable = weight.dtype == torch.float32 and weight.numel() > 0
     return on_cpu and usable and torch.backends.mkldnn.is_available()
