@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch.nn import functional as F
+
+from .linear import FixedLinear
 
 # Rows of one block: enough for efficient products, and few enough for the block to stay in a processor's cache.
 BLOCK_ROWS = {"cpu": 256}
@@ -72,15 +73,16 @@ def _logits_in_blocks(features, weight, base, documents) -> Iterator[tuple[slice
     """Some rows at a time and their logits `[n, V]`, float32, in a buffer that the next ones overwrite."""
     block_rows = BLOCK_ROWS.get(features.device.type, DEFAULT_BLOCK_ROWS)
     buffer = base.new_empty(min(block_rows, len(features)), weight.shape[0])
+    project = FixedLinear(weight)
     for start in range(0, len(features), block_rows):
         rows = slice(start, start + block_rows)
         x = features[rows]
         logits = buffer[: len(x)]
         torch.index_select(base, 0, documents[rows], out=logits)
-        if x.dtype == logits.dtype:
+        if x.dtype == logits.dtype and not project.is_packed:
             logits.addmm_(x, weight.T)
         else:
-            logits.add_(F.linear(x, weight))
+            logits.add_(project(x))
         yield rows, logits
 
 
@@ -93,6 +95,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         if wants_grad:
             grad_features, grad_base = torch.empty_like(features), torch.zeros_like(base)
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+            project_back = FixedLinear(weight.T)
         buffer = None
         for rows, logits in _logits_in_blocks(features, weight, base, documents):
             x, target, document = features[rows], targets[rows, None], documents[rows]
@@ -112,7 +115,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
                 probs.sub_(label_smoothing / vocab_size)
             grad_base.index_add_(0, document, probs)
             grad = probs.to(x.dtype)
-            torch.mm(grad, weight, out=grad_features[rows])
+            grad_features[rows] = project_back(grad)
             if x.dtype == grad_weight.dtype:
                 grad_weight.addmm_(grad.T, x)
             else:

@@ -26,6 +26,8 @@ from transformers.generation.logits_process import (
     SuppressTokensLogitsProcessor,
 )
 
+from .linear import FixedLinear
+
 IMPOSSIBLE = float("-inf")
 # On a CPU so many rows of logits are worked on at a time: few enough to stay in its cache.
 BLOCK_ROWS = 256
@@ -193,37 +195,6 @@ class NextTokens:
                 setattr(self, name, values.repeat_interleave(num_documents // len(values), dim=0))
         num_columns = self._base.shape[1] + (self._own_weight.shape[1] if self._own_weight is not None else 0)
         self._probs = self._base.new_empty(num_rows, num_columns)
-
-
-class FixedLinear:
-    """A linear layer whose weight does not change, without gradients.
-
-    On a CPU and in float32 the weight is laid out once as the kernels of oneDNN read it, with the operations that
-    `torch.compile` has for frozen weights. Where an ordinary product goes through another library, this takes a
-    quarter to nine tenths of its time, the fewer rows and the wider the processor's vectors the less.
-
-    Args:
-        weight: `[outputs, inputs]`.
-        bias: `[outputs]`.
-    """
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
-        self._bias = bias
-        self._packs = can_pack(weight)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach()) if self._packs else weight
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., inputs]` to `[..., outputs]`."""
-        if self._packs:
-            return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return F.linear(x, self._weight, self._bias)
-
-
-def can_pack(weight: torch.Tensor) -> bool:
-    """Whether oneDNN's layout is there for this weight, `[outputs, inputs]`, and of use."""
-    on_cpu = weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    usable = weight.dtype == torch.float32 and weight.numel() > 0
-    return on_cpu and usable and torch.backends.mkldnn.is_available()
 
 
 def _padded_ids(words: torch.BoolTensor, padding: int) -> torch.LongTensor:
@@ -508,11 +479,9 @@ def select(x: torch.Tensor, index: torch.LongTensor) -> torch.Tensor:
 __all__ = [
     "IMPOSSIBLE",
     "Beam",
-    "FixedLinear",
     "NextTokens",
     "Shortlist",
     "StepRecords",
-    "can_pack",
     "forbidden_tokens",
     "largest_sums",
     "select",

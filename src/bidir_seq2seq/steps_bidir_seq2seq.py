@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
-from .search_bidir_seq2seq import FixedLinear, can_pack
+from .linear import SideBySide, can_pack
 
 # The twins' memory gets room for so many further steps at a time.
 ROOM = 16
@@ -267,33 +267,6 @@ class DecoderSteps:
         return x.unflatten(-1, (-1, self._size // self._num_heads))
 
 
-class SideBySide:
-    """A linear layer of each direction, with weights that do not change.
-
-    Args:
-        weights: `[outputs, inputs]` of each direction.
-        biases: `[outputs]` of each.
-    """
-
-    def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] | None = None):
-        self._layers = self._weight = self._bias = None
-        if can_pack(weights[0]):
-            self._layers = [FixedLinear(*own) for own in zip(weights, biases or [None] * len(weights))]
-            return
-        device = weights[0].device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights[0].dtype
-        self._weight = torch.stack([weight.T for weight in weights]).to(dtype)
-        if biases is not None:
-            self._bias = torch.stack(list(biases))[:, None]
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`[D, R, inputs]` to `[D, R, outputs]`."""
-        if self._layers is not None:
-            outputs = [layer(rows) for layer, rows in zip(self._layers, x)]
-            return torch.stack(outputs) if len(outputs) > 1 else outputs[0][None]
-        return torch.bmm(x, self._weight) if self._bias is None else torch.baddbmm(self._bias, x, self._weight)
-
-
 class TwinMemory:
     """Keys and values that hypotheses, or pairs of them, have shown their twins, laid out as products read them.
 
@@ -392,4 +365,4 @@ def _tanh(x: torch.Tensor) -> torch.Tensor:
     return torch.tanh(x) if x.numel() < 2**12 else x.mul(2).sigmoid_().mul_(2).sub_(1)
 
 
-__all__ = ["DecoderSteps", "RecurrentStep", "SideBySide", "Step", "TwinMemory"]
+__all__ = ["DecoderSteps", "RecurrentStep", "Step", "TwinMemory"]
