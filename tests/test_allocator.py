@@ -38,9 +38,8 @@ def pages_mapped(keep):
 def test_freed_memory_is_kept(monkeypatch):
     for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
         monkeypatch.delenv(name, raising=False)
-    # 20 steps of 40 MB are 195,000 pages of 4 KB.
-    assert pages_mapped(keep=False) > 50_000
-    assert pages_mapped(keep=True) < 15_000
+    # 20 steps of 40 MB are 195,000 pages of 4 KB, which Linux may map one by one or up to 16 at a time.
+    assert pages_mapped(keep=True) < pages_mapped(keep=False) / 4
 
 
 def test_what_the_environment_has_set_is_left_alone(monkeypatch):

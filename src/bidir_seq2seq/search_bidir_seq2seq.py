@@ -26,7 +26,7 @@ from transformers.generation.logits_process import (
     SuppressTokensLogitsProcessor,
 )
 
-from .linear import FixedLinear
+from .linear_bidir_seq2seq import FixedLinear
 
 IMPOSSIBLE = float("-inf")
 # On a CPU so many rows of logits are worked on at a time: few enough to stay in its cache.
