@@ -3,11 +3,12 @@
     python benchmarks/roofline.py
     python benchmarks/roofline.py --output roofline.json
 
-The machine's rates of float32 products and of copying are measured in the same run, in turn with everything else. The
-floor of a part is the longer of its products at the first rate and its bytes at the second. Bytes are those of tensors
-that one operation must hand to the next, and of weights, once each; the logits of a block never have to leave the
-cache and count as none. Times are of one thread, processor seconds, medians. Batches have no padding.
-Freed memory is kept (`keep_freed_memory`), as in `train`, unless --hand_back_memory is given.
+The machine's rates of float32 products (`torch.mm`) and of copying are measured in the same run, in turn with all
+else. The floor of a part is the longer of its products at the first rate and its bytes at the second; a part that has
+faster kernels than `torch.mm` can come out below it. Bytes are those of tensors that one operation must hand to the
+next, and of weights, once each; the logits of a block never have to leave the cache and count as none. Times are of
+one thread, processor seconds, medians. Batches have no padding. Freed memory is kept (`keep_freed_memory`), as in
+`train`, unless --hand_back_memory is given.
 
 A step is measured whole. Its parts are measured alone, on the shipped modules, with their own backward passes;
 "bookkeeping" is what is left of the whole: reading ids, joining parts, beams, clipping and updating weights.
