@@ -38,8 +38,9 @@ def pages_mapped(keep):
 def test_freed_memory_is_kept(monkeypatch):
     for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
         monkeypatch.delenv(name, raising=False)
-    # 20 steps of 40 MB are 195,000 pages of 4 KB, which Linux may map one by one or up to 16 at a time.
-    assert pages_mapped(keep=True) < pages_mapped(keep=False) / 4
+    # 20 steps of 40 MB are 195,000 pages of 4 KB. Once in a while a process that was told nothing keeps them, too.
+    assert max(pages_mapped(keep=False) for _ in range(3)) > 50_000
+    assert pages_mapped(keep=True) < 15_000
 
 
 def test_what_the_environment_has_set_is_left_alone(monkeypatch):

@@ -55,7 +55,7 @@ class SideBySide:
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights[0].dtype
         self._weight = torch.stack([weight.T for weight in weights]).to(dtype)
         if biases is not None:
-            self._bias = torch.stack(list(biases))[:, None]
+            self._bias = torch.stack(biases)[:, None]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`[D, R, inputs]` to `[D, R, outputs]`."""

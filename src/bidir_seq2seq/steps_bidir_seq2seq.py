@@ -199,7 +199,7 @@ class DecoderSteps:
             own, twin, source = decoder.feature.weight.split(decoder.feature_sizes, dim=1)
             read_weights.append(torch.cat(parts))
             feature_weights.append(torch.cat([own, source], dim=1))
-            twin_feature_weights.append(twin.contiguous())
+            twin_feature_weights.append(twin)
         self._read = SideBySide(read_weights)
         self._feature = SideBySide(feature_weights, [decoder.feature.bias for decoder in decoders])
         self._twin_feature = SideBySide(twin_feature_weights) if twins else None
