@@ -247,7 +247,7 @@ def search_jobs(size: Size, batch_size: int, num_beams: int, directions: int, wr
     hidden = steps.recur(embeds)
     contexts = steps.attend(hidden, num_beams)[:2]
     scale, base = model.output_base(model.source_prior(encoded))
-    next_tokens = NextTokens(model.lm_head.weight, base, scale)
+    next_tokens = NextTokens(model.lm_head, base, scale)
     scores = torch.zeros(batch_size, directions, num_beams)
     partners = None
     if directions == 2:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from bidir_seq2seq import search_bidir_seq2seq
 from bidir_seq2seq.search_bidir_seq2seq import MANY_SUMS, NextTokens, Shortlist, largest_sums
@@ -27,6 +28,12 @@ def layer(request):
     return torch.randn(request.param, E), torch.randn(B, request.param)
 
 
+def layer_of(weight: torch.Tensor) -> nn.Linear:
+    layer = nn.Linear(*reversed(weight.shape), bias=False)
+    layer.weight.data = weight
+    return layer
+
+
 def shortlist_of(allowed: torch.BoolTensor) -> Shortlist:
     """From `[B, V]`; every other word that all documents share is among the documents' own too."""
     shared = allowed.all(0).nonzero().squeeze(1)
@@ -47,7 +54,7 @@ def test_probabilities_are_those_of_the_plain_layer(layer, pairs, num_documents,
     if pairs:
         partners = torch.rand(num_documents, 2 * K, K).softmax(-1)
         plain = torch.einsum("bqp,bqpv->bqv", partners, plain.exp()).log()
-    next_tokens = NextTokens(weight, base, 0.5)
+    next_tokens = NextTokens(layer_of(weight), base, 0.5)
     torch.testing.assert_close(next_tokens.log_probs(features, partners), plain)
 
     forbidden = [torch.tensor([0, 3]), torch.tensor([0, 5])]
@@ -64,7 +71,7 @@ def test_probabilities_are_those_of_the_plain_layer(layer, pairs, num_documents,
 @pytest.mark.parametrize("shortlist", [False, True])
 def test_where_too_few_words_are_possible_the_rest_are_words_too(pairs, shortlist):
     allowed = shortlist_of(torch.arange(13).expand(B, 13) < 9) if shortlist else None
-    next_tokens = NextTokens(torch.randn(13, E), torch.randn(B, 13), 1.0, allowed)
+    next_tokens = NextTokens(nn.Linear(E, 13), torch.randn(B, 13), 1.0, allowed)
     features = torch.randn(B, 2 * K, *[K] * pairs, E)
     partners = torch.full((B, 2 * K, K), 1 / K) if pairs else None
     forbidden = torch.tensor([0, 2, 3, 5, 6, 7])
@@ -81,7 +88,7 @@ def test_words_that_are_not_allowed_are_not_written(layer, num_documents, copies
     base = base[:num_documents]
     allowed = torch.rand_like(base) < 0.5
     allowed[:, :6] = True
-    next_tokens = NextTokens(weight, base, 1.0, shortlist_of(allowed))
+    next_tokens = NextTokens(layer_of(weight), base, 1.0, shortlist_of(allowed))
     # Each document may be there several times, as in sampling.
     base, allowed = (x.repeat_interleave(copies, dim=0) for x in (base, allowed))
     features = torch.randn(len(base), K, E)
@@ -98,7 +105,7 @@ def test_stand_ins_stand_for_words_that_are_not_listed(layer, pairs):
     vocab_size, ratio = len(weight), 2.5
     shared = torch.randperm(vocab_size)[: vocab_size // 2]
     own = torch.rand_like(base) < 0.1
-    next_tokens = NextTokens(weight, base, 1.0, Shortlist(shared, own, num_stand_ins=7, ratio=ratio))
+    next_tokens = NextTokens(layer_of(weight), base, 1.0, Shortlist(shared, own, num_stand_ins=7, ratio=ratio))
     features = torch.randn(B, 2 * K, *[K] * pairs, E)
     logits = torch.einsum("b...e,ve->b...v", features, weight) + base.view(B, *[1] * (features.dim() - 2), -1)
     probs = logits.softmax(-1)
@@ -123,7 +130,7 @@ def test_stand_ins_stand_for_words_that_are_not_listed(layer, pairs):
 def test_half_precision_products_have_float_probabilities(layer):
     weight, base = layer
     features = torch.randn(B, K, E)
-    next_tokens = NextTokens(weight.bfloat16(), base.bfloat16(), 0.5)
+    next_tokens = NextTokens(layer_of(weight).bfloat16(), base.bfloat16(), 0.5)
     found = next_tokens.log_probs(features.bfloat16())
     assert found.dtype == torch.float32
     plain = (0.5 * features @ weight.T + base[:, None]).log_softmax(-1)
@@ -160,6 +167,6 @@ def test_autocast_rounds_products_only(layer):
     features = torch.randn(B, K, E)
     plain = (features @ weight.T + base[:, None]).log_softmax(-1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = NextTokens(weight, base, 1.0).log_probs(features)
+        found = NextTokens(layer_of(weight), base, 1.0).log_probs(features)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, plain, rtol=0.02, atol=0.1)

@@ -431,7 +431,7 @@ class BidirSeq2SeqGenerationMixin:
         size, shortlist = generation_config.vocabulary_shortlist, None
         if size is not None and size < self.config.vocab_size:
             shortlist = self._shortlist(encoder_outputs, size)
-        return NextTokens(self.lm_head.weight, base, scale, shortlist)
+        return NextTokens(self.lm_head, base, scale, shortlist)
 
     def _shortlist(self, encoder_outputs, size: int) -> Shortlist:
         """A document's own words, the special ids and the `size` most frequent words of titles."""

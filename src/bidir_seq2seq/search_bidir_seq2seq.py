@@ -26,7 +26,7 @@ from transformers.generation.logits_process import (
     SuppressTokensLogitsProcessor,
 )
 
-from .linear_bidir_seq2seq import FixedLinear
+from .linear_bidir_seq2seq import FixedLinear, keep, product_dtype
 
 IMPOSSIBLE = float("-inf")
 # On a CPU so many rows of logits are worked on at a time: few enough to stay in its cache.
@@ -62,17 +62,16 @@ class NextTokens:
     and then each document's own; what fills them up at the end is impossible.
 
     Args:
-        weight: `[V, E]`, the output layer.
-        base: `[B, V]`, or `[1, V]` for all documents alike: what is added to the logits, bias and prior.
+        output_layer: Of which only the weight `[V, E]` is used.
+        base: `[B, V]`, or `[1, V]` for all documents alike: what is added to the products, bias and prior.
         scale: What features are multiplied by.
         shortlist: The words that titles may use. Default: all.
     """
 
-    def __init__(self, weight: torch.Tensor, base: torch.Tensor, scale: float, shortlist: Shortlist | None = None):
+    def __init__(self, output_layer: nn.Linear, base: torch.Tensor, scale: float, shortlist: Shortlist | None = None):
+        weight = output_layer.weight.detach()
         self.vocab_size, self.scale = weight.shape[0], scale
         base = base.float()
-        if torch.is_autocast_enabled(weight.device.type):
-            weight = weight.to(torch.get_autocast_dtype(weight.device.type))
         # [B, columns], the id of each; V where there is none.
         self._ids: torch.LongTensor | None = None
         self._own_weight = self._own_base = None
@@ -80,7 +79,7 @@ class NextTokens:
         if shortlist is not None:
             shared, own_ids = shortlist.shared, _padded_ids(shortlist.own, padding=self.vocab_size)
             known = own_ids.clamp(max=self.vocab_size - 1)
-            self._own_weight = weight[known]
+            self._own_weight = weight[known].to(product_dtype(weight))
             self._own_base = base.expand(len(own_ids), -1).gather(1, known)
             self._own_base = self._own_base.masked_fill(known != own_ids, IMPOSSIBLE)
             owned = shortlist.own[:, shared]
@@ -94,11 +93,16 @@ class NextTokens:
         # What fills columns up is impossible, which leaves the probabilities of words as they are.
         padding = -len(weight) % NUM_SHARES if weight.device.type == "cpu" else 0
         if padding:
-            weight, base = F.pad(weight, (0, 0, 0, padding)), F.pad(base, (0, padding), value=IMPOSSIBLE)
+            base = F.pad(base, (0, padding), value=IMPOSSIBLE)
         if self._own_weight is not None:
             self._ids = torch.cat([F.pad(shared, (0, padding), value=self.vocab_size), own_ids], dim=1)
         self._has_padding = self._ids is not None or padding > 0
-        self._output, self._dtype, self._base = FixedLinear(weight), weight.dtype, base
+        self._base = base
+
+        def lay_out() -> FixedLinear:
+            return FixedLinear(F.pad(weight, (0, 0, 0, padding)) if padding else weight)
+
+        self._output = lay_out() if shortlist is not None else keep(lay_out, output_layer)
         self._probs: torch.Tensor | None = None
 
     def log_probs(self, features: torch.Tensor, partners: torch.Tensor | None = None) -> torch.Tensor:
@@ -165,7 +169,7 @@ class NextTokens:
         for start in range(0, num_documents, step):
             documents = slice(start, start + step)
             shape = features[documents].shape[:-1]
-            logits = self._logits((features[documents].flatten(0, -2) * self.scale).to(self._dtype), documents)
+            logits = self._logits(features[documents].flatten(0, -2) * self.scale, documents)
             probs = self._probs[: len(logits)]
             if partners is None:
                 scores = torch.log_softmax(logits, -1, out=probs).view(*shape, -1)
@@ -184,7 +188,7 @@ class NextTokens:
         products = self._output(x).unflatten(0, (len(base), -1))
         logits = products.add_(base) if products.dtype == base.dtype else products + base
         if self._own_weight is not None:
-            own = x.unflatten(0, (len(base), -1)) @ self._own_weight[documents].mT
+            own = x.to(self._own_weight.dtype).unflatten(0, (len(base), -1)) @ self._own_weight[documents].mT
             logits = torch.cat([logits, own + self._own_base[documents, None]], dim=-1)
         return logits.flatten(0, 1)
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
-from .linear_bidir_seq2seq import SideBySide, can_pack
+from .linear_bidir_seq2seq import SideBySide, can_pack, keep
 
 # The twins' memory gets room for so many further steps at a time.
 ROOM = 16
@@ -39,7 +39,7 @@ class Step(NamedTuple):
 class DecoderSteps:
     """Decoders that write about B documents, a token at a time, and what they remember.
 
-    It holds copies of some weights, so a change of the decoders needs steps of its own, and it has no gradients.
+    It may hold copies of weights, so a change of the decoders needs steps of its own, and it has no gradients.
 
     Args:
         decoders: One `Decoder`, or two that read each other, left-to-right first.
@@ -58,7 +58,8 @@ class DecoderSteps:
         self.embed_tokens = embed_tokens
         self.num_directions = len(decoders)
         self._eps = decoders[0].norms[0].eps
-        self._layers = [RecurrentStep(rnns) for rnns in zip(*(decoder.rnns for decoder in decoders))]
+        self._weights = keep(lambda: StepWeights(decoders, twin_memory == "features"), *decoders)
+        self._num_heads, self._size = self._weights.num_heads, self._weights.size
         self._memories = [decoder.read_source(encoder_outputs) for decoder in decoders]
         # For each LayerNorm (scale, shift), both `[D * B, 1, size]`.
         self._modulations = [
@@ -73,12 +74,11 @@ class DecoderSteps:
             )
             self._keys, self._values = keys.flatten(0, 1).mT.contiguous(), values.flatten(0, 1)
             self._mask = self._additive_mask(keys)
-        self._prepare_weights(decoders, twin_memory == "features")
         # Of each layer, its parts `[D, B * K, H]`.
-        self._states: list[tuple[torch.Tensor, ...] | None] = [None] * len(self._layers)
+        self._states: list[tuple[torch.Tensor, ...] | None] = [None] * len(self._weights.layers)
         self._length = 0
         self._first_rows = self._offsets = None
-        self.offers = [TwinMemory() for _ in range(2 if self._pair_weight is not None else 1)]
+        self.offers = [TwinMemory() for _ in range(2 if self._weights.pair is not None else 1)]
 
     def step(self, ids: torch.LongTensor, need_weights: bool = False) -> Step:
         """Reads one token of each hypothesis.
@@ -100,9 +100,9 @@ class DecoderSteps:
             # Not by torch.nn.functional, which asks for the state of cuDNN, each time as long as the norm takes.
             folded = torch.layer_norm(x.reshape(len(scale), -1, x.shape[-1]), x.shape[-1:], eps=self._eps)
             x = torch.addcmul(shift, folded, scale).view(x.shape)
-            if index == len(self._layers):
+            if index == len(self._weights.layers):
                 return x
-            self._states[index] = self._layers[index](x, self._states[index])
+            self._states[index] = self._weights.layers[index](x, self._states[index])
             x = self._states[index][0]
 
     def attend(
@@ -119,7 +119,7 @@ class DecoderSteps:
             The source context `[D, B * K, A]`, the twin context of each hypothesis beside each partner
             `[D, B, K, K, A]`, and the weights `[D, B * K, N, S]`; `None` where there is none.
         """
-        reads = self._read(hidden)
+        reads = self._weights.read(hidden)
         source_context = twin_context = weights = None
         if self._keys is not None:
             # All rows of a document read it together.
@@ -127,7 +127,7 @@ class DecoderSteps:
             source_context, weights = self._read_source(queries, need_weights)
             source_context = source_context.view(*hidden.shape[:2], -1)
         if self.num_directions == 2:
-            of_twins = reads[..., self._twin_column :].unflatten(1, (-1, num_beams))
+            of_twins = reads[..., self._weights.twin_column :].unflatten(1, (-1, num_beams))
             queries, offers = of_twins.split([self._size, 2 * self._size], dim=-1)
             twin_context = self._read_twins(queries, offers, source_context)
         return source_context, twin_context, weights
@@ -137,10 +137,10 @@ class DecoderSteps:
     ) -> torch.Tensor:
         """What [`attend`] takes and gives to features: `[D, B * K, E]`, or of pairs `[D, B * K, K, E]`."""
         own = hidden if source_context is None else torch.cat([hidden, source_context], dim=-1)
-        features = self._feature(own)
+        features = self._weights.feature(own)
         if twin_context is not None:
             # Of a pair's features only what the twin context adds is the pair's own.
-            pairs = self._twin_feature(twin_context.flatten(1, 3))
+            pairs = self._weights.twin_feature(twin_context.flatten(1, 3))
             features = pairs.unflatten(1, (features.shape[1], -1)).add_(features[:, :, None])
         return F.leaky_relu_(features, 0.2)
 
@@ -160,7 +160,7 @@ class DecoderSteps:
         ]
         if num_directions == 1:
             return
-        if self._pair_weight is None:
+        if self._weights.pair is None:
             self.offers[0].reorder((rows.flip(0) + self._offsets).flatten())
         else:
             self.offers[0].reorder(rows[1])
@@ -171,38 +171,6 @@ class DecoderSteps:
         cache.memory = self._memories[0]
         for layer, state in zip(cache.layers, self._states):
             layer.advance(state, self._length)
-
-    def _prepare_weights(self, decoders: Sequence[nn.Module], offers_features: bool) -> None:
-        """Joins the weights of what is multiplied by the same vectors."""
-        hidden_size = decoders[0].rnns[0].hidden_size
-        attention = decoders[0].source_attention or decoders[0].twin_attention
-        self._num_heads = attention.num_heads if attention is not None else 0
-        self._size = self._num_heads * attention.head_size if attention is not None else 0
-        self._twin_column = self._size if decoders[0].source_attention is not None else 0
-        twins = len(decoders) == 2
-        # What a pair's twin context adds to its features, and, in the reference, to what the pair offers.
-        self._pair_weight = self._context_weight = None
-        read_weights, feature_weights, twin_feature_weights = [], [], []
-        for index, decoder in enumerate(decoders):
-            parts = [decoder.feature.weight.new_empty(0, hidden_size)]
-            if decoder.source_attention is not None:
-                # The scale of attention is the queries' already.
-                parts.append(decoder.source_attention.query.weight * decoder.source_attention.head_size**-0.5)
-            if twins:
-                # Each computes the keys and values that its twin reads of it.
-                reader = decoders[1 - index].twin_attention
-                offer = torch.cat([reader.key.weight, reader.value.weight])
-                if index == 0 and offers_features:
-                    offer, twin, source = offer.split(decoder.feature_sizes, dim=1)
-                    self._pair_weight, self._context_weight = twin.T, source.T
-                parts += [decoder.twin_attention.query.weight * reader.head_size**-0.5, offer]
-            own, twin, source = decoder.feature.weight.split(decoder.feature_sizes, dim=1)
-            read_weights.append(torch.cat(parts))
-            feature_weights.append(torch.cat([own, source], dim=1))
-            twin_feature_weights.append(twin)
-        self._read = SideBySide(read_weights)
-        self._feature = SideBySide(feature_weights, [decoder.feature.bias for decoder in decoders])
-        self._twin_feature = SideBySide(twin_feature_weights) if twins else None
 
     def _additive_mask(self, keys: torch.Tensor) -> torch.Tensor | None:
         """What is added to scores of keys `[D * B, N, S, Z]`: `[D * B * N, 1, S]`; `None` if there is no padding."""
@@ -238,15 +206,15 @@ class DecoderSteps:
         Returns:
             The context of each hypothesis beside each partner, `[D, B, K, K, A]`.
         """
-        if self._pair_weight is None:
+        if self._weights.pair is None:
             self.offers[0].append(self._split(offers.flip(0)))
             return self._read_partners(queries, self.offers[0])
         # What left-to-right offers depends on its partner too, so each pair has a memory of its own.
         self.offers[0].append(self._split(offers[1]))
         left = self._read_partners(queries[:1], self.offers[0])
-        pairs = left[0] @ self._pair_weight + offers[0][:, :, None]
+        pairs = left[0] @ self._weights.pair + offers[0][:, :, None]
         if source_context is not None:
-            pairs += (source_context[0] @ self._context_weight).view(*offers[0].shape)[:, :, None]
+            pairs += (source_context[0] @ self._weights.context).view(*offers[0].shape)[:, :, None]
         self.offers[1].append(self._split(pairs))
         # Each query once for each left-to-right hypothesis: [B, K, K, N, Z].
         right = self._split(queries[1])[:, None].expand(*pairs.shape[:2], -1, -1, -1)
@@ -265,6 +233,58 @@ class DecoderSteps:
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., n * A]` to `[..., n * N, Z]`."""
         return x.unflatten(-1, (-1, self._size // self._num_heads))
+
+
+class StepWeights:
+    """What decoders multiply by in every step about whatever documents.
+
+    The weights of what is multiplied by the same vectors are joined.
+
+    Args:
+        decoders: As for [`DecoderSteps`].
+        offers_features: Whether the second of two reads the first one's features.
+
+    Attributes:
+        layers: The recurrent ones.
+        num_heads, size: N and A of attention; 0 without any.
+        read: h to queries of the source, queries of the twin, and the keys and values that the twin reads.
+        twin_column: Where in it the queries of the twin begin.
+        feature: h and the source context to features.
+        twin_feature: What a pair's twin context adds to them; `None` of one direction.
+        pair, context: `[A, 2 * A]`, what a pair's twin context and the source context add to what the pair offers;
+            `None` where all partners are offered the same.
+    """
+
+    def __init__(self, decoders: Sequence[nn.Module], offers_features: bool):
+        self.layers = [RecurrentStep(rnns) for rnns in zip(*(decoder.rnns for decoder in decoders))]
+        hidden_size = decoders[0].rnns[0].hidden_size
+        attention = decoders[0].source_attention or decoders[0].twin_attention
+        self.num_heads = attention.num_heads if attention is not None else 0
+        self.size = self.num_heads * attention.head_size if attention is not None else 0
+        self.twin_column = self.size if decoders[0].source_attention is not None else 0
+        twins = len(decoders) == 2
+        self.pair = self.context = None
+        read_weights, feature_weights, twin_feature_weights = [], [], []
+        for index, decoder in enumerate(decoders):
+            parts = [decoder.feature.weight.new_empty(0, hidden_size)]
+            if decoder.source_attention is not None:
+                # The scale of attention is the queries' already.
+                parts.append(decoder.source_attention.query.weight * decoder.source_attention.head_size**-0.5)
+            if twins:
+                # Each computes the keys and values that its twin reads of it.
+                reader = decoders[1 - index].twin_attention
+                offer = torch.cat([reader.key.weight, reader.value.weight])
+                if index == 0 and offers_features:
+                    offer, twin, source = offer.split(decoder.feature_sizes, dim=1)
+                    self.pair, self.context = twin.T, source.T
+                parts += [decoder.twin_attention.query.weight * reader.head_size**-0.5, offer]
+            own, twin, source = decoder.feature.weight.split(decoder.feature_sizes, dim=1)
+            read_weights.append(torch.cat(parts))
+            feature_weights.append(torch.cat([own, source], dim=1))
+            twin_feature_weights.append(twin)
+        self.read = SideBySide(read_weights)
+        self.feature = SideBySide(feature_weights, [decoder.feature.bias for decoder in decoders])
+        self.twin_feature = SideBySide(twin_feature_weights) if twins else None
 
 
 class TwinMemory:
@@ -326,9 +346,8 @@ class RecurrentStep:
         if isinstance(rnns[0], nn.LSTM) and can_pack(self._weights[0][0]):
             # One product of what is read and what is remembered, and the other operations for both directions at once.
             weights = [torch.cat(both, dim=1) for *both, _, _ in self._weights]
-            self._gates = SideBySide(
-                weights, [input_bias + hidden_bias for *_, input_bias, hidden_bias in self._weights]
-            )
+            biases = [input_bias + hidden_bias for *_, input_bias, hidden_bias in self._weights]
+            self._gates = SideBySide(weights, biases)
 
     def __call__(self, x: torch.Tensor, state: tuple[torch.Tensor, ...] | None) -> tuple[torch.Tensor, ...]:
         """One token.
@@ -365,4 +384,4 @@ def _tanh(x: torch.Tensor) -> torch.Tensor:
     return torch.tanh(x) if x.numel() < 2**12 else x.mul(2).sigmoid_().mul_(2).sub_(1)
 
 
-__all__ = ["DecoderSteps", "RecurrentStep", "Step", "TwinMemory"]
+__all__ = ["DecoderSteps", "RecurrentStep", "Step", "StepWeights", "TwinMemory"]

@@ -1,0 +1,143 @@
+"""Weights that are laid out once and kept: products with them beside plain ones, and what is noticed of a change."""
+
+import gc
+import pickle
+import weakref
+from copy import deepcopy
+
+import pytest
+import torch
+from conftest import random_pairs, tiny_model
+from torch import nn
+from torch.nn import functional as F
+
+from bidir_seq2seq import linear_bidir_seq2seq
+from bidir_seq2seq.linear_bidir_seq2seq import FixedLinear, SideBySide, can_pack, keep
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_rows", [1, 5, 70])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_fixed_layers_are_the_plain_ones(dtype, num_rows, with_bias):
+    weights = [torch.randn(9, 6, dtype=dtype) for _ in range(2)]
+    biases = [torch.randn(9, dtype=dtype) if with_bias else None for _ in range(2)]
+    x = torch.randn(2, num_rows, 6, dtype=dtype)
+    plain = torch.stack([F.linear(*parts) for parts in zip(x, weights, biases)])
+    single = torch.stack([FixedLinear(weight, bias)(rows) for rows, weight, bias in zip(x, weights, biases)])
+    both = SideBySide(weights, biases if with_bias else None)(x)
+    tolerance = {"rtol": 0.02, "atol": 0.05} if dtype == torch.bfloat16 else {}
+    for found in (single, both):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, plain, **tolerance)
+
+
+@torch.no_grad()
+def test_under_autocast_fixed_layers_round_as_plain_ones():
+    layer, x = nn.Linear(6, 9), torch.randn(2, 5, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain, found = layer(x), FixedLinear(layer.weight, layer.bias)(x)
+        side_by_side = SideBySide([layer.weight] * 2, [layer.bias] * 2)(x)
+    assert found.dtype == side_by_side.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(found, plain, rtol=0.02, atol=0.05)
+    torch.testing.assert_close(side_by_side, plain, rtol=0.02, atol=0.05)
+
+
+def one_entry(weight):
+    weight[-1, -1] += 1e-3
+
+
+def two_rows_exchanged(weight):
+    weight[:2] = weight[:2].flip(0)
+
+
+def two_columns_exchanged(weight):
+    weight[:, 1:3] = weight[:, 1:3].flip(1)
+
+
+@pytest.mark.parametrize(
+    "change", [one_entry, two_rows_exchanged, two_columns_exchanged, torch.Tensor.neg_, torch.Tensor.zero_]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_change_of_a_weight_is_noticed(change, dtype):
+    layer = nn.Linear(6, 8, bias=False, dtype=dtype)
+    if not can_pack(layer.weight):
+        pytest.skip("this processor has no such products")
+    x = torch.randn(3, 6, dtype=dtype)
+
+    def make() -> FixedLinear:
+        return FixedLinear(layer.weight)
+
+    made = keep(make, layer)
+    assert keep(make, layer) is made
+    version = layer.weight._version
+    # What edits `data` leaves no trace but the weight itself.
+    change(layer.weight.data)
+    assert layer.weight._version == version
+    changed = keep(make, layer)
+    assert changed is not made and keep(make, layer) is changed
+    torch.testing.assert_close(changed(x), layer(x), rtol=0.02, atol=0.02)
+
+
+def test_one_kept_in_autocast_serves_in_autocast_only():
+    layer, x = nn.Linear(6, 8), torch.randn(3, 6)
+
+    def product() -> torch.Tensor:
+        return keep(lambda: FixedLinear(layer.weight, layer.bias), layer)(x)
+
+    plain = product()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert product().dtype == torch.bfloat16
+    assert torch.equal(product(), plain)
+
+
+def _train(model):
+    input_ids, labels = random_pairs(batch_size=3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model.train()(input_ids=input_ids, labels=labels).loss.backward()
+    optimizer.step()
+    model.eval()
+
+
+def _load(model):
+    model.load_state_dict(tiny_model().state_dict())
+
+
+def _assign(model):
+    model.load_state_dict(tiny_model().state_dict(), assign=True)
+
+
+def _edit_data(model):
+    for weight in model.parameters():
+        weight.data.mul_(-2)
+
+
+@pytest.mark.parametrize("change", [_train, _load, _assign, _edit_data])
+@pytest.mark.parametrize("direction", ["both", "r2l"])
+def test_titles_are_those_of_the_present_weights(change, direction):
+    model = tiny_model()
+    input_ids, _ = random_pairs(batch_size=3)
+    flags = {"decoding_direction": direction, "num_beams": 3, "max_new_tokens": 8, "return_dict_in_generate": True}
+    before = model.generate(input_ids, **flags)
+    change(model)
+    found, wanted = model.generate(input_ids, **flags), deepcopy(model).generate(input_ids, **flags)
+    assert torch.equal(found.sequences, wanted.sequences)
+    assert torch.equal(found.sequences_scores, wanted.sequences_scores)
+    assert not torch.equal(found.sequences_scores, before.sequences_scores)
+
+
+def test_what_is_kept_lives_no_longer_than_its_model_and_stays_out_of_copies():
+    model = tiny_model()
+    input_ids, _ = random_pairs(batch_size=2)
+    for direction in ("both", "l2r"):
+        model.generate(input_ids, decoding_direction=direction, num_beams=2, max_new_tokens=4)
+    decoder = weakref.ref(model.model.direction_decoder("l2r"))
+    assert decoder() in linear_bidir_seq2seq._KEPT
+    deepcopy(model)
+    pickle.dumps(model)
+    count = len(linear_bidir_seq2seq._KEPT)
+    del model
+    gc.collect()
+    assert decoder() is None and len(linear_bidir_seq2seq._KEPT) < count
