@@ -1,5 +1,6 @@
 """Models that a study trains itself, one for each seed: what differs between them is what chance does."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from bidir_seq2seq.training import DataArguments, ModelArguments, TrainingArgume
 
 
 def train_seed(settings_file: str, folder: Path, seed: int, **changes) -> dict[str, float]:
-    """Trains one model without looking at it meanwhile.
+    """Trains one model without looking at it meanwhile, unless the folder has it already.
 
     Args:
         settings_file: As for `scripts/train.py`.
@@ -20,6 +21,9 @@ def train_seed(settings_file: str, folder: Path, seed: int, **changes) -> dict[s
 
     Returns:
         The metrics of the trained model.
+
+    Raises:
+        ValueError: If the folder has a model of other settings.
     """
     settings = yaml.safe_load(Path(settings_file).read_text(encoding="utf-8")) | {
         "output_dir": str(folder),
@@ -29,4 +33,13 @@ def train_seed(settings_file: str, folder: Path, seed: int, **changes) -> dict[s
         "use_cpu": not torch.cuda.is_available(),
         **changes,
     }
-    return train(*HfArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_dict(settings))
+    record = folder / "trained_with.json"
+    if record.exists():
+        trained = json.loads(record.read_text(encoding="utf-8"))
+        if trained["settings"] != settings:
+            before = trained["settings"]
+            raise ValueError(f"{folder} has a model of other settings, {before}: choose another output_dir")
+        return trained["metrics"]
+    metrics = train(*HfArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_dict(dict(settings)))
+    record.write_text(json.dumps({"settings": settings, "metrics": metrics}, indent=2), encoding="utf-8")
+    return metrics

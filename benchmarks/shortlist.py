@@ -71,8 +71,7 @@ def model_folders(arguments: ShortlistArguments) -> list[str]:
         return arguments.model_name_or_path
     folders = [Path(arguments.output_dir) / f"seed-{seed}" for seed in arguments.seeds]
     for folder, seed in zip(folders, arguments.seeds):
-        if not (folder / "model.safetensors").exists():
-            train_seed(arguments.settings, folder, seed, vocab_size=arguments.vocab_size)
+        train_seed(arguments.settings, folder, seed, vocab_size=arguments.vocab_size)
     return [str(folder) for folder in folders]
 
 

@@ -171,6 +171,8 @@ def test_models_of_a_shortlist_study_are_trained_once(pair_files, tmp_path):
     assert json.loads(weights[0].with_name("config.json").read_text())["vocab_size"] <= 60
     shortlist.main(flags)
     assert [file.stat().st_mtime_ns for file in weights] == before
+    with pytest.raises(ValueError, match="seed-0 has a model of other settings, .*: choose another output_dir"):
+        shortlist.main([*flags, "--vocab_size", "61"])
 
 
 def test_a_shortlist_study_needs_models_or_seeds():
