@@ -103,7 +103,8 @@ class NextTokens:
             return FixedLinear(F.pad(weight, (0, 0, 0, padding)) if padding else weight)
 
         self._output = lay_out() if shortlist is not None else keep(lay_out, output_layer)
-        self._probs: torch.Tensor | None = None
+        # Of a step, and its products where they have another dtype: always the same pieces of memory.
+        self._probs = self._products = None
 
     def log_probs(self, features: torch.Tensor, partners: torch.Tensor | None = None) -> torch.Tensor:
         """Log-probabilities of all words.
@@ -184,9 +185,10 @@ class NextTokens:
 
     def _logits(self, x: torch.Tensor, documents: slice) -> torch.Tensor:
         """Rows `[n, E]` of some documents to logits `[n, columns]`, float32."""
-        base = self._base[documents, None]
-        products = self._output(x).unflatten(0, (len(base), -1))
-        logits = products.add_(base) if products.dtype == base.dtype else products + base
+        base, products = self._base[documents, None], self._output(x)
+        if products.dtype != base.dtype:
+            products = self._products[: len(x)].copy_(products)
+        logits = products.unflatten(0, (len(base), -1)).add_(base)
         if self._own_weight is not None:
             own = x.to(self._own_weight.dtype).unflatten(0, (len(base), -1)) @ self._own_weight[documents].mT
             logits = torch.cat([logits, own + self._own_base[documents, None]], dim=-1)
@@ -197,8 +199,10 @@ class NextTokens:
         for name in ("_base", "_ids", "_own_weight", "_own_base"):
             if (values := getattr(self, name)) is not None and len(values) < num_documents:
                 setattr(self, name, values.repeat_interleave(num_documents // len(values), dim=0))
-        num_columns = self._base.shape[1] + (self._own_weight.shape[1] if self._own_weight is not None else 0)
-        self._probs = self._base.new_empty(num_rows, num_columns)
+        num_own = 0 if self._own_weight is None else self._own_weight.shape[1]
+        self._probs = self._base.new_empty(num_rows, self._base.shape[1] + num_own)
+        if self._output.dtype != self._base.dtype:
+            self._products = self._base.new_empty(num_rows, self._base.shape[1])
 
 
 def _padded_ids(words: torch.BoolTensor, padding: int) -> torch.LongTensor:
