@@ -116,10 +116,12 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             grad_base.index_add_(0, document, probs)
             grad = probs.to(x.dtype)
             grad_features[rows] = project_back(grad)
-            if x.dtype == grad_weight.dtype:
-                grad_weight.addmm_(grad.T, x)
-            else:
+            if x.dtype != grad_weight.dtype:
                 grad_weight.add_(grad.T @ x)
+            elif project_back.is_packed:
+                grad_weight.add_(FixedLinear(x.T)(grad.T))
+            else:
+                grad_weight.addmm_(grad.T, x)
         if wants_grad:
             ctx.save_for_backward(grad_features, grad_weight.to(weight.dtype), grad_base)
         return total
