@@ -538,7 +538,7 @@ def _equal_say(alive: torch.BoolTensor) -> torch.Tensor:
     """
     num_beams = alive.shape[-1]
     if alive.device.type == "cpu" and alive.all():
-        return torch.full((1, 1, 1), 1 / num_beams).expand(alive.shape[1], 2 * num_beams, num_beams)
+        return torch.full((alive.shape[1], 2 * num_beams, num_beams), 1 / num_beams)
     alive = alive | ~alive.any(-1, keepdim=True)
     of_partners = (alive / alive.sum(-1, keepdim=True)).flip(0).transpose(0, 1)
     return of_partners.repeat_interleave(num_beams, dim=1)
