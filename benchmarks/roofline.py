@@ -3,12 +3,12 @@
     python benchmarks/roofline.py
     python benchmarks/roofline.py --output roofline.json
 
-The machine's rates of float32 products (`torch.mm`) and of copying are measured in the same run, in turn with all
-else. The floor of a part is the longer of its products at the first rate and its bytes at the second; a part that has
-faster kernels than `torch.mm` can come out below it. Bytes are those of tensors that one operation must hand to the
-next, and of weights, once each; the logits of a block never have to leave the cache and count as none. Times are of
-one thread, processor seconds, medians. Batches have no padding. Freed memory is kept (`keep_freed_memory`), as in
-`train`, unless --hand_back_memory is given.
+The machine's rates of large float32 products and of copying are measured in the same run, in turn with all else: of
+products by `torch.mm` and with a weight laid out for oneDNN (`FixedLinear`), of which the faster one counts. The floor
+of a part is the longer of its products at the first rate and its bytes at the second. Bytes are those of tensors that
+one operation must hand to the next, and of weights, once each; the logits of a block never have to leave the cache and
+count as none. Times are of one thread, processor seconds, medians. Batches have no padding. Freed memory is kept
+(`keep_freed_memory`), as in `train`, unless --hand_back_memory is given.
 
 A step is measured whole. Its parts are measured alone, on the shipped modules, with their own backward passes;
 "bookkeeping" is what is left of the whole: reading ids, joining parts, beams, clipping and updating weights.
@@ -28,6 +28,7 @@ from transformers import set_seed
 
 from bidir_seq2seq import BidirSeq2SeqConfig, BidirSeq2SeqForConditionalGeneration
 from bidir_seq2seq.allocator import keep_freed_memory
+from bidir_seq2seq.linear_bidir_seq2seq import FixedLinear
 from bidir_seq2seq.search_bidir_seq2seq import NextTokens
 
 FLOAT_BYTES = 4
@@ -160,8 +161,13 @@ def search_work(size: Size, batch_size: int, num_beams: int, directions: int, wr
 
 def machine_jobs() -> dict[str, Callable[[], None]]:
     left, right = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE), torch.randn(PRODUCT_SIZE, PRODUCT_SIZE)
+    fixed = FixedLinear(right)
     source, target = torch.randn(COPY_FLOATS), torch.empty(COPY_FLOATS)
-    return {"products": lambda: torch.mm(left, right), "copying": lambda: target.copy_(source)}
+    return {
+        "torch.mm": lambda: torch.mm(left, right),
+        "fixed layer": lambda: fixed(left),
+        "copying": lambda: target.copy_(source),
+    }
 
 
 def training_jobs(size: Size, batch_size: int) -> dict[str, Callable[[], None]]:
@@ -292,7 +298,8 @@ def measure(jobs: dict[str, Callable[[], None]], repeats: int) -> dict[str, floa
 def analyse(title: str, work: dict[str, Work], jobs: dict[str, Callable], repeats: int, written: int) -> dict:
     """Measures one kind of step, prints its table, and returns its figures."""
     seconds = measure({**jobs, **machine_jobs()}, repeats)
-    product_rate = 2 * PRODUCT_SIZE**3 / seconds["products"]
+    product_rates = {name: 2 * PRODUCT_SIZE**3 / seconds[name] for name in ("torch.mm", "fixed layer")}
+    product_rate = max(product_rates.values())
     copy_rate = 2 * FLOAT_BYTES * COPY_FLOATS / seconds["copying"]
     whole = seconds.get("whole")
     if whole is None:
@@ -300,7 +307,8 @@ def analyse(title: str, work: dict[str, Work], jobs: dict[str, Callable], repeat
     measured = {name: seconds[name] for name in work if name in seconds}
     measured["bookkeeping"] = whole - sum(measured.values())
     floors = {name: max(part.flops / product_rate, part.moved / copy_rate) for name, part in work.items()}
-    print(f"\n{title}: products {product_rate / 1e9:.1f} GFLOP/s, copying {copy_rate / 1e9:.1f} GB/s")
+    rates = ", ".join(f"{name} {rate / 1e9:.1f} GFLOP/s" for name, rate in product_rates.items())
+    print(f"\n{title}: {rates}, copying {copy_rate / 1e9:.1f} GB/s")
     print(f"{'part':24}{'GFLOP':>8}{'MB':>8}{'floor, ms':>11}{'measured':>10}{'ratio':>7}")
     parts = {}
     for name, part in [*work.items(), ("whole", sum(work.values(), Work()))]:
@@ -309,7 +317,7 @@ def analyse(title: str, work: dict[str, Work], jobs: dict[str, Callable], repeat
         parts[name] = {"flops": part.flops, "bytes": part.moved, "floor": floor, "seconds": taken}
         row = f"{name:24}{part.flops / 1e9:8.2f}{part.moved / 1e6:8.1f}{floor * 1e3:11.2f}{taken * 1e3:10.2f}"
         print(f"{row}{taken / floor:7.2f}")
-    return {"title": title, "product_rate": product_rate, "copy_rate": copy_rate, "parts": parts}
+    return {"title": title, "product_rates": product_rates, "copy_rate": copy_rate, "parts": parts}
 
 
 def main(args: list[str] | None = None) -> None:
