@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bidir_seq2seq import linear_bidir_seq2seq
-from bidir_seq2seq.linear_bidir_seq2seq import FixedLinear, SideBySide, can_pack, keep
+from bidir_seq2seq.linear_bidir_seq2seq import MANY_ROWS, FixedLinear, Linear, SideBySide, can_pack, keep
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
@@ -43,6 +43,35 @@ def test_under_autocast_fixed_layers_round_as_plain_ones():
     assert found.dtype == side_by_side.dtype == plain.dtype == torch.bfloat16
     torch.testing.assert_close(found, plain, rtol=0.02, atol=0.05)
     torch.testing.assert_close(side_by_side, plain, rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("num_rows", [3, MANY_ROWS])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_linear_layer_and_its_gradients_are_the_plain_ones(num_rows, bias, autocast):
+    layer = Linear(6, 9, bias=bias)
+    plain = nn.Linear(6, 9, bias=bias)
+    plain.load_state_dict(layer.state_dict())
+    # As attention hands them on: neither the input nor the gradient lies in one piece.
+    x = torch.randn(6, num_rows, 2).permute(2, 1, 0)
+    found, wanted = [], []
+    for module, results in ((layer, found), (plain, wanted)):
+        given = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            output = module(given)
+        output.float().pow(2).transpose(1, 2).sum(1).mean().backward()
+        results += [output, given.grad, *(weight.grad for weight in module.parameters())]
+    assert [y.dtype for y in found] == [y.dtype for y in wanted]
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight", "bias"])
+def test_what_wants_no_gradient_gets_none(frozen):
+    layer, x = Linear(6, 9), torch.randn(MANY_ROWS, 6, requires_grad=True)
+    parts = {"x": x, "weight": layer.weight, "bias": layer.bias}
+    parts[frozen].requires_grad_(False)
+    layer(x).sum().backward()
+    assert [name for name, part in parts.items() if part.grad is None] == [frozen]
 
 
 def one_entry(weight):

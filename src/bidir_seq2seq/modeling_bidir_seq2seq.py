@@ -23,6 +23,7 @@ from transformers.utils import can_return_tuple, logging
 from .cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
+from .linear_bidir_seq2seq import Linear
 from .loss_bidir_seq2seq import projected_cross_entropy, projected_log_probs
 from .steps_bidir_seq2seq import DecoderSteps
 
@@ -105,9 +106,9 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, query_size: int, memory_size: int, num_heads: int, head_size: int):
         super().__init__()
         self.num_heads, self.head_size = num_heads, head_size
-        self.query = nn.Linear(query_size, num_heads * head_size, bias=False)
-        self.key = nn.Linear(memory_size, num_heads * head_size, bias=False)
-        self.value = nn.Linear(memory_size, num_heads * head_size, bias=False)
+        self.query = Linear(query_size, num_heads * head_size, bias=False)
+        self.key = Linear(memory_size, num_heads * head_size, bias=False)
+        self.value = Linear(memory_size, num_heads * head_size, bias=False)
 
     def memory(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What is attended to, `[..., M, memory_size]`, to keys and values, each `[..., N, M, D]`."""
@@ -309,7 +310,7 @@ class Decoder(nn.Module):
             heads[0] * heads[1] if twin_memory_size is not None else 0,
             heads[0] * heads[1] if config.use_attention else 0,
         )
-        self.feature = nn.Linear(sum(self.feature_sizes), config.embedding_size)
+        self.feature = Linear(sum(self.feature_sizes), config.embedding_size)
         self.dropout = nn.Dropout(config.dropout)
 
     def read_source(self, encoder_outputs: BidirSeq2SeqEncoderOutput) -> SourceMemory:
