@@ -116,7 +116,7 @@ class SideBySide:
 
 
 def product_dtype(weight: torch.Tensor) -> torch.dtype:
-    """That of products with this weight: its own, or autocast's."""
+    """That of products with this weight, `[outputs, inputs]`: its own, or autocast's."""
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
