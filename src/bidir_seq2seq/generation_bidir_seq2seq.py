@@ -441,8 +441,8 @@ class BidirSeq2SeqGenerationMixin:
         # Equally frequent ones, all of them in a model that has not counted, go by their bias.
         ranks = counts + (self.lm_head.bias + self.prior.shift).sigmoid()
         ranks[special] = IMPOSSIBLE
-        ranked = ranks.argsort(descending=True)
-        listed, stand_ins = ranked[:size], ranked[size // 2 : size]
+        listed = ranks.topk(size).indices
+        stand_ins = listed[size // 2 :]
         others, known = counts.sum() - counts[special].sum() - counts[listed].sum(), counts[stand_ins].sum()
         return Shortlist(
             shared=torch.cat([special, listed]),

@@ -77,25 +77,29 @@ class NextTokens:
         self._own_weight = self._own_base = None
         self._stand_ins, self._ratio = slice(0), 0.0
         if shortlist is not None:
-            shared, own_ids = shortlist.shared, _padded_ids(shortlist.own, padding=self.vocab_size)
+            ids, own_ids = shortlist.shared, _padded_ids(shortlist.own, padding=self.vocab_size)
             known = own_ids.clamp(max=self.vocab_size - 1)
-            self._own_weight = weight[known].to(product_dtype(weight))
-            self._own_base = base.expand(len(own_ids), -1).gather(1, known)
-            self._own_base = self._own_base.masked_fill(known != own_ids, IMPOSSIBLE)
-            owned = shortlist.own[:, shared]
-            weight, base = weight[shared], base[:, shared].masked_fill(owned, IMPOSSIBLE)
-            shared = shared.expand(len(own_ids), -1).masked_fill(owned, self.vocab_size)
+            own_base = base.expand(len(own_ids), -1).gather(1, known).masked_fill(known != own_ids, IMPOSSIBLE)
+            owned = shortlist.own[:, ids]
+            own_weight, weight, base = weight[known], weight[ids], base[:, ids].masked_fill(owned, IMPOSSIBLE)
+            ids = ids.expand(len(own_ids), -1).masked_fill(owned, self.vocab_size)
             if shortlist.ratio > 0:
                 # In the softmax they stand for others too; `_scores` takes that back from their own scores.
                 self._stand_ins = slice(len(weight) - shortlist.num_stand_ins, len(weight))
                 self._ratio = shortlist.ratio
                 base[:, self._stand_ins] += math.log1p(self._ratio)
+            if len(own_ids) == 1:
+                # The words of the only document are like the others.
+                weight, base = torch.cat([weight, own_weight[0]]), torch.cat([base, own_base], dim=1)
+                ids, own_ids = torch.cat([ids, own_ids], dim=1), own_ids[:, :0]
+            else:
+                self._own_weight, self._own_base = own_weight.to(product_dtype(weight)), own_base
         # What fills columns up is impossible, which leaves the probabilities of words as they are.
         padding = -len(weight) % NUM_SHARES if weight.device.type == "cpu" else 0
         if padding:
             base = F.pad(base, (0, padding), value=IMPOSSIBLE)
-        if self._own_weight is not None:
-            self._ids = torch.cat([F.pad(shared, (0, padding), value=self.vocab_size), own_ids], dim=1)
+        if shortlist is not None:
+            self._ids = torch.cat([F.pad(ids, (0, padding), value=self.vocab_size), own_ids], dim=1)
         self._has_padding = self._ids is not None or padding > 0
         self._base = base
 
