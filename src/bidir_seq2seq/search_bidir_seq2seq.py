@@ -74,6 +74,8 @@ class NextTokens:
         base = base.float()
         # [B, columns], the id of each; V where there is none.
         self._ids: torch.LongTensor | None = None
+        # Rows and columns of some documents' forbidden words.
+        self._places: dict[tuple[int, ...], tuple[torch.LongTensor, ...]] = {}
         self._own_weight = self._own_base = None
         self._stand_ins, self._ratio = slice(0), 0.0
         if shortlist is not None:
@@ -152,10 +154,7 @@ class NextTokens:
         for documents, words in self._scores(features, partners):
             words = words.view(-1, *scores.shape[1:], words.shape[-1])
             for direction, ids in zip(words.unbind(1), forbidden):
-                if self._ids is None:
-                    direction.index_fill_(2, ids, impossible)
-                else:
-                    direction.masked_fill_(torch.isin(self._ids[documents], ids)[:, None], impossible)
+                self._forbid(direction, documents, ids, impossible)
             found.append(largest_sums(words, scores[documents], count, is_log=partners is None))
         sums, parents, ids = found[0] if len(found) == 1 else (torch.cat(parts) for parts in zip(*found))
         if self._ids is not None:
@@ -164,6 +163,20 @@ class NextTokens:
             # Where fewer words than asked for are possible, columns without a word may be among the impossible ones.
             ids = ids.clamp(max=self.vocab_size - 1)
         return sums, parents, ids
+
+    def _forbid(self, words: torch.Tensor, documents: slice, ids: torch.LongTensor, impossible: float) -> None:
+        """Scores `[b, K, columns]` of some documents become `impossible` where a word is one of `ids`, in place."""
+        if self._ids is None:
+            words.index_fill_(2, ids, impossible)
+        elif words.device.type != "cpu":
+            words.masked_fill_(torch.isin(self._ids[documents], ids)[:, None], impossible)
+        else:
+            # The same ids at nearly all steps: where they stand is looked for once.
+            key = documents.start, *ids.tolist()
+            if key not in self._places:
+                self._places[key] = torch.isin(self._ids[documents], ids).nonzero().unbind(1)
+            rows, columns = self._places[key]
+            words[rows, :, columns] = impossible
 
     def _scores(self, features: torch.Tensor, partners: torch.Tensor | None) -> Iterator[tuple[slice, torch.Tensor]]:
         """For some documents at a time their log-probabilities, or mean probabilities, `[b, Q, columns]`."""
