@@ -4,8 +4,9 @@
     python benchmarks/roofline.py --output roofline.json
 
 The machine's rates of large float32 products and of copying are measured in the same run, in turn with all else: of
-products by `torch.mm` and with a weight laid out for oneDNN (`FixedLinear`), of which the faster one counts. The floor
-of a part is the longer of its products at the first rate and its bytes at the second. Bytes are those of tensors that
+products by `torch.mm`, and with a weight laid out for oneDNN (`FixedLinear`). The floor of a part is the longer of its
+products at the faster of these rates and its bytes at that of copying; the last column has the floor at the rate of
+`torch.mm`, which is what plain torch code can come near. Bytes are those of tensors that
 one operation must hand to the next, and of weights, once each; the logits of a block never have to leave the cache and
 count as none. Times are of one thread, processor seconds, medians. Batches have no padding. Freed memory is kept
 (`keep_freed_memory`), as in `train`, unless --hand_back_memory is given.
@@ -299,24 +300,27 @@ def analyse(title: str, work: dict[str, Work], jobs: dict[str, Callable], repeat
     """Measures one kind of step, prints its table, and returns its figures."""
     seconds = measure({**jobs, **machine_jobs()}, repeats)
     product_rates = {name: 2 * PRODUCT_SIZE**3 / seconds[name] for name in ("torch.mm", "fixed layer")}
-    product_rate = max(product_rates.values())
     copy_rate = 2 * FLOAT_BYTES * COPY_FLOATS / seconds["copying"]
     whole = seconds.get("whole")
     if whole is None:
         whole = (seconds["long"] - seconds["short"]) / written
     measured = {name: seconds[name] for name in work if name in seconds}
     measured["bookkeeping"] = whole - sum(measured.values())
-    floors = {name: max(part.flops / product_rate, part.moved / copy_rate) for name, part in work.items()}
+
+    def floors_at(product_rate: float) -> dict[str, float]:
+        floors = {name: max(part.flops / product_rate, part.moved / copy_rate) for name, part in work.items()}
+        return {**floors, "whole": sum(floors.values())}
+
+    floors, plain_floors = floors_at(max(product_rates.values())), floors_at(product_rates["torch.mm"])
     rates = ", ".join(f"{name} {rate / 1e9:.1f} GFLOP/s" for name, rate in product_rates.items())
     print(f"\n{title}: {rates}, copying {copy_rate / 1e9:.1f} GB/s")
-    print(f"{'part':24}{'GFLOP':>8}{'MB':>8}{'floor, ms':>11}{'measured':>10}{'ratio':>7}")
+    print(f"{'part':24}{'GFLOP':>8}{'MB':>8}{'floor, ms':>11}{'measured':>10}{'ratio':>7}{'by torch.mm':>13}")
     parts = {}
     for name, part in [*work.items(), ("whole", sum(work.values(), Work()))]:
-        floor = sum(floors.values()) if name == "whole" else floors[name]
-        taken = whole if name == "whole" else measured[name]
+        floor, taken = floors[name], whole if name == "whole" else measured[name]
         parts[name] = {"flops": part.flops, "bytes": part.moved, "floor": floor, "seconds": taken}
         row = f"{name:24}{part.flops / 1e9:8.2f}{part.moved / 1e6:8.1f}{floor * 1e3:11.2f}{taken * 1e3:10.2f}"
-        print(f"{row}{taken / floor:7.2f}")
+        print(f"{row}{taken / floor:7.2f}{taken / plain_floors[name]:13.2f}")
     return {"title": title, "product_rates": product_rates, "copy_rate": copy_rate, "parts": parts}
 
 

@@ -170,3 +170,14 @@ def test_what_is_kept_lives_no_longer_than_its_model_and_stays_out_of_copies():
     del model
     gc.collect()
     assert decoder() is None and len(linear_bidir_seq2seq._KEPT) < count
+
+
+def test_what_is_kept_in_inference_mode_serves_outside_it_too():
+    model = tiny_model()
+    input_ids, _ = random_pairs(batch_size=2)
+    flags = {"num_beams": 2, "max_new_tokens": 6}
+    with torch.inference_mode():
+        inside = model.generate(input_ids, **flags)
+    assert torch.equal(model.generate(input_ids, **flags), inside)
+    _train(model)
+    assert torch.equal(model.generate(input_ids, **flags), deepcopy(model).generate(input_ids, **flags))
