@@ -89,13 +89,18 @@ def two_columns_exchanged(weight):
 @pytest.mark.parametrize(
     "change", [one_entry, two_rows_exchanged, two_columns_exchanged, torch.Tensor.neg_, torch.Tensor.zero_]
 )
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_change_of_a_weight_is_noticed(change, dtype):
+def test_every_change_of_a_weight_is_noticed(change, dtype, autocast):
     layer = nn.Linear(6, 8, bias=False, dtype=dtype)
-    if not can_pack(layer.weight):
-        pytest.skip("this processor has no such products")
     x = torch.randn(3, 6, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        if not can_pack(layer.weight):
+            pytest.skip("this processor has no such products")
+        assert_noticed(change, layer, x)
 
+
+def assert_noticed(change, layer, x):
     def make() -> FixedLinear:
         return FixedLinear(layer.weight)
 

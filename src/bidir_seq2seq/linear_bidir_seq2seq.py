@@ -134,7 +134,7 @@ def keep(make: Callable[[], T], *modules: nn.Module) -> T:
     """What `make` makes of the weights of modules; of the same weights it is made only once.
 
     Laying weights out takes as long as several steps of a search. Not every change of a weight leaves a trace (one of
-    `weight.data` does not), so each call compares checksums, which takes a tenth of that. Where weights are not laid
+    `weight.data` does not), so each call compares checksums, which takes a quarter of that. Where weights are not laid
     out nothing is kept.
 
     Args:
@@ -147,7 +147,8 @@ def keep(make: Callable[[], T], *modules: nn.Module) -> T:
         return make()
     kept = _KEPT.setdefault(modules[0], {})
     key = (*map(id, modules[1:]), product_dtype(weights[0]))
-    checksums = [weight.float() @ _random_numbers(weight.shape[-1]) for weight in weights]
+    with torch.autocast("cpu", enabled=False):
+        checksums = [weight.float() @ _random_numbers(weight.shape[-1]) for weight in weights]
     before, made = kept.pop(key, ([], None))
     if len(before) != len(checksums) or not all(map(torch.equal, before, checksums)):
         made = None  # Old and new need not be there at once.
