@@ -6,10 +6,10 @@
 The machine's rates of large float32 products and of copying are measured in the same run, in turn with all else: of
 products by `torch.mm`, and with a weight laid out for oneDNN (`FixedLinear`). The floor of a part is the longer of its
 products at the faster of these rates and its bytes at that of copying; the last column has the floor at the rate of
-`torch.mm`, which is what plain torch code can come near. Bytes are those of tensors that
-one operation must hand to the next, and of weights, once each; the logits of a block never have to leave the cache and
-count as none. Times are of one thread, processor seconds, medians. Batches have no padding. Freed memory is kept
-(`keep_freed_memory`), as in `train`, unless --hand_back_memory is given.
+`torch.mm`, which is what plain torch code can come near. Bytes are those of tensors that one operation must hand to
+the next, and of weights, once each; the logits of a block never have to leave the cache and count as none. Times are
+of one thread, processor seconds, medians. Batches have no padding. Freed memory is kept (`keep_freed_memory`), as in
+`train`, unless --hand_back_memory is given.
 
 A step is measured whole. Its parts are measured alone, on the shipped modules, with their own backward passes;
 "bookkeeping" is what is left of the whole: reading ids, joining parts, beams, clipping and updating weights.

@@ -40,6 +40,6 @@ def train_seed(settings_file: str, folder: Path, seed: int, **changes) -> dict[s
             before = trained["settings"]
             raise ValueError(f"{folder} has a model of other settings, {before}: choose another output_dir")
         return trained["metrics"]
-    metrics = train(*HfArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_dict(dict(settings)))
+    metrics = train(*HfArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_dict(settings))
     record.write_text(json.dumps({"settings": settings, "metrics": metrics}, indent=2), encoding="utf-8")
     return metrics

@@ -8,7 +8,7 @@ from bidir_seq2seq import search_bidir_seq2seq
 from bidir_seq2seq.search_bidir_seq2seq import MANY_SUMS, NextTokens, Shortlist, largest_sums
 
 B, K, E = 3, 2, 8
-# One block of words and several, with and without words that fill the last one up, few to choose from and many.
+# With and without columns that fill the words up, few to choose from and many.
 VOCABULARIES = [24, 1000, 1001, 4800, 5003]
 
 
@@ -42,7 +42,6 @@ def shortlist_of(allowed: torch.BoolTensor) -> Shortlist:
     return Shortlist(shared, own)
 
 
-# One document alone has few rows, for which products are done in another way.
 @pytest.mark.parametrize(("num_documents", "documents_alike"), [(B, False), (B, True), (1, True)])
 @pytest.mark.parametrize("pairs", [False, True])
 def test_probabilities_are_those_of_the_plain_layer(layer, pairs, num_documents, documents_alike):

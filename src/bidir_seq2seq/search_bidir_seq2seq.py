@@ -172,7 +172,7 @@ class NextTokens:
             words.masked_fill_(torch.isin(self._ids[documents], ids)[:, None], impossible)
         else:
             # The same ids at nearly all steps: where they stand is looked for once.
-            key = documents.start, *ids.tolist()
+            key = documents.start, documents.stop, *ids.tolist()
             if key not in self._places:
                 self._places[key] = torch.isin(self._ids[documents], ids).nonzero().unbind(1)
             rows, columns = self._places[key]
