@@ -1,9 +1,10 @@
-"""Weights that are laid out once and kept: products with them beside plain ones, and what is noticed of a change."""
+"""Products by faster kernels beside plain ones, and what is noticed of a change of weights that are kept."""
 
 import gc
 import pickle
 import weakref
 from copy import deepcopy
+from threading import Barrier, Thread
 
 import pytest
 import torch
@@ -12,9 +13,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from bidir_seq2seq import linear_bidir_seq2seq
-from bidir_seq2seq.linear_bidir_seq2seq import MANY_ROWS, FixedLinear, Linear, SideBySide, can_pack, keep
+from bidir_seq2seq.linear_bidir_seq2seq import (
+    MANY_PRODUCTS,
+    FixedLinear,
+    Linear,
+    SideBySide,
+    addmm_,
+    can_pack,
+    keep,
+    matmul,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+# Of a layer with 6 inputs and 9 outputs, for large products.
+MANY_ROWS = MANY_PRODUCTS // (6 * 9) + 1
 
 
 @torch.no_grad()
@@ -45,6 +57,117 @@ def test_under_autocast_fixed_layers_round_as_plain_ones():
     torch.testing.assert_close(side_by_side, plain, rtol=0.02, atol=0.05)
 
 
+def precision() -> str:
+    return torch.backends.mkldnn.matmul.fp32_precision
+
+
+@pytest.fixture
+def leaves(monkeypatch):
+    """Counts for how many products leave to round is given."""
+    entered = []
+    enter = linear_bidir_seq2seq._LeaveToRound.__enter__
+
+    def count(leave):
+        enter(leave)
+        entered.append(precision())
+
+    monkeypatch.setattr(linear_bidir_seq2seq._LeaveToRound, "__enter__", count)
+    linear_bidir_seq2seq._stays_float32()
+    entered.clear()
+    return entered
+
+
+LARGE = [
+    ((1100, 40), (40, 30)),
+    ((64, 8, 5, 16), (64, 8, 16, 200)),
+    ((512, 3, 48), (512, 48, 16)),
+    ((7, 210, 30), (30, 40)),
+]
+
+
+@pytest.mark.parametrize("left_shape, right_shape", LARGE)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_large_products_are_exact_in_float32(left_shape, right_shape, transposed, leaves):
+    def draw(shape):
+        return torch.randn(*shape[:-2], shape[-1], shape[-2]).mT if transposed else torch.randn(shape)
+
+    left, right = draw(left_shape), draw(right_shape)
+    wanted = left.double() @ right.double()
+    before = precision()
+    # Rounding to bfloat16, or to 10 bits as some processors do, would be off by a hundred times as much.
+    torch.testing.assert_close(matmul(left, right).double(), wanted, rtol=1e-4, atol=2e-5)
+    assert precision() == before
+    expected = ["bf16"] if linear_bidir_seq2seq._stays_float32() else []
+    assert leaves == expected
+    if left.dim() == right.dim() == 2:
+        total = torch.randn(wanted.shape)
+        wanted += total.double()
+        assert addmm_(total, left, right) is total
+        torch.testing.assert_close(total.double(), wanted, rtol=1e-4, atol=2e-5)
+        assert leaves == 2 * expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_other_products_are_plain_ones(dtype, leaves):
+    left, right = torch.randn(1100, 40, dtype=dtype), torch.randn(40, 30, dtype=dtype)
+    assert torch.equal(matmul(left, right), left @ right)
+    small = torch.randn(3, 40), torch.randn(40, 30)
+    assert torch.equal(matmul(*small), small[0] @ small[1])
+    assert not leaves
+
+
+def test_where_leave_is_made_use_of_none_is_given(leaves, monkeypatch):
+    monkeypatch.setattr(linear_bidir_seq2seq, "_stays_float32", lambda: False)
+    left, right = torch.randn(1100, 40), torch.randn(40, 30)
+    assert torch.equal(matmul(left, right), left @ right)
+    assert torch.equal(addmm_(torch.ones(1100, 30), left, right), torch.ones(1100, 30).addmm_(left, right))
+    assert not leaves
+
+
+def test_leave_is_of_no_use_where_products_round(monkeypatch):
+    linear_bidir_seq2seq._stays_float32.cache_clear()
+    plain = torch.Tensor.__matmul__
+
+    def rounding(left, right):
+        assert precision() == "bf16"
+        return plain(left.bfloat16(), right.bfloat16()).float()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "__matmul__", rounding)
+        assert not linear_bidir_seq2seq._stays_float32()
+    linear_bidir_seq2seq._stays_float32.cache_clear()
+
+
+@pytest.fixture(params=["none", "ieee", "bf16"])
+def before(request):
+    was = precision()
+    torch.backends.mkldnn.matmul.fp32_precision = request.param
+    yield request.param
+    torch.backends.mkldnn.matmul.fp32_precision = was
+
+
+def test_the_setting_is_again_what_it_was_when_the_last_thread_is_done(before):
+    leave = linear_bidir_seq2seq._LEAVE_TO_ROUND
+    seen, inside, outside = [], Barrier(2, timeout=10), Barrier(2, timeout=10)
+
+    def short():
+        with leave:
+            inside.wait()
+        outside.wait()
+
+    thread = Thread(target=short)
+    thread.start()
+    with leave:
+        inside.wait()
+        outside.wait()
+        seen.append(precision())
+    thread.join()
+    assert seen == ["bf16"] and precision() == before
+    with pytest.raises(RuntimeError, match="size|shape"), leave:
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    assert precision() == before
+
+
 @pytest.mark.parametrize("num_rows", [3, MANY_ROWS])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
@@ -62,7 +185,7 @@ def test_a_linear_layer_and_its_gradients_are_the_plain_ones(num_rows, bias, aut
         output.float().pow(2).transpose(1, 2).sum(1).mean().backward()
         results += [output, given.grad, *(weight.grad for weight in module.parameters())]
     assert [y.dtype for y in found] == [y.dtype for y in wanted]
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight", "bias"])

@@ -1,7 +1,8 @@
-"""Linear layers by the processor's faster products, for which weights have to be laid out first.
+"""Linear layers and other products by the processor's faster kernels.
 
-On a CPU an ordinary float32 product goes through MKL. oneDNN has kernels of its own, which read weights in an order of
-their own; where the processor has wide vectors they take half the time.
+On a CPU an ordinary float32 product goes through MKL. oneDNN has kernels of its own, which take half the time where
+the processor has wide vectors: of weights that stay the same, laid out in an order of their own ([`FixedLinear`]), and
+of whatever else where torch can be talked into them ([`matmul`]).
 
 Letters: D directions, R rows.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from threading import Lock
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,18 +23,16 @@ from torch.nn import functional as F
 T = TypeVar("T")
 # For a module and others, in one dtype: checksums of their weights, and what was made of them.
 _KEPT: WeakKeyDictionary[nn.Module, dict[tuple, tuple[list[torch.Tensor], object]]] = WeakKeyDictionary()
-# Of so many rows a float32 product is faster even if its weight is laid out for it alone.
-MANY_ROWS = 256
+# Of fewer multiplications a product takes less time than to start one of oneDNN's.
+MANY_PRODUCTS = 2**20
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, faster for many rows in float32 on a CPU."""
+    """`nn.Linear`, forward and back by [`matmul`]."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., inputs]` to `[..., outputs]`."""
-        is_large = x.dtype == torch.float32 and x.numel() >= MANY_ROWS * self.in_features
-        usable = is_large and product_dtype(self.weight) == torch.float32 and can_pack(self.weight)
-        if usable and not torch.compiler.is_compiling():
+        if product_dtype(self.weight) == torch.float32 and _is_faster(x, self.weight.T):
             return _Product.apply(x, self.weight, self.bias)
         return super().forward(x)
 
@@ -42,7 +42,8 @@ class _Product(torch.autograd.Function):
     @torch.amp.custom_fwd(device_type="cpu")
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        return FixedLinear(weight, bias)(x)
+        outputs = matmul(x, weight.T)
+        return outputs if bias is None else outputs.add_(bias)
 
     @staticmethod
     @once_differentiable
@@ -52,9 +53,8 @@ class _Product(torch.autograd.Function):
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
         return (
-            FixedLinear(weight.T)(grad) if wants_x else None,
-            # Sums over many rows are as fast without being laid out.
-            rows.T @ x.reshape(-1, x.shape[-1]) if wants_weight else None,
+            matmul(grad, weight) if wants_x else None,
+            matmul(rows.T, x.reshape(-1, x.shape[-1])) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
 
@@ -129,6 +129,66 @@ def can_pack(weight: torch.Tensor) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`[..., M, K]` times `[..., K, N]`, `[..., M, N]`: `torch.matmul`, on a CPU in float32 by oneDNN.
+
+    torch gives a float32 product to oneDNN only with leave to round to bfloat16, of which oneDNN makes use only on
+    processors with such products. On the others float32 remains, and there this function gives leave.
+    """
+    if not _is_faster(left, right):
+        return left @ right
+    with _LEAVE_TO_ROUND:
+        return left @ right
+
+
+def addmm_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Adds the product of `[M, K]` and `[K, N]` to `total`, `[M, N]`, as [`matmul`] makes it."""
+    if not _is_faster(left, right):
+        return total.addmm_(left, right)
+    with _LEAVE_TO_ROUND:
+        return total.addmm_(left, right)
+
+
+def _is_faster(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether oneDNN is faster for a product, and may make it."""
+    is_large = left.numel() * right.shape[-1] >= MANY_PRODUCTS
+    is_ordinary = left.device.type == "cpu" and left.dtype == right.dtype == torch.float32
+    return is_large and is_ordinary and not torch.compiler.is_compiling() and _stays_float32()
+
+
+class _LeaveToRound:
+    """A setting of the whole process: it lasts from the first thread that asks for it to the last."""
+
+    def __init__(self):
+        self._lock, self._holders, self._before = Lock(), 0, None
+
+    def __enter__(self):
+        with self._lock:
+            if self._holders == 0:
+                self._before = torch.backends.mkldnn.matmul.fp32_precision
+                torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+            self._holders += 1
+
+    def __exit__(self, *_):
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                torch.backends.mkldnn.matmul.fp32_precision = self._before
+
+
+_LEAVE_TO_ROUND = _LeaveToRound()
+
+
+@cache
+def _stays_float32() -> bool:
+    """Whether products with leave to round to bfloat16 are float32 products all the same; a product tells."""
+    ones = torch.eye(64).expand(16, -1, -1)
+    # The last of float32's bits; bfloat16 keeps 7 of the 23.
+    numbers = torch.full((16, 64, 64), 1 + 2**-23)
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False), _LEAVE_TO_ROUND:
+        return torch.equal(ones @ numbers, numbers) and torch.equal(numbers @ ones, numbers)
+
+
 @torch.no_grad()
 def keep(make: Callable[[], T], *modules: nn.Module) -> T:
     """What `make` makes of the weights of modules; of the same weights it is made only once.
@@ -163,4 +223,4 @@ def _random_numbers(count: int) -> torch.Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(0))
 
 
-__all__ = ["FixedLinear", "Linear", "SideBySide", "can_pack", "keep", "product_dtype"]
+__all__ = ["FixedLinear", "Linear", "SideBySide", "addmm_", "can_pack", "keep", "matmul", "product_dtype"]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .linear_bidir_seq2seq import FixedLinear
+from .linear_bidir_seq2seq import FixedLinear, addmm_
 
 # Rows of one block: enough for efficient products, and few enough for the block to stay in a processor's cache.
 BLOCK_ROWS = {"cpu": 256}
@@ -118,10 +118,8 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             grad_features[rows] = project_back(grad)
             if x.dtype != grad_weight.dtype:
                 grad_weight.add_(grad.T @ x)
-            elif project_back.is_packed:
-                grad_weight.add_(FixedLinear(x.T)(grad.T))
             else:
-                grad_weight.addmm_(grad.T, x)
+                addmm_(grad_weight, grad.T, x)
         if wants_grad:
             ctx.save_for_backward(grad_features, grad_weight.to(weight.dtype), grad_base)
         return total

@@ -236,13 +236,13 @@ class Encoder(nn.Module):
         for layer in self.layers:
             if output_hidden_states:
                 # There and back, so that what is returned lies on the way to the result and has gradients.
-                hidden_states.append(_permute(x, restored, order).transpose(0, 1))
+                hidden_states.append(_batch_first(x, restored, order))
                 x = _permute(hidden_states[-1].transpose(0, 1), order, restored)
             x = self.dropout(layer(x, mirror))
         # Sums and products, as filling in by a mask is slow where the mask has to be broadcast.
         is_token = (positions < lengths)[..., None]
         pooled = (x + torch.zeros_like(is_token, dtype=x.dtype).masked_fill_(~is_token, float("-inf"))).amax(0)
-        hidden_states.append(_permute(x * is_token, restored, order).transpose(0, 1))
+        hidden_states.append(_batch_first(x * is_token, restored, order))
         return BidirSeq2SeqEncoderOutput(
             last_hidden_state=hidden_states[-1],
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
@@ -962,6 +962,14 @@ def _permute(x: torch.Tensor, index: torch.LongTensor, inverse: torch.LongTensor
     rows = torch.arange(x.shape[1], device=x.device)
     index, inverse = ((positions * x.shape[1] + rows).flatten() for positions in (index, inverse))
     return _Permute.apply(x.flatten(0, 1), index, inverse).view(x.shape)
+
+
+def _batch_first(x: torch.Tensor, index: torch.LongTensor, inverse: torch.LongTensor) -> torch.Tensor:
+    """As [`_permute`], to `[B, S, D]` in one piece of memory, which products would otherwise each copy together."""
+    length, num_rows = index.shape
+    rows = torch.arange(num_rows, device=x.device)
+    index, inverse = (index * num_rows + rows).T.flatten(), (inverse + rows * length).flatten()
+    return _Permute.apply(x.flatten(0, 1), index, inverse).view(num_rows, length, -1)
 
 
 __all__ = [

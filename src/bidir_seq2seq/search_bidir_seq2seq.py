@@ -181,7 +181,9 @@ class NextTokens:
     def _scores(self, features: torch.Tensor, partners: torch.Tensor | None) -> Iterator[tuple[slice, torch.Tensor]]:
         """For some documents at a time their log-probabilities, or mean probabilities, `[b, Q, columns]`."""
         num_documents, rows_each = features.shape[0], features[0, ..., 0].numel()
-        step = max(BLOCK_ROWS // rows_each, 1) if features.device.type == "cpu" else num_documents
+        # Blocks of the same size, as a small one at the end is slow for its size.
+        num_blocks = math.ceil(num_documents * rows_each / BLOCK_ROWS) if features.device.type == "cpu" else 1
+        step = math.ceil(num_documents / num_blocks)
         if self._probs is None:
             self._prepare(num_documents, min(step, num_documents) * rows_each)
         for start in range(0, num_documents, step):

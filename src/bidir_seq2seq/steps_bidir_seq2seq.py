@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
-from .linear_bidir_seq2seq import SideBySide, can_pack, keep
+from .linear_bidir_seq2seq import SideBySide, can_pack, keep, matmul
 
 # The twins' memory gets room for so many further steps at a time.
 ROOM = 16
@@ -185,9 +185,11 @@ class DecoderSteps:
         # Plain products, as for few queries the fused kernel is slower.
         by_head = self._split(queries).transpose(1, 2)
         flat = by_head.flatten(0, 1)
-        scores = torch.bmm(flat, self._keys) if self._mask is None else torch.baddbmm(self._mask, flat, self._keys)
+        scores = matmul(flat, self._keys)
+        if self._mask is not None:
+            scores += self._mask
         weights = scores.softmax(-1)
-        context = torch.bmm(weights, self._values).view(by_head.shape).transpose(1, 2).flatten(2)
+        context = matmul(weights, self._values).view(by_head.shape).transpose(1, 2).flatten(2)
         if not need_weights:
             return context, None
         weights = weights.unflatten(0, (-1, self._num_heads)).transpose(1, 2)
@@ -305,8 +307,8 @@ class TwinMemory:
         """One step of M hypotheses: `[..., 2 * N, Z]`, M in all the leading dimensions, keys before values."""
         keys, values = offers.reshape(-1, 2, offers.shape[-2] // 2, offers.shape[-1]).unbind(1)
         if self.length == 0:
-            self._keys = offers.new_empty(*keys.shape, ROOM)
-            self._values = offers.new_empty(*values.shape[:2], ROOM, values.shape[2])
+            self._keys = offers.new_zeros(*keys.shape, ROOM)
+            self._values = offers.new_zeros(*values.shape[:2], ROOM, values.shape[2])
         elif self.length == self._keys.shape[3]:
             self._keys, self._values = F.pad(self._keys, (0, ROOM)), F.pad(self._values, (0, 0, 0, ROOM))
         self._keys[..., self.length] = keys
@@ -316,10 +318,12 @@ class TwinMemory:
     def attend(self, queries: torch.Tensor) -> torch.Tensor:
         """Queries `[M * N, Q, Z]`, scaled, each read one head of one hypothesis; gives their contexts of that shape.
 
-        Plain products, as for a short memory the fused kernel is slower.
+        Plain products, as for a short memory the fused kernel is slower, and of the whole room, as rows that fill
+        vectors are faster than fewer numbers that do not.
         """
-        keys, values = self._keys[..., : self.length].flatten(0, 1), self._values[:, :, : self.length].flatten(0, 1)
-        return torch.bmm(torch.bmm(queries, keys).softmax(-1), values)
+        scores = matmul(queries, self._keys.flatten(0, 1))
+        scores[..., self.length :] = float("-inf")
+        return matmul(scores.softmax(-1), self._values.flatten(0, 1))
 
     def reorder(self, rows: torch.LongTensor) -> None:
         """Hypothesis m continues hypothesis `rows[m]`, `[M]`."""
