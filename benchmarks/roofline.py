@@ -1,15 +1,19 @@
-"""How far a training step and a search step are from what their matrix products and memory traffic alone cost.
+"""How far a training step and a search step are from what they cannot do without.
 
     python benchmarks/roofline.py
     python benchmarks/roofline.py --output roofline.json
 
-The machine's rates of large float32 products and of copying are measured in the same run, in turn with all else: of
-products by `torch.mm`, and with a weight laid out for oneDNN (`FixedLinear`). The floor of a part is the longer of its
-products at the faster of these rates and its bytes at that of copying; the last column has the floor at the rate of
-`torch.mm`, which is what plain torch code can come near. Bytes are those of tensors that one operation must hand to
-the next, and of weights, once each; the logits of a block never have to leave the cache and count as none. Times are
-of one thread, processor seconds, medians. Batches have no padding. Freed memory is kept (`keep_freed_memory`), as in
-`train`, unless --hand_back_memory is given.
+The machine's rates are measured in the same run, in turn with all else: of large float32 products, by `torch.mm` and
+with a weight laid out for oneDNN (`FixedLinear`); of exponentials, by `torch.softmax` of rows in the cache; and of
+copying. The floor of a part is the longer of two times: that of its products at the faster of their rates and of its
+exponentials, which the same units compute, and that of its bytes at the rate of copying. Two columns more have other
+floors: "no exp" that of products and bytes alone, "torch.mm" the same at the rate of `torch.mm`, which is what plain
+torch code can come near.
+
+Exponentials are one for each number of a softmax and five for each unit of an LSTM step (three sigmoids, two tanh).
+Bytes are those of tensors that one operation must hand to the next, and of weights, once each; the logits of a block
+never have to leave the cache and count as none. Times are of one thread, processor seconds, medians. Batches have no
+padding. Freed memory is kept (`keep_freed_memory`), as in `train`, unless --hand_back_memory is given.
 
 A step is measured whole. Its parts are measured alone, on the shipped modules, with their own backward passes;
 "bookkeeping" is what is left of the whole: reading ids, joining parts, beams, clipping and updating weights.
@@ -34,6 +38,8 @@ from bidir_seq2seq.search_bidir_seq2seq import NextTokens
 
 FLOAT_BYTES = 4
 PRODUCT_SIZE = 1024
+# Half a megabyte.
+SOFTMAX_SHAPE = (64, 2048)
 COPY_FLOATS = 2**24
 
 
@@ -60,16 +66,21 @@ SIZES = {
 
 @dataclass
 class Work:
-    """What must be done: floating-point operations of products, and bytes that must be read or written."""
+    """What must be done: floating-point operations of products, bytes to be read or written, and exponentials."""
 
     flops: float = 0.0
     moved: float = 0.0
+    exps: float = 0.0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.flops + other.flops, self.moved + other.moved)
+        return Work(self.flops + other.flops, self.moved + other.moved, self.exps + other.exps)
 
     def times(self, factor: float) -> "Work":
-        return Work(self.flops * factor, self.moved * factor)
+        return Work(self.flops * factor, self.moved * factor, self.exps * factor)
+
+    def with_backward(self) -> "Work":
+        """Also of the backward pass: two forward passes, with the exponentials at hand."""
+        return Work(self.flops * 3, self.moved * 3, self.exps)
 
 
 def linear(rows: int, inputs: int, outputs: int) -> Work:
@@ -82,16 +93,18 @@ def recurrence(rows: int, inputs: int, hidden: int) -> Work:
     return Work(
         2 * rows * 4 * hidden * (inputs + hidden),
         FLOAT_BYTES * (4 * hidden * (inputs + hidden) + rows * (inputs + hidden)),
+        5 * rows * hidden,
     )
 
 
-def attention(pairs: int, heads_size: int, memory_rows: int) -> Work:
+def attention(config: BidirSeq2SeqConfig, pairs: float, memory_rows: int) -> Work:
     """Scores and context of `pairs` (query, memory position) pairs that read `memory_rows` keys and values."""
-    return Work(2 * 2 * pairs * heads_size, FLOAT_BYTES * 2 * memory_rows * heads_size)
+    size = config.num_attention_heads * config.attention_head_size
+    return Work(2 * 2 * pairs * size, FLOAT_BYTES * 2 * memory_rows * size, pairs * config.num_attention_heads)
 
 
 def training_work(size: Size, batch_size: int) -> dict[str, Work]:
-    """The parts of one update of a twin model; a backward pass is two forward passes."""
+    """The parts of one update of a twin model."""
     c, rows = size.config, batch_size * size.target_length
     source_rows, directions = batch_size * size.source_length, 2
     heads = c.num_attention_heads * c.attention_head_size
@@ -105,25 +118,26 @@ def training_work(size: Size, batch_size: int) -> dict[str, Work]:
     reading = (
         linear(source_rows, c.hidden_size, 2 * heads)
         + linear(rows, c.hidden_size, 2 * heads)
-        + attention(rows * size.source_length, heads, source_rows)
+        + attention(c, rows * size.source_length, source_rows)
     )
     features = c.hidden_size + 2 * heads
     twin = linear(rows, c.hidden_size, 2 * heads)
     # Position t reads positions up to t: half of all pairs.
-    twin = twin + attention(rows * size.target_length / 2, heads, rows)
+    twin = twin + attention(c, rows * size.target_length / 2, rows)
     output = linear(rows, features, c.embedding_size)
     vocabulary = Work(
         2 * rows * c.embedding_size * c.vocab_size,
         FLOAT_BYTES * (c.vocab_size + rows) * c.embedding_size,
+        rows * c.vocab_size,
     )
     num_weights = sum(p.numel() for p in BidirSeq2SeqForConditionalGeneration(c).parameters())
     # AdamW reads weight, gradient and both moments and writes back all but the gradient; clipping reads it once more.
     bookkeeping = Work(0, FLOAT_BYTES * 8 * num_weights)
     return {
-        "encoder": encoder.times(3),
-        "decoders": decoder.times(3),
-        "attention": (reading + twin).times(3 * directions),
-        "projection and loss": (output + vocabulary).times(3 * directions),
+        "encoder": encoder.with_backward(),
+        "decoders": decoder.with_backward(),
+        "attention": (reading + twin).with_backward().times(directions),
+        "projection and loss": (output + vocabulary).with_backward().times(directions),
         "bookkeeping": bookkeeping,
     }
 
@@ -137,11 +151,11 @@ def search_work(size: Size, batch_size: int, num_beams: int, directions: int, wr
         inputs = c.embedding_size if layer == 0 else c.hidden_size
         decoder = decoder + recurrence(rows, inputs, c.hidden_size)
     reading = linear(rows, c.hidden_size, heads)
-    reading = reading + attention(rows * size.source_length, heads, batch_size * size.source_length)
+    reading = reading + attention(c, rows * size.source_length, batch_size * size.source_length)
     scored = rows
     if directions == 2:
         scored = rows * num_beams
-        reading = reading + linear(rows, c.hidden_size, 3 * heads) + attention(scored * written, heads, rows * written)
+        reading = reading + linear(rows, c.hidden_size, 3 * heads) + attention(c, scored * written, rows * written)
     # Of a pair's features only the part of the twin context is the pair's own.
     features = linear(rows, c.hidden_size + heads, c.embedding_size)
     if directions == 2:
@@ -149,6 +163,7 @@ def search_work(size: Size, batch_size: int, num_beams: int, directions: int, wr
     vocabulary = Work(
         2 * scored * c.embedding_size * c.vocab_size,
         FLOAT_BYTES * (c.vocab_size / directions + scored) * c.embedding_size,
+        scored * c.vocab_size,
     )
     # Beams change places: states, and what the twins have shown each other.
     moved = rows * c.hidden_size * 2 * c.decoder_layers + (directions - 1) * rows * written * 2 * heads
@@ -163,10 +178,12 @@ def search_work(size: Size, batch_size: int, num_beams: int, directions: int, wr
 def machine_jobs() -> dict[str, Callable[[], None]]:
     left, right = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE), torch.randn(PRODUCT_SIZE, PRODUCT_SIZE)
     fixed = FixedLinear(right)
+    rows = torch.randn(SOFTMAX_SHAPE)
     source, target = torch.randn(COPY_FLOATS), torch.empty(COPY_FLOATS)
     return {
         "torch.mm": lambda: torch.mm(left, right),
         "fixed layer": lambda: fixed(left),
+        "softmax": lambda: [torch.softmax(rows, -1) for _ in range(20)],
         "copying": lambda: target.copy_(source),
     }
 
@@ -300,28 +317,41 @@ def analyse(title: str, work: dict[str, Work], jobs: dict[str, Callable], repeat
     """Measures one kind of step, prints its table, and returns its figures."""
     seconds = measure({**jobs, **machine_jobs()}, repeats)
     product_rates = {name: 2 * PRODUCT_SIZE**3 / seconds[name] for name in ("torch.mm", "fixed layer")}
+    exp_rate = 20 * SOFTMAX_SHAPE[0] * SOFTMAX_SHAPE[1] / seconds["softmax"]
     copy_rate = 2 * FLOAT_BYTES * COPY_FLOATS / seconds["copying"]
     whole = seconds.get("whole")
     if whole is None:
         whole = (seconds["long"] - seconds["short"]) / written
     measured = {name: seconds[name] for name in work if name in seconds}
     measured["bookkeeping"] = whole - sum(measured.values())
+    measured["whole"] = whole
 
-    def floors_at(product_rate: float) -> dict[str, float]:
-        floors = {name: max(part.flops / product_rate, part.moved / copy_rate) for name, part in work.items()}
+    def floors_at(product_rate: float, exp_rate: float) -> dict[str, float]:
+        floors = {
+            name: max(part.flops / product_rate + part.exps / exp_rate, part.moved / copy_rate)
+            for name, part in work.items()
+        }
         return {**floors, "whole": sum(floors.values())}
 
-    floors, plain_floors = floors_at(max(product_rates.values())), floors_at(product_rates["torch.mm"])
+    best_rate = max(product_rates.values())
+    floors = {
+        "ratio": floors_at(best_rate, exp_rate),
+        "no exp": floors_at(best_rate, float("inf")),
+        "torch.mm": floors_at(product_rates["torch.mm"], float("inf")),
+    }
     rates = ", ".join(f"{name} {rate / 1e9:.1f} GFLOP/s" for name, rate in product_rates.items())
-    print(f"\n{title}: {rates}, copying {copy_rate / 1e9:.1f} GB/s")
-    print(f"{'part':24}{'GFLOP':>8}{'MB':>8}{'floor, ms':>11}{'measured':>10}{'ratio':>7}{'by torch.mm':>13}")
+    print(f"\n{title}: {rates}, softmax {exp_rate / 1e9:.2f} G exp/s, copying {copy_rate / 1e9:.1f} GB/s")
+    columns = "".join(f"{name:>10}" for name in floors)
+    print(f"{'part':24}{'GFLOP':>8}{'M exp':>8}{'MB':>8}{'floor, ms':>11}{'measured':>10}{columns}")
     parts = {}
     for name, part in [*work.items(), ("whole", sum(work.values(), Work()))]:
-        floor, taken = floors[name], whole if name == "whole" else measured[name]
-        parts[name] = {"flops": part.flops, "bytes": part.moved, "floor": floor, "seconds": taken}
-        row = f"{name:24}{part.flops / 1e9:8.2f}{part.moved / 1e6:8.1f}{floor * 1e3:11.2f}{taken * 1e3:10.2f}"
-        print(f"{row}{taken / floor:7.2f}{taken / plain_floors[name]:13.2f}")
-    return {"title": title, "product_rates": product_rates, "copy_rate": copy_rate, "parts": parts}
+        ratios = {column: measured[name] / of_parts[name] for column, of_parts in floors.items()}
+        floor = floors["ratio"][name]
+        parts[name] = {**vars(part), "floor": floor, "seconds": measured[name], "ratios": ratios}
+        row = f"{name:24}{part.flops / 1e9:8.2f}{part.exps / 1e6:8.2f}{part.moved / 1e6:8.1f}{floor * 1e3:11.2f}"
+        print(f"{row}{measured[name] * 1e3:10.2f}" + "".join(f"{ratio:10.2f}" for ratio in ratios.values()))
+    rates = {"product_rates": product_rates, "exp_rate": exp_rate, "copy_rate": copy_rate}
+    return {"title": title, **rates, "parts": parts}
 
 
 def main(args: list[str] | None = None) -> None:

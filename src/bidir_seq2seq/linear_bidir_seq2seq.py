@@ -32,7 +32,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., inputs]` to `[..., outputs]`."""
-        if product_dtype(self.weight) == torch.float32 and _is_faster(x, self.weight.T):
+        if product_dtype(self.weight) == torch.float32 and is_direct(x, self.weight.T):
             return _Product.apply(x, self.weight, self.bias)
         return super().forward(x)
 
@@ -69,14 +69,15 @@ class FixedLinear:
     Args:
         weight: `[outputs, inputs]`.
         bias: `[outputs]`.
+        lay_out: Whether to do so. For one batch it is not worth while where products are direct ([`is_direct`]).
 
     Attributes:
         dtype: That of the product: the weight's, or autocast's.
         is_packed: Whether the weight is laid out so.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
-        self.is_packed, self.dtype = can_pack(weight), product_dtype(weight)
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, lay_out: bool = True):
+        self.is_packed, self.dtype = lay_out and can_pack(weight), product_dtype(weight)
         self._weight = weight.detach().to(self.dtype)
         self._bias = None if bias is None else bias.detach().to(self.dtype)
         if self.is_packed:
@@ -87,7 +88,7 @@ class FixedLinear:
         x = x.to(self.dtype)
         if self.is_packed:
             return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return F.linear(x, self._weight, self._bias)
+        return matmul(x, self._weight.T) if self._bias is None else F.linear(x, self._weight, self._bias)
 
 
 class SideBySide:
@@ -135,7 +136,7 @@ def matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     torch gives a float32 product to oneDNN only with leave to round to bfloat16, of which oneDNN makes use only on
     processors with such products. On the others float32 remains, and there this function gives leave.
     """
-    if not _is_faster(left, right):
+    if not is_direct(left, right):
         return left @ right
     with _LEAVE_TO_ROUND:
         return left @ right
@@ -143,14 +144,14 @@ def matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def addmm_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Adds the product of `[M, K]` and `[K, N]` to `total`, `[M, N]`, as [`matmul`] makes it."""
-    if not _is_faster(left, right):
+    if not is_direct(left, right):
         return total.addmm_(left, right)
     with _LEAVE_TO_ROUND:
         return total.addmm_(left, right)
 
 
-def _is_faster(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether oneDNN is faster for a product, and may make it."""
+def is_direct(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether oneDNN may make the product of `[..., M, K]` and `[..., K, N]` as they are, and is faster than MKL."""
     is_large = left.numel() * right.shape[-1] >= MANY_PRODUCTS
     is_ordinary = left.device.type == "cpu" and left.dtype == right.dtype == torch.float32
     return is_large and is_ordinary and not torch.compiler.is_compiling() and _stays_float32()
@@ -223,4 +224,4 @@ def _random_numbers(count: int) -> torch.Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(0))
 
 
-__all__ = ["FixedLinear", "Linear", "SideBySide", "addmm_", "can_pack", "keep", "matmul", "product_dtype"]
+__all__ = ["FixedLinear", "Linear", "SideBySide", "addmm_", "can_pack", "is_direct", "keep", "matmul", "product_dtype"]

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 
 import torch
 
-from .linear_bidir_seq2seq import FixedLinear, addmm_
+from .linear_bidir_seq2seq import FixedLinear, addmm_, is_direct
 
 # Rows of one block: enough for efficient products, and few enough for the block to stay in a processor's cache.
 BLOCK_ROWS = {"cpu": 256}
 DEFAULT_BLOCK_ROWS = 4096
+# For fewer rows in all it takes longer to lay a weight out than that saves.
+MANY_ROWS = 1024
 
 
 def projected_cross_entropy(
@@ -73,17 +75,21 @@ def _logits_in_blocks(features, weight, base, documents) -> Iterator[tuple[slice
     """Some rows at a time and their logits `[n, V]`, float32, in a buffer that the next ones overwrite."""
     block_rows = BLOCK_ROWS.get(features.device.type, DEFAULT_BLOCK_ROWS)
     buffer = base.new_empty(min(block_rows, len(features)), weight.shape[0])
-    project = FixedLinear(weight)
+    project = FixedLinear(weight, lay_out=_is_worth_laying_out(weight, features))
     for start in range(0, len(features), block_rows):
         rows = slice(start, start + block_rows)
         x = features[rows]
         logits = buffer[: len(x)]
         torch.index_select(base, 0, documents[rows], out=logits)
         if x.dtype == logits.dtype and not project.is_packed:
-            logits.addmm_(x, weight.T)
+            addmm_(logits, x, weight.T)
         else:
             logits.add_(project(x))
         yield rows, logits
+
+
+def _is_worth_laying_out(weight: torch.Tensor, features: torch.Tensor) -> bool:
+    return len(features) >= MANY_ROWS or not is_direct(features, weight.T)
 
 
 class _ProjectedCrossEntropy(torch.autograd.Function):
@@ -95,7 +101,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         if wants_grad:
             grad_features, grad_base = torch.empty_like(features), torch.zeros_like(base)
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-            project_back = FixedLinear(weight.T)
+            project_back = FixedLinear(weight.T, lay_out=_is_worth_laying_out(weight, features))
         buffer = None
         for rows, logits in _logits_in_blocks(features, weight, base, documents):
             x, target, document = features[rows], targets[rows, None], documents[rows]
