@@ -168,6 +168,27 @@ def test_the_setting_is_again_what_it_was_when_the_last_thread_is_done(before):
     assert precision() == before
 
 
+@pytest.mark.parametrize("twin_memory", ["hidden", "features"])
+def test_models_learn_and_write_the_same_by_either_kernels(twin_memory, monkeypatch):
+    model = tiny_model(twin_memory=twin_memory, twin_dropout=0.0)
+    input_ids, labels = random_pairs(batch_size=3)
+    # Every product is large enough.
+    monkeypatch.setattr(linear_bidir_seq2seq, "MANY_PRODUCTS", 0)
+    found = []
+    for direct in (True, False):
+        monkeypatch.setattr(linear_bidir_seq2seq, "_stays_float32", lambda direct=direct: direct)
+        model.zero_grad()
+        loss = model.train()(input_ids=input_ids, labels=labels).loss
+        loss.backward()
+        flags = {"num_beams": 3, "max_new_tokens": 20, "return_dict_in_generate": True}
+        written = [
+            model.eval().generate(input_ids, decoding_direction=direction, **flags) for direction in ("l2r", "both")
+        ]
+        grads = [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+        found.append([loss.detach(), *grads, *(x for out in written for x in (out.sequences, out.sequences_scores))])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("num_rows", [3, MANY_ROWS])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
