@@ -16,7 +16,8 @@ never have to leave the cache and count as none. Times are of one thread, proces
 padding. Freed memory is kept (`keep_freed_memory`), as in `train`, unless --hand_back_memory is given.
 
 A step is measured whole. Its parts are measured alone, on the shipped modules, with their own backward passes;
-"bookkeeping" is what is left of the whole: reading ids, joining parts, beams, clipping and updating weights.
+"bookkeeping" is what is left of the whole: reading ids, joining parts, beams, clipping and updating weights. Alone a
+part finds less in the cache than within its step, so what is left may be nothing.
 """
 
 import argparse

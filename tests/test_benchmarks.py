@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import tiny_config, tiny_model
 
 from bidir_seq2seq.tokenization import build_char_tokenizer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path += [str(BENCHMARKS), str(BENCHMARKS / "peers")]
 bart, bidir, worker = map(import_module, ("bart", "bidir", "worker"))
-comparison, decode, decode_linear, half_precision, rerun, shortlist, train = map(
-    import_module, ("comparison", "decode", "decode_linear", "half_precision", "rerun", "shortlist", "train")
+comparison, rerun, roofline = map(import_module, ("comparison", "rerun", "roofline"))
+decode, decode_linear, half_precision, shortlist, train = map(
+    import_module, ("decode", "decode_linear", "half_precision", "shortlist", "train")
 )
 
 # So few words that a search which may end early does.
@@ -320,3 +321,49 @@ def test_growth_with_the_length_is_measured_on_both_ways(tmp_path, capsys):
     sizes = ["--source_length", "4", "--vocab_size", "30", "--repeats", "1", "--output", str(output)]
     decode_linear.main(["--lengths", "2", "3", "--num_beams", "2", *sizes])
     assert [set(row) for row in json.loads(output.read_text())["seconds"]] == [{"length", "ours", "rerun"}] * 2
+
+
+def test_the_work_of_steps_is_counted():
+    # Two documents of 5 tokens and titles of 3; one layer, sizes E 10, H 12, A 8 in 2 heads, V 24.
+    size = roofline.Size(tiny_config(encoder_layers=1, decoder_layers=1), source_length=5, target_length=3)
+    step = roofline.search_work(size, batch_size=2, num_beams=3, directions=1, written=4)
+    assert step["decoders"].flops == 2 * 6 * 48 * (10 + 12) and step["decoders"].exps == 5 * 6 * 12
+    assert step["attention"].flops == 2 * 6 * (12 * 8 + 2 * 5 * 8) and step["attention"].exps == 6 * 2 * 5
+    assert step["projection and scores"].flops == 2 * 6 * ((12 + 8) * 10 + 10 * 24)
+    assert step["projection and scores"].exps == 6 * 24
+    both = roofline.search_work(size, batch_size=2, num_beams=3, directions=2, written=4)
+    # 3 x 3 pairs of either side, each of which reads what its partner has written.
+    assert both["projection and scores"].exps == 6 * step["projection and scores"].exps
+    assert both["attention"].exps == 2 * (6 * 2 * 5 + 18 * 2 * 4)
+
+    update = roofline.training_work(size, batch_size=2)
+    assert update["encoder"].flops == 3 * 2 * 10 * 2 * 24 * (10 + 6) and update["encoder"].exps == 5 * 10 * 12
+    assert update["decoders"].flops == 3 * 2 * step["decoders"].flops
+    assert update["projection and loss"].exps == 2 * 6 * 24
+
+
+def test_every_step_is_set_against_its_floors(tmp_path, monkeypatch, capsys):
+    size = roofline.Size(tiny_config(), source_length=5, target_length=3)
+    monkeypatch.setattr(roofline, "SIZES", {"tiny": size})
+    monkeypatch.setattr(roofline, "COPY_FLOATS", 2**16)
+    monkeypatch.setattr(roofline, "PRODUCT_SIZE", 64)
+    threads = torch.get_num_threads()
+    output = tmp_path / "out" / "roofline.json"
+    flags = ["--batch_size", "2", "--repeats", "1", "--written", "2", "--threads", str(threads), "--hand_back_memory"]
+    roofline.main([*flags, "--output", str(output)])
+    steps = json.loads(output.read_text())["steps"]
+    assert [step["title"] for step in steps] == [
+        "Training step, tiny, batch 2",
+        "Search step, one direction, K = 5, tiny, batch 2",
+        "Search step, both directions, K = 3, tiny, batch 2",
+    ]
+    for step in steps:
+        whole = step["parts"].pop("whole")
+        for name in ("flops", "moved", "exps", "floor", "seconds"):
+            assert whole[name] == pytest.approx(sum(part[name] for part in step["parts"].values()))
+        for part in (whole, *step["parts"].values()):
+            assert part["floor"] > 0 and part["ratios"]["ratio"] == pytest.approx(part["seconds"] / part["floor"])
+            # The more a floor counts, the nearer it is.
+            assert abs(part["ratios"]["ratio"]) <= abs(part["ratios"]["no exp"]) * 1.000001
+            assert abs(part["ratios"]["torch.mm"]) <= abs(part["ratios"]["no exp"]) * 1.000001
+    assert capsys.readouterr().out.count("bookkeeping") == 3

@@ -182,9 +182,15 @@ _LEAVE_TO_ROUND = _LeaveToRound()
 
 @cache
 def _stays_float32() -> bool:
-    """Whether products with leave to round to bfloat16 are float32 products all the same; a product tells."""
+    """Whether products with leave to round to bfloat16 are float32 products all the same.
+
+    On x86 they are where there are no matrix tiles (AMX); a product that any rounding would change has to confirm it.
+    """
+    processor = torch.cpu.get_capabilities()
+    if processor.get("architecture") != "x86_64" or processor.get("amx_tile"):
+        return False
     ones = torch.eye(64).expand(16, -1, -1)
-    # The last of float32's bits; bfloat16 keeps 7 of the 23.
+    # The last of float32's 23 bits, of which bfloat16 keeps 7.
     numbers = torch.full((16, 64, 64), 1 + 2**-23)
     with torch.inference_mode(), torch.autocast("cpu", enabled=False), _LEAVE_TO_ROUND:
         return torch.equal(ones @ numbers, numbers) and torch.equal(numbers @ ones, numbers)
