@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from conftest import random_pairs, tiny_config, tiny_model
@@ -6,6 +8,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, BidirSeq2SeqModel
+from bidir_seq2seq.modeling_bidir_seq2seq import MultiHeadAttention
 
 VARIANTS = [
     {},
@@ -375,3 +378,32 @@ def test_bfloat16_autocast_is_close():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = model(input_ids=input_ids, labels=labels).loss
     assert abs(exact - rough) < 0.05 * exact
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.02), (torch.float16, 0.003), (torch.float64, 1e-6)])
+def test_attention_learns_alike_in_every_dtype(dtype, tolerance, autocast):
+    if autocast and dtype == torch.float64:
+        pytest.skip("there is no such autocast")
+    attention = MultiHeadAttention(6, 7, num_heads=2, head_size=4)
+    x, memory = torch.randn(3, 5, 6), torch.randn(3, 9, 7)
+    mask = torch.ones(3, 1, 1, 9, dtype=torch.bool)
+    mask[1, ..., 4:] = False
+
+    def learn(dtype, autocast=False):
+        module = deepcopy(attention).to(torch.float32 if autocast else dtype)
+        given = [y.detach().to(module.query.weight.dtype).requires_grad_() for y in (x, memory)]
+        with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+            context, _ = module(given[0], *module.memory(given[1]), mask)
+        assert context.dtype == dtype
+        context.pow(2).sum().backward()
+        return [context, *(y.grad for y in given), *(weight.grad for weight in module.parameters())]
+
+    for wanted, found in zip(learn(torch.float32), learn(dtype, autocast)):
+        assert (found.double() - wanted).norm() < tolerance * wanted.norm()
+
+
+def test_attention_loses_nothing_in_float64():
+    attention = MultiHeadAttention(6, 7, num_heads=2, head_size=4).double()
+    x, memory = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 6), (2, 4, 7)))
+    assert torch.autograd.gradcheck(lambda x, memory: attention(x, *attention.memory(memory))[0], (x, memory))

@@ -141,11 +141,22 @@ class MultiHeadAttention(nn.Module):
             weights = scores.softmax(-1)
             context = weights @ values
         else:
-            weights, context = None, F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+            weights, context = None, _fused_attention(queries, keys, values, mask)
         return context.transpose(-2, -3).flatten(-2), weights
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_size)).transpose(-2, -3)
+
+
+def _fused_attention(queries, keys, values, mask: torch.Tensor | None) -> torch.Tensor:
+    """Queries `[..., N, Q, D]`, keys and values `[..., N, M, D]` and a mask to the context `[..., N, Q, D]`."""
+    is_half = queries.dtype in (torch.bfloat16, torch.float16)
+    if not (is_half and queries.device.type == "cpu" and torch.is_grad_enabled()):
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    # On a CPU the kernel's backward pass takes two to nine times as long in half precision.
+    with torch.autocast("cpu", enabled=False):
+        in_full = (x.float() for x in (queries, keys, values))
+        return F.scaled_dot_product_attention(*in_full, attn_mask=mask).to(queries.dtype)
 
 
 class EncoderLayer(nn.Module):
