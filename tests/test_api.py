@@ -24,7 +24,7 @@ INTERNAL_MODULES = {
     "cache_bidir_seq2seq",
     "loss_bidir_seq2seq",
     "search_bidir_seq2seq",
-    "linear_bidir_seq2seq",
+    "products_bidir_seq2seq",
     "steps_bidir_seq2seq",
     "version",
 }

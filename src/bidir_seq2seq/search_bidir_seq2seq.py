@@ -26,7 +26,7 @@ from transformers.generation.logits_process import (
     SuppressTokensLogitsProcessor,
 )
 
-from .linear_bidir_seq2seq import FixedLinear, keep, product_dtype
+from .products_bidir_seq2seq import FixedLinear, keep, product_dtype
 
 IMPOSSIBLE = float("-inf")
 # On a CPU so many rows of logits are worked on at a time: few enough to stay in its cache.

@@ -12,8 +12,8 @@ from conftest import random_pairs, tiny_model
 from torch import nn
 from torch.nn import functional as F
 
-from bidir_seq2seq import linear_bidir_seq2seq
-from bidir_seq2seq.linear_bidir_seq2seq import (
+from bidir_seq2seq import products_bidir_seq2seq
+from bidir_seq2seq.products_bidir_seq2seq import (
     MANY_PRODUCTS,
     FixedLinear,
     Linear,
@@ -65,14 +65,14 @@ def precision() -> str:
 def leaves(monkeypatch):
     """Counts for how many products leave to round is given."""
     entered = []
-    enter = linear_bidir_seq2seq._LeaveToRound.__enter__
+    enter = products_bidir_seq2seq._LeaveToRound.__enter__
 
     def count(leave):
         enter(leave)
         entered.append(precision())
 
-    monkeypatch.setattr(linear_bidir_seq2seq._LeaveToRound, "__enter__", count)
-    linear_bidir_seq2seq._stays_float32()
+    monkeypatch.setattr(products_bidir_seq2seq._LeaveToRound, "__enter__", count)
+    products_bidir_seq2seq._stays_float32()
     entered.clear()
     return entered
 
@@ -97,7 +97,7 @@ def test_large_products_are_exact_in_float32(left_shape, right_shape, transposed
     # Rounding to bfloat16, or to 10 bits as some processors do, would be off by a hundred times as much.
     torch.testing.assert_close(matmul(left, right).double(), wanted, rtol=1e-4, atol=2e-5)
     assert precision() == before
-    expected = ["bf16"] if linear_bidir_seq2seq._stays_float32() else []
+    expected = ["bf16"] if products_bidir_seq2seq._stays_float32() else []
     assert leaves == expected
     if left.dim() == right.dim() == 2:
         total = torch.randn(wanted.shape)
@@ -117,7 +117,7 @@ def test_other_products_are_plain_ones(dtype, leaves):
 
 
 def test_where_leave_is_made_use_of_none_is_given(leaves, monkeypatch):
-    monkeypatch.setattr(linear_bidir_seq2seq, "_stays_float32", lambda: False)
+    monkeypatch.setattr(products_bidir_seq2seq, "_stays_float32", lambda: False)
     left, right = torch.randn(1100, 40), torch.randn(40, 30)
     assert torch.equal(matmul(left, right), left @ right)
     assert torch.equal(addmm_(torch.ones(1100, 30), left, right), torch.ones(1100, 30).addmm_(left, right))
@@ -125,7 +125,7 @@ def test_where_leave_is_made_use_of_none_is_given(leaves, monkeypatch):
 
 
 def test_leave_is_of_no_use_where_products_round(monkeypatch):
-    linear_bidir_seq2seq._stays_float32.cache_clear()
+    products_bidir_seq2seq._stays_float32.cache_clear()
     plain = torch.Tensor.__matmul__
 
     def rounding(left, right):
@@ -134,8 +134,8 @@ def test_leave_is_of_no_use_where_products_round(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "__matmul__", rounding)
-        assert not linear_bidir_seq2seq._stays_float32()
-    linear_bidir_seq2seq._stays_float32.cache_clear()
+        assert not products_bidir_seq2seq._stays_float32()
+    products_bidir_seq2seq._stays_float32.cache_clear()
 
 
 @pytest.fixture(params=["none", "ieee", "bf16"])
@@ -147,7 +147,7 @@ def before(request):
 
 
 def test_the_setting_is_again_what_it_was_when_the_last_thread_is_done(before):
-    leave = linear_bidir_seq2seq._LEAVE_TO_ROUND
+    leave = products_bidir_seq2seq._LEAVE_TO_ROUND
     seen, inside, outside = [], Barrier(2, timeout=10), Barrier(2, timeout=10)
 
     def short():
@@ -173,10 +173,10 @@ def test_models_learn_and_write_the_same_by_either_kernels(twin_memory, monkeypa
     model = tiny_model(twin_memory=twin_memory, twin_dropout=0.0)
     input_ids, labels = random_pairs(batch_size=3)
     # Every product is large enough.
-    monkeypatch.setattr(linear_bidir_seq2seq, "MANY_PRODUCTS", 0)
+    monkeypatch.setattr(products_bidir_seq2seq, "MANY_PRODUCTS", 0)
     found = []
     for direct in (True, False):
-        monkeypatch.setattr(linear_bidir_seq2seq, "_stays_float32", lambda direct=direct: direct)
+        monkeypatch.setattr(products_bidir_seq2seq, "_stays_float32", lambda direct=direct: direct)
         model.zero_grad()
         loss = model.train()(input_ids=input_ids, labels=labels).loss
         loss.backward()
@@ -312,13 +312,13 @@ def test_what_is_kept_lives_no_longer_than_its_model_and_stays_out_of_copies():
     for direction in ("both", "l2r"):
         model.generate(input_ids, decoding_direction=direction, num_beams=2, max_new_tokens=4)
     decoder = weakref.ref(model.model.direction_decoder("l2r"))
-    assert decoder() in linear_bidir_seq2seq._KEPT
+    assert decoder() in products_bidir_seq2seq._KEPT
     deepcopy(model)
     pickle.dumps(model)
-    count = len(linear_bidir_seq2seq._KEPT)
+    count = len(products_bidir_seq2seq._KEPT)
     del model
     gc.collect()
-    assert decoder() is None and len(linear_bidir_seq2seq._KEPT) < count
+    assert decoder() is None and len(products_bidir_seq2seq._KEPT) < count
 
 
 def test_what_is_kept_in_inference_mode_serves_outside_it_too():
