@@ -22,6 +22,7 @@ part finds less in the cache than within its step, so what is left may be nothin
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import time
@@ -39,8 +40,8 @@ from bidir_seq2seq.search_bidir_seq2seq import NextTokens
 
 FLOAT_BYTES = 4
 PRODUCT_SIZE = 1024
-# Half a megabyte.
-SOFTMAX_SHAPE = (64, 2048)
+# Half a megabyte, and how often it is read at a time.
+SOFTMAX_SHAPE, NUM_SOFTMAXES = (64, 2048), 20
 COPY_FLOATS = 2**24
 
 
@@ -184,7 +185,7 @@ def machine_jobs() -> dict[str, Callable[[], None]]:
     return {
         "torch.mm": lambda: torch.mm(left, right),
         "fixed layer": lambda: fixed(left),
-        "softmax": lambda: [torch.softmax(rows, -1) for _ in range(20)],
+        "softmax": lambda: [torch.softmax(rows, -1) for _ in range(NUM_SOFTMAXES)],
         "copying": lambda: target.copy_(source),
     }
 
@@ -318,7 +319,7 @@ def analyse(title: str, work: dict[str, Work], jobs: dict[str, Callable], repeat
     """Measures one kind of step, prints its table, and returns its figures."""
     seconds = measure({**jobs, **machine_jobs()}, repeats)
     product_rates = {name: 2 * PRODUCT_SIZE**3 / seconds[name] for name in ("torch.mm", "fixed layer")}
-    exp_rate = 20 * SOFTMAX_SHAPE[0] * SOFTMAX_SHAPE[1] / seconds["softmax"]
+    exp_rate = NUM_SOFTMAXES * math.prod(SOFTMAX_SHAPE) / seconds["softmax"]
     copy_rate = 2 * FLOAT_BYTES * COPY_FLOATS / seconds["copying"]
     whole = seconds.get("whole")
     if whole is None:
@@ -337,8 +338,8 @@ def analyse(title: str, work: dict[str, Work], jobs: dict[str, Callable], repeat
     best_rate = max(product_rates.values())
     floors = {
         "ratio": floors_at(best_rate, exp_rate),
-        "no exp": floors_at(best_rate, float("inf")),
-        "torch.mm": floors_at(product_rates["torch.mm"], float("inf")),
+        "no exp": floors_at(best_rate, math.inf),
+        "torch.mm": floors_at(product_rates["torch.mm"], math.inf),
     }
     rates = ", ".join(f"{name} {rate / 1e9:.1f} GFLOP/s" for name, rate in product_rates.items())
     print(f"\n{title}: {rates}, softmax {exp_rate / 1e9:.2f} G exp/s, copying {copy_rate / 1e9:.1f} GB/s")
@@ -351,8 +352,8 @@ def analyse(title: str, work: dict[str, Work], jobs: dict[str, Callable], repeat
         parts[name] = {**vars(part), "floor": floor, "seconds": measured[name], "ratios": ratios}
         row = f"{name:24}{part.flops / 1e9:8.2f}{part.exps / 1e6:8.2f}{part.moved / 1e6:8.1f}{floor * 1e3:11.2f}"
         print(f"{row}{measured[name] * 1e3:10.2f}" + "".join(f"{ratio:10.2f}" for ratio in ratios.values()))
-    rates = {"product_rates": product_rates, "exp_rate": exp_rate, "copy_rate": copy_rate}
-    return {"title": title, **rates, "parts": parts}
+    of_machine = {"product_rates": product_rates, "exp_rate": exp_rate, "copy_rate": copy_rate}
+    return {"title": title, **of_machine, "parts": parts}
 
 
 def main(args: list[str] | None = None) -> None:

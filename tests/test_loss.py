@@ -24,17 +24,18 @@ def test_it_is_the_cross_entropy_of_the_logits(block_rows, label_smoothing, monk
 
 @pytest.mark.parametrize("num_targets", [300, MANY_ROWS + 1])
 def test_large_products_give_it_too(num_targets):
-    assert_cross_entropy(*random_inputs(num_targets, vocab_size=100, size=40), label_smoothing=0.1)
+    # Sums of so many terms differ more with their order.
+    assert_cross_entropy(*random_inputs(num_targets, vocab_size=100, size=40), label_smoothing=0.1, atol=1e-4)
 
 
-def assert_cross_entropy(inputs, documents, targets, label_smoothing):
+def assert_cross_entropy(inputs, documents, targets, label_smoothing, atol=1e-5):
     ours = projected_cross_entropy(*inputs, documents, targets, label_smoothing)
     features, weight, base = inputs
     logits = features @ weight.T + base[documents]
     plain = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
     torch.testing.assert_close(ours, plain)
     for ours_grad, plain_grad in zip(torch.autograd.grad(3 * ours, inputs), torch.autograd.grad(3 * plain, inputs)):
-        torch.testing.assert_close(ours_grad, plain_grad, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours_grad, plain_grad, rtol=1e-4, atol=atol)
     with torch.no_grad():
         torch.testing.assert_close(
             projected_cross_entropy(*inputs, documents, targets, label_smoothing), plain.detach()

@@ -206,7 +206,8 @@ def test_a_linear_layer_and_its_gradients_are_the_plain_ones(num_rows, bias, aut
         output.float().pow(2).transpose(1, 2).sum(1).mean().backward()
         results += [output, given.grad, *(weight.grad for weight in module.parameters())]
     assert [y.dtype for y in found] == [y.dtype for y in wanted]
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+    # Sums of so many rows differ more with their order.
+    torch.testing.assert_close(found, wanted, **({"rtol": 1e-5, "atol": 1e-4} if num_rows == MANY_ROWS else {}))
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight", "bias"])

@@ -185,7 +185,7 @@ class NextTokens:
         num_blocks = math.ceil(num_documents * rows_each / BLOCK_ROWS) if features.device.type == "cpu" else 1
         step = math.ceil(num_documents / num_blocks)
         if self._probs is None:
-            self._prepare(num_documents, min(step, num_documents) * rows_each)
+            self._prepare(num_documents, step * rows_each)
         for start in range(0, num_documents, step):
             documents = slice(start, start + step)
             shape = features[documents].shape[:-1]
