@@ -35,7 +35,7 @@ from transformers import set_seed
 
 from bidir_seq2seq import BidirSeq2SeqConfig, BidirSeq2SeqForConditionalGeneration
 from bidir_seq2seq.allocator import keep_freed_memory
-from bidir_seq2seq.products_bidir_seq2seq import FixedLinear
+from bidir_seq2seq.kernels_bidir_seq2seq import FixedLinear
 from bidir_seq2seq.search_bidir_seq2seq import NextTokens
 
 FLOAT_BYTES = 4

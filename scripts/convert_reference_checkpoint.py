@@ -8,7 +8,7 @@ Then `AutoModelForSeq2SeqLM.from_pretrained("converted")`, after `import bidir_s
 
 import argparse
 
-from bidir_seq2seq.reference import convert_reference_checkpoint
+from bidir_seq2seq.keras_checkpoints import convert_reference_checkpoint
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,22 +1,6 @@
-"""Trains a title model from pairs of texts.
+"""`bidir_seq2seq.commands.train` from a checkout."""
 
-    python scripts/train.py --train_file train.jsonl --validation_file validation.jsonl --output_dir my_model
-    python scripts/train.py settings.yaml
-    torchrun --nproc_per_node 2 scripts/train.py settings.yaml
-
-All settings may stand in one YAML or JSON file. A run that was stopped goes on from its last complete checkpoint when
-the same command is given again.
-"""
-
-from bidir_seq2seq.arguments import parse_arguments
-from bidir_seq2seq.training import DataArguments, ModelArguments, TrainingArguments, train
-
-
-def main():
-    arguments = parse_arguments(ModelArguments, DataArguments, TrainingArguments, description=__doc__)
-    for name, value in train(*arguments).items():
-        print(f"{name:32} {value:.4f}")
-
+from bidir_seq2seq.commands.train import main
 
 if __name__ == "__main__":
     main()

@@ -73,7 +73,7 @@ PAGE = {
     ),
     "Share": (
         "To the Hub, and from checkpoints of the original Keras programs.",
-        {"hub": "save_for_hub push_to_hub create_model_card", "reference": "convert_reference_checkpoint"},
+        {"hub": "save_for_hub push_to_hub create_model_card", "keras_checkpoints": "convert_reference_checkpoint"},
     ),
 }
 

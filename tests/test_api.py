@@ -21,10 +21,11 @@ MODULES = {
 # What the package and its scripts use and users do not.
 INTERNAL_MODULES = {
     "arguments",
+    "commands",
     "cache_bidir_seq2seq",
     "loss_bidir_seq2seq",
     "search_bidir_seq2seq",
-    "products_bidir_seq2seq",
+    "kernels_bidir_seq2seq",
     "steps_bidir_seq2seq",
     "version",
 }

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bidir_seq2seq import search_bidir_seq2seq
-from bidir_seq2seq.search_bidir_seq2seq import MANY_SUMS, NextTokens, Shortlist, largest_sums
+from bidir_seq2seq.search_bidir_seq2seq import NextTokens, Shortlist
 
 B, K, E = 3, 2, 8
 # With and without columns that fill the words up, few to choose from and many.
@@ -137,28 +136,6 @@ def test_half_precision_products_have_float_probabilities(layer):
     found[..., 3] = float("-inf")
     scores = torch.randn(B, 1, K)
     assert_best(next_tokens.best(features.bfloat16(), scores, 5, [torch.tensor([3])]), found, scores)
-
-
-@pytest.mark.parametrize("size", [8, 9, 1600, 4096, 8001])
-@pytest.mark.parametrize("count", [1, 6])
-@pytest.mark.parametrize("is_log", [True, False])
-@pytest.mark.parametrize("many_sums", [0, MANY_SUMS])
-def test_the_largest_sums_are_found_where_topk_finds_them(size, count, is_log, many_sums, monkeypatch):
-    monkeypatch.setattr(search_bidir_seq2seq, "MANY_SUMS", many_sums)
-    x, scores = torch.rand(5, 2, 3, size), torch.randn(5, 2, 3)
-    sums, rows, columns = largest_sums(x, scores, count, is_log)
-    wanted = ((x if is_log else x.log()) + scores[..., None]).flatten(-2).topk(count)
-    assert torch.equal(sums, wanted.values) and torch.equal(rows * size + columns, wanted.indices)
-
-
-def test_the_largest_sums_of_equals_and_of_nothing_are_some_of_them():
-    x = torch.full((20, 2, 4096), float("-inf"))
-    x[:, :, 7::512] = 1.0
-    sums, rows, columns = largest_sums(x, torch.zeros(20, 2), 30)
-    assert torch.equal(sums, x.flatten(1).topk(30).values)
-    places = rows * 4096 + columns
-    assert torch.equal(x.flatten(1).gather(1, places), sums)
-    assert all(len(set(row)) == 30 for row in places.tolist())
 
 
 def test_autocast_rounds_products_only(layer):

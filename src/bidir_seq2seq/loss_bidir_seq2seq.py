@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .products_bidir_seq2seq import FixedLinear, addmm_, is_direct
+from .kernels_bidir_seq2seq import FixedLinear, addmm_, is_direct
 
 # Rows of one block: enough for efficient products, and few enough for the block to stay in a processor's cache.
 BLOCK_ROWS = {"cpu": 256}

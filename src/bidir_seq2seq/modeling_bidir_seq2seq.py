@@ -23,8 +23,8 @@ from transformers.utils import can_return_tuple, logging
 from .cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
+from .kernels_bidir_seq2seq import Linear
 from .loss_bidir_seq2seq import projected_cross_entropy, projected_log_probs
-from .products_bidir_seq2seq import Linear
 from .steps_bidir_seq2seq import DecoderSteps
 
 logger = logging.get_logger(__name__)

@@ -26,13 +26,11 @@ from transformers.generation.logits_process import (
     SuppressTokensLogitsProcessor,
 )
 
-from .products_bidir_seq2seq import FixedLinear, keep, product_dtype
+from .kernels_bidir_seq2seq import NUM_SHARES, FixedLinear, keep, largest_sums, product_dtype
 
 IMPOSSIBLE = float("-inf")
 # On a CPU so many rows of logits are worked on at a time: few enough to stay in its cache.
 BLOCK_ROWS = 256
-# There the best of so many sums are looked for in so many shares of the words at once.
-MANY_SUMS, NUM_SHARES = 2**15, 8
 
 
 @dataclass
@@ -463,40 +461,6 @@ class StepRecords:
             self.weights.append(weights)
 
 
-def largest_sums(
-    x: torch.Tensor, scores: torch.Tensor, count: int, is_log: bool = True
-) -> tuple[torch.Tensor, torch.LongTensor, torch.LongTensor]:
-    """The largest of all `x + scores` over the last two dimensions.
-
-    On a CPU and of many, they are found in the places of a share of the columns where the maxima over the shares are
-    largest, which leaves little to sort.
-
-    Args:
-        x: `[..., K, M]`.
-        scores: `[..., K]`, what is added to each row.
-        count: How many, C.
-        is_log: Whether to add to `x` itself, not to its logarithm.
-
-    Returns:
-        The sums `[..., C]`, largest first, their rows and their columns.
-    """
-    num_columns, size = x.shape[-1], x.shape[-1] // NUM_SHARES
-    if x.device.type != "cpu" or x.numel() < MANY_SUMS or num_columns % NUM_SHARES:
-        sums, places = ((x if is_log else x.log()) + scores[..., None]).flatten(-2).topk(count)
-        return sums, places // num_columns, places % num_columns
-    maxima = x.unflatten(-1, (NUM_SHARES, size)).amax(-2)
-    maxima = ((maxima if is_log else maxima.log()) + scores[..., None]).flatten(-2)
-    places = maxima.topk(min(count, maxima.shape[-1]), sorted=False).indices
-    rows = places // size
-    # From the first share on; [..., C, shares].
-    places = (places + rows * (num_columns - size))[..., None] + torch.arange(0, num_columns, size)
-    found = x.flatten(-2).gather(-1, places.flatten(-2)).view(places.shape)
-    found = (found if is_log else found.log()) + scores.gather(-1, rows)[..., None]
-    sums, order = found.flatten(-2).topk(count)
-    places = places.flatten(-2).gather(-1, order)
-    return sums, places // num_columns, places % num_columns
-
-
 def select(x: torch.Tensor, index: torch.LongTensor) -> torch.Tensor:
     """`x` `[B, M, ...]` at the entries `index` `[B, K]` of its second dimension."""
     rows = index + torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)[:, None]
@@ -510,6 +474,5 @@ __all__ = [
     "Shortlist",
     "StepRecords",
     "forbidden_tokens",
-    "largest_sums",
     "select",
 ]

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
-from .products_bidir_seq2seq import SideBySide, can_pack, keep, matmul
+from .kernels_bidir_seq2seq import SideBySide, can_pack, keep, matmul
 
 # The twins' memory gets room for so many further steps at a time.
 ROOM = 16

@@ -12,15 +12,17 @@ from conftest import random_pairs, tiny_model
 from torch import nn
 from torch.nn import functional as F
 
-from bidir_seq2seq import products_bidir_seq2seq
-from bidir_seq2seq.products_bidir_seq2seq import (
+from bidir_seq2seq import kernels_bidir_seq2seq
+from bidir_seq2seq.kernels_bidir_seq2seq import (
     MANY_PRODUCTS,
+    MANY_SUMS,
     FixedLinear,
     Linear,
     SideBySide,
     addmm_,
     can_pack,
     keep,
+    largest_sums,
     matmul,
 )
 
@@ -65,14 +67,14 @@ def precision() -> str:
 def leaves(monkeypatch):
     """Counts for how many products leave to round is given."""
     entered = []
-    enter = products_bidir_seq2seq._LeaveToRound.__enter__
+    enter = kernels_bidir_seq2seq._LeaveToRound.__enter__
 
     def count(leave):
         enter(leave)
         entered.append(precision())
 
-    monkeypatch.setattr(products_bidir_seq2seq._LeaveToRound, "__enter__", count)
-    products_bidir_seq2seq._stays_float32()
+    monkeypatch.setattr(kernels_bidir_seq2seq._LeaveToRound, "__enter__", count)
+    kernels_bidir_seq2seq._stays_float32()
     entered.clear()
     return entered
 
@@ -97,7 +99,7 @@ def test_large_products_are_exact_in_float32(left_shape, right_shape, transposed
     # Rounding to bfloat16, or to 10 bits as some processors do, would be off by a hundred times as much.
     torch.testing.assert_close(matmul(left, right).double(), wanted, rtol=1e-4, atol=2e-5)
     assert precision() == before
-    expected = ["bf16"] if products_bidir_seq2seq._stays_float32() else []
+    expected = ["bf16"] if kernels_bidir_seq2seq._stays_float32() else []
     assert leaves == expected
     if left.dim() == right.dim() == 2:
         total = torch.randn(wanted.shape)
@@ -117,7 +119,7 @@ def test_other_products_are_plain_ones(dtype, leaves):
 
 
 def test_where_leave_is_made_use_of_none_is_given(leaves, monkeypatch):
-    monkeypatch.setattr(products_bidir_seq2seq, "_stays_float32", lambda: False)
+    monkeypatch.setattr(kernels_bidir_seq2seq, "_stays_float32", lambda: False)
     left, right = torch.randn(1100, 40), torch.randn(40, 30)
     assert torch.equal(matmul(left, right), left @ right)
     assert torch.equal(addmm_(torch.ones(1100, 30), left, right), torch.ones(1100, 30).addmm_(left, right))
@@ -125,7 +127,7 @@ def test_where_leave_is_made_use_of_none_is_given(leaves, monkeypatch):
 
 
 def test_leave_is_of_no_use_where_products_round(monkeypatch):
-    products_bidir_seq2seq._stays_float32.cache_clear()
+    kernels_bidir_seq2seq._stays_float32.cache_clear()
     plain = torch.Tensor.__matmul__
 
     def rounding(left, right):
@@ -134,8 +136,8 @@ def test_leave_is_of_no_use_where_products_round(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "__matmul__", rounding)
-        assert not products_bidir_seq2seq._stays_float32()
-    products_bidir_seq2seq._stays_float32.cache_clear()
+        assert not kernels_bidir_seq2seq._stays_float32()
+    kernels_bidir_seq2seq._stays_float32.cache_clear()
 
 
 @pytest.fixture(params=["none", "ieee", "bf16"])
@@ -147,7 +149,7 @@ def before(request):
 
 
 def test_the_setting_is_again_what_it_was_when_the_last_thread_is_done(before):
-    leave = products_bidir_seq2seq._LEAVE_TO_ROUND
+    leave = kernels_bidir_seq2seq._LEAVE_TO_ROUND
     seen, inside, outside = [], Barrier(2, timeout=10), Barrier(2, timeout=10)
 
     def short():
@@ -173,10 +175,10 @@ def test_models_learn_and_write_the_same_by_either_kernels(twin_memory, monkeypa
     model = tiny_model(twin_memory=twin_memory, twin_dropout=0.0)
     input_ids, labels = random_pairs(batch_size=3)
     # Every product is large enough.
-    monkeypatch.setattr(products_bidir_seq2seq, "MANY_PRODUCTS", 0)
+    monkeypatch.setattr(kernels_bidir_seq2seq, "MANY_PRODUCTS", 0)
     found = []
     for direct in (True, False):
-        monkeypatch.setattr(products_bidir_seq2seq, "_stays_float32", lambda direct=direct: direct)
+        monkeypatch.setattr(kernels_bidir_seq2seq, "_stays_float32", lambda direct=direct: direct)
         model.zero_grad()
         loss = model.train()(input_ids=input_ids, labels=labels).loss
         loss.backward()
@@ -313,13 +315,13 @@ def test_what_is_kept_lives_no_longer_than_its_model_and_stays_out_of_copies():
     for direction in ("both", "l2r"):
         model.generate(input_ids, decoding_direction=direction, num_beams=2, max_new_tokens=4)
     decoder = weakref.ref(model.model.direction_decoder("l2r"))
-    assert decoder() in products_bidir_seq2seq._KEPT
+    assert decoder() in kernels_bidir_seq2seq._KEPT
     deepcopy(model)
     pickle.dumps(model)
-    count = len(products_bidir_seq2seq._KEPT)
+    count = len(kernels_bidir_seq2seq._KEPT)
     del model
     gc.collect()
-    assert decoder() is None and len(products_bidir_seq2seq._KEPT) < count
+    assert decoder() is None and len(kernels_bidir_seq2seq._KEPT) < count
 
 
 def test_what_is_kept_in_inference_mode_serves_outside_it_too():
@@ -331,3 +333,25 @@ def test_what_is_kept_in_inference_mode_serves_outside_it_too():
     assert torch.equal(model.generate(input_ids, **flags), inside)
     _train(model)
     assert torch.equal(model.generate(input_ids, **flags), deepcopy(model).generate(input_ids, **flags))
+
+
+@pytest.mark.parametrize("size", [8, 9, 1600, 4096, 8001])
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("is_log", [True, False])
+@pytest.mark.parametrize("many_sums", [0, MANY_SUMS])
+def test_the_largest_sums_are_found_where_topk_finds_them(size, count, is_log, many_sums, monkeypatch):
+    monkeypatch.setattr(kernels_bidir_seq2seq, "MANY_SUMS", many_sums)
+    x, scores = torch.rand(5, 2, 3, size), torch.randn(5, 2, 3)
+    sums, rows, columns = largest_sums(x, scores, count, is_log)
+    wanted = ((x if is_log else x.log()) + scores[..., None]).flatten(-2).topk(count)
+    assert torch.equal(sums, wanted.values) and torch.equal(rows * size + columns, wanted.indices)
+
+
+def test_the_largest_sums_of_equals_and_of_nothing_are_some_of_them():
+    x = torch.full((20, 2, 4096), float("-inf"))
+    x[:, :, 7::512] = 1.0
+    sums, rows, columns = largest_sums(x, torch.zeros(20, 2), 30)
+    assert torch.equal(sums, x.flatten(1).topk(30).values)
+    places = rows * 4096 + columns
+    assert torch.equal(x.flatten(1).gather(1, places), sums)
+    assert all(len(set(row)) == 30 for row in places.tolist())

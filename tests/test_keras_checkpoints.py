@@ -14,7 +14,7 @@ import torch
 from reference_search import Found, reference_search, run_searches
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, LogitsProcessor
 
-from bidir_seq2seq.reference import (
+from bidir_seq2seq.keras_checkpoints import (
     build_reference_model,
     build_reference_tokenizer,
     convert_reference_checkpoint,

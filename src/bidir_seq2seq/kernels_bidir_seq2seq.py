@@ -25,6 +25,8 @@ T = TypeVar("T")
 _KEPT: WeakKeyDictionary[nn.Module, dict[tuple, tuple[list[torch.Tensor], object]]] = WeakKeyDictionary()
 # Of fewer multiplications a product takes less time than to start one of oneDNN's.
 MANY_PRODUCTS = 2**20
+# On a CPU the best of so many sums are looked for in so many shares of the columns at once.
+MANY_SUMS, NUM_SHARES = 2**15, 8
 
 
 class Linear(nn.Linear):
@@ -230,4 +232,50 @@ def _random_numbers(count: int) -> torch.Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(0))
 
 
-__all__ = ["FixedLinear", "Linear", "SideBySide", "addmm_", "can_pack", "is_direct", "keep", "matmul", "product_dtype"]
+def largest_sums(
+    x: torch.Tensor, scores: torch.Tensor, count: int, is_log: bool = True
+) -> tuple[torch.Tensor, torch.LongTensor, torch.LongTensor]:
+    """The largest of all `x + scores` over the last two dimensions.
+
+    On a CPU and of many, they are found in the places of a share of the columns where the maxima over the shares are
+    largest, which leaves little to sort.
+
+    Args:
+        x: `[..., K, M]`.
+        scores: `[..., K]`, what is added to each row.
+        count: How many, C.
+        is_log: Whether to add to `x` itself, not to its logarithm.
+
+    Returns:
+        The sums `[..., C]`, largest first, their rows and their columns.
+    """
+    num_columns, size = x.shape[-1], x.shape[-1] // NUM_SHARES
+    if x.device.type != "cpu" or x.numel() < MANY_SUMS or num_columns % NUM_SHARES:
+        sums, places = ((x if is_log else x.log()) + scores[..., None]).flatten(-2).topk(count)
+        return sums, places // num_columns, places % num_columns
+    maxima = x.unflatten(-1, (NUM_SHARES, size)).amax(-2)
+    maxima = ((maxima if is_log else maxima.log()) + scores[..., None]).flatten(-2)
+    places = maxima.topk(min(count, maxima.shape[-1]), sorted=False).indices
+    rows = places // size
+    # From the first share on; [..., C, shares].
+    places = (places + rows * (num_columns - size))[..., None] + torch.arange(0, num_columns, size)
+    found = x.flatten(-2).gather(-1, places.flatten(-2)).view(places.shape)
+    found = (found if is_log else found.log()) + scores.gather(-1, rows)[..., None]
+    sums, order = found.flatten(-2).topk(count)
+    places = places.flatten(-2).gather(-1, order)
+    return sums, places // num_columns, places % num_columns
+
+
+__all__ = [
+    "NUM_SHARES",
+    "FixedLinear",
+    "Linear",
+    "SideBySide",
+    "addmm_",
+    "can_pack",
+    "is_direct",
+    "keep",
+    "largest_sums",
+    "matmul",
+    "product_dtype",
+]

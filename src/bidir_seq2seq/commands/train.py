@@ -1,0 +1,19 @@
+"""Trains a title model from pairs of texts.
+
+    python scripts/train.py --train_file train.jsonl --validation_file validation.jsonl --output_dir my_model
+    python scripts/train.py settings.yaml
+    torchrun --nproc_per_node 2 scripts/train.py settings.yaml
+
+All settings may stand in one YAML or JSON file. A run that was stopped goes on from its last complete checkpoint when
+the same command is given again.
+"""
+
+from ..arguments import parse_arguments
+from ..training import DataArguments, ModelArguments, TrainingArguments, train
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command; `argv` instead of the process's own arguments."""
+    arguments = parse_arguments(ModelArguments, DataArguments, TrainingArguments, description=__doc__, args=argv)
+    for name, value in train(*arguments).items():
+        print(f"{name:32} {value:.4f}")
