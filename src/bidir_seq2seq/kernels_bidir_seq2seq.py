@@ -4,12 +4,19 @@ On a CPU an ordinary float32 product goes through MKL. oneDNN has kernels of its
 the processor has wide vectors: of weights that stay the same, laid out in an order of their own ([`FixedLinear`]), and
 of whatever else where torch can be talked into them ([`matmul`]).
 
+A fast product is used only where it is proved: on first use it is compared with the plain one, and where it is
+missing, raises or differs, the plain one takes its place. A weight is read past its module only where the module is
+exactly the plain one ([`is_plain`]). `BIDIR_SEQ2SEQ_KERNELS=plain` in the environment, or [`plain_kernels`], switches
+all of it off.
+
 Letters: D directions, R rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from threading import Lock
 from typing import TypeVar
@@ -19,14 +26,61 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 T = TypeVar("T")
+# How many callers want plain operations only; the environment is one that stays.
+_num_plain = int(os.environ.get("BIDIR_SEQ2SEQ_KERNELS") == "plain")
 # For a module and others, in one dtype: checksums of their weights, and what was made of them.
 _KEPT: WeakKeyDictionary[nn.Module, dict[tuple, tuple[list[torch.Tensor], object]]] = WeakKeyDictionary()
 # Of fewer multiplications a product takes less time than to start one of oneDNN's.
 MANY_PRODUCTS = 2**20
 # On a CPU the best of so many sums are looked for in so many shares of the columns at once.
 MANY_SUMS, NUM_SHARES = 2**15, 8
+
+
+@contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Within it, every thread computes by torch's plain operations and the modules' own methods."""
+    global _num_plain
+    _num_plain += 1
+    try:
+        yield
+    finally:
+        _num_plain -= 1
+
+
+def are_enabled() -> bool:
+    """Whether fast operations may be used at all."""
+    return _num_plain == 0
+
+
+def is_plain(module: nn.Module, *own_types: type[nn.Module]) -> bool:
+    """Whether a module computes what its class and its weights say, so that others may compute it in its place.
+
+    It does not if it, or a module within it, is of another class than torch's plain ones (an adapter, a quantized or
+    parametrized layer), has a hook, has had its `forward` replaced, or if its weights have several dtypes.
+
+    Args:
+        module: Such as a linear layer, or a decoder.
+        own_types: Further classes that may be within it.
+    """
+    plain_types = (*_PLAIN_TYPES, *own_types)
+    if any(type(part) not in plain_types or _is_hooked(part) for part in module.modules()):
+        return False
+    return len({weight.dtype for weight in module.parameters()}) <= 1
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    of_all = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+    return (
+        "forward" in vars(module)
+        or any(getattr(module, kind, None) for kind in kinds)
+        or any(getattr(nn.modules.module, kind, None) for kind in of_all)
+    )
 
 
 class Linear(nn.Linear):
@@ -37,6 +91,20 @@ class Linear(nn.Linear):
         if product_dtype(self.weight) == torch.float32 and is_direct(x, self.weight.T):
             return _Product.apply(x, self.weight, self.bias)
         return super().forward(x)
+
+
+_PLAIN_TYPES = (
+    nn.Dropout,
+    nn.Embedding,
+    nn.GRU,
+    nn.LSTM,
+    nn.LayerNorm,
+    nn.Linear,
+    nn.ModuleList,
+    nn.ReLU,
+    nn.Sequential,
+    Linear,
+)
 
 
 class _Product(torch.autograd.Function):
@@ -128,8 +196,32 @@ def can_pack(weight: torch.Tensor) -> bool:
     """Whether oneDNN's layout is there for products with this weight, `[outputs, inputs]`, and of use."""
     if weight.device.type != "cpu" or weight.numel() == 0 or not torch.backends.mkldnn.is_available():
         return False
-    dtype = product_dtype(weight)
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # A compiler would trace the probe; it has layouts of its own.
+    return are_enabled() and not torch.compiler.is_compiling() and _packs_rightly(product_dtype(weight))
+
+
+@cache
+def _packs_rightly(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's operations for weights laid out once are there and give a product in `dtype` as it should be.
+
+    torch keeps them to itself, so the next one may have renamed them.
+    """
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(24, 24, generator=generator).to(dtype) for _ in range(2))
+    bias = torch.randn(24, generator=generator).to(dtype)
+    try:
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+            found = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+            torch.testing.assert_close(found, F.linear(x, weight, bias))
+    except Exception as error:  # Whatever is wrong with it, the plain product is there.
+        logger.warning(f"products by oneDNN's layout are not used in {dtype}: {str(error).splitlines()[0]}")
+        return False
+    return True
 
 
 def matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -155,7 +247,7 @@ def addmm_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torc
 def is_direct(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether oneDNN may make the product of `[..., M, K]` and `[..., K, N]` as they are, and is faster than MKL."""
     is_large = left.numel() * right.shape[-1] >= MANY_PRODUCTS
-    is_ordinary = left.device.type == "cpu" and left.dtype == right.dtype == torch.float32
+    is_ordinary = are_enabled() and left.device.type == "cpu" and left.dtype == right.dtype == torch.float32
     return is_large and is_ordinary and not torch.compiler.is_compiling() and _stays_float32()
 
 
@@ -194,8 +286,12 @@ def _stays_float32() -> bool:
     ones = torch.eye(64).expand(16, -1, -1)
     # The last of float32's 23 bits, of which bfloat16 keeps 7.
     numbers = torch.full((16, 64, 64), 1 + 2**-23)
-    with torch.inference_mode(), torch.autocast("cpu", enabled=False), _LEAVE_TO_ROUND:
-        return torch.equal(ones @ numbers, numbers) and torch.equal(numbers @ ones, numbers)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False), _LEAVE_TO_ROUND:
+            return torch.equal(ones @ numbers, numbers) and torch.equal(numbers @ ones, numbers)
+    except (AttributeError, RuntimeError) as error:
+        logger.warning(f"float32 products by oneDNN are not used: {error}")
+        return False
 
 
 @torch.no_grad()
@@ -272,10 +368,13 @@ __all__ = [
     "Linear",
     "SideBySide",
     "addmm_",
+    "are_enabled",
     "can_pack",
     "is_direct",
+    "is_plain",
     "keep",
     "largest_sums",
     "matmul",
+    "plain_kernels",
     "product_dtype",
 ]

@@ -23,9 +23,9 @@ from transformers.utils import can_return_tuple, logging
 from .cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
-from .kernels_bidir_seq2seq import Linear
+from .kernels_bidir_seq2seq import Linear, are_enabled, is_plain
 from .loss_bidir_seq2seq import projected_cross_entropy, projected_log_probs
-from .steps_bidir_seq2seq import DecoderSteps
+from .steps_bidir_seq2seq import DecoderSteps, FastDecoderSteps
 
 logger = logging.get_logger(__name__)
 
@@ -223,7 +223,7 @@ class Encoder(nn.Module):
             given = given.new_full((given.shape[0], 1, *given.shape[2:]), self.config.pad_token_id)
             mask = given.new_zeros(given.shape[:2], dtype=torch.bool)
         if input_ids is not None:
-            check_ids("input_ids", given, self.embed_tokens.num_embeddings)
+            check_ids("input_ids", given, self.config.vocab_size)
             mask = given != self.config.pad_token_id if mask is None else mask
         elif mask is None:
             mask = given.new_ones(given.shape[:2], dtype=torch.bool)
@@ -265,7 +265,7 @@ class Encoder(nn.Module):
     def _source_words(self, ids: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor | None:
         if not self.config.use_prior:
             return None
-        words = mask.new_zeros(mask.shape[0], self.embed_tokens.num_embeddings)
+        words = mask.new_zeros(mask.shape[0], self.config.vocab_size)
         if ids is not None:
             words.scatter_(1, torch.where(mask, ids, self.config.pad_token_id), True)
         names = ("pad_token_id",)
@@ -308,6 +308,7 @@ class Decoder(nn.Module):
         sizes = [config.embedding_size] + [config.hidden_size] * config.decoder_layers
         self.norms = nn.ModuleList(ModulatedLayerNorm(config.hidden_size, s, config.layer_norm_eps) for s in sizes)
         rnn = RNN_CLASSES[config.rnn_type]
+        self.is_lstm = config.rnn_type == "lstm"
         self.rnns = nn.ModuleList(rnn(size, config.hidden_size, batch_first=True) for size in sizes[:-1])
         self.source_attention = (
             MultiHeadAttention(config.hidden_size, config.hidden_size, *heads) if config.use_attention else None
@@ -361,24 +362,34 @@ class Decoder(nn.Module):
         hidden_states[-1] = self.norms[-1](x, memory.modulations[-1])
         return hidden_states
 
-    @staticmethod
-    def _read_on(rnn: nn.RNNBase, x: torch.Tensor, past: RecurrentStateLayer) -> torch.Tensor:
-        lstm = isinstance(rnn, nn.LSTM)
+    def _read_on(self, rnn: nn.RNNBase, x: torch.Tensor, past: RecurrentStateLayer) -> torch.Tensor:
         if x.shape[1] > 1 and not past.record_past:
-            x, state = rnn(x, past.state if lstm or past.state is None else past.state[0])
-            past.advance(state if lstm else (state,), x.shape[1])
+            x, state = rnn(x, past.state if self.is_lstm or past.state is None else past.state[0])
+            past.advance(state if self.is_lstm else (state,), x.shape[1])
             return x
         # A layer's own kernel rearranges all its weights at each call, which for one token is most of the time, and
         # does not tell the states in between, which a past that may be taken back needs.
-        cell = torch.lstm_cell if lstm else torch.gru_cell
+        read = self._cell if is_plain(rnn) else self._module
         outputs = []
         for token in x.unbind(1):
-            zeros = (token.new_zeros(1, len(token), rnn.hidden_size),) * (2 if lstm else 1)
-            before = tuple(part[0] for part in past.state or zeros)
-            after = cell(token, before if lstm else before[0], *rnn.all_weights[0])
-            past.advance(tuple(part[None] for part in (after if lstm else (after,))), 1)
+            zeros = (token.new_zeros(1, len(token), rnn.hidden_size),) * (2 if self.is_lstm else 1)
+            past.advance(read(rnn, token, past.state or zeros), 1)
             outputs.append(past.state[0][0])
         return torch.stack(outputs, dim=1)
+
+    def _cell(self, rnn: nn.RNNBase, token: torch.Tensor, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """One token `[R, inputs]` by the weights of a plain layer; states are `[1, R, H]`."""
+        before = tuple(part[0] for part in state)
+        cell = torch.lstm_cell if self.is_lstm else torch.gru_cell
+        after = cell(token, before if self.is_lstm else before[0], *rnn.all_weights[0])
+        return tuple(part[None] for part in (after if self.is_lstm else (after,)))
+
+    def _module(
+        self, rnn: nn.RNNBase, token: torch.Tensor, state: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        """As `_cell`, by the layer itself, whatever has been made of it."""
+        _, after = rnn(token[:, None], state if self.is_lstm else state[0])
+        return after if self.is_lstm else (after,)
 
     def attend_source(
         self, hidden: torch.Tensor, memory: SourceMemory, need_weights: bool = False
@@ -586,7 +597,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
     def _embed(self, ids: torch.Tensor | None, embeds: torch.Tensor | None) -> torch.Tensor:
         if embeds is not None:
             return embeds
-        check_ids("decoder_input_ids", ids, self.encoder.embed_tokens.num_embeddings)
+        check_ids("decoder_input_ids", ids, self.config.vocab_size)
         return self.encoder.embed_tokens(ids)
 
     def _run_one(self, direction: str, embeds, encoder_outputs, cache: BidirSeq2SeqCache | None, need_weights) -> dict:
@@ -629,7 +640,9 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             "weights": weights,
         }
 
-    def start_steps(self, encoder_outputs: BidirSeq2SeqEncoderOutput, direction: str) -> DecoderSteps:
+    def start_steps(
+        self, encoder_outputs: BidirSeq2SeqEncoderOutput, direction: str
+    ) -> DecoderSteps | FastDecoderSteps:
         """What writes about documents a token at a time: `"l2r"`, `"r2l"`, or `"both"` reading each other.
 
         Raises:
@@ -637,7 +650,10 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         """
         directions = ("l2r", "r2l") if direction == "both" else (direction,)
         decoders = [self.direction_decoder(name) for name in directions]
-        return DecoderSteps(decoders, self.encoder.embed_tokens, encoder_outputs, self.config.twin_memory)
+        own_types = (Decoder, ModulatedLayerNorm, MultiHeadAttention)
+        is_fast = are_enabled() and all(is_plain(decoder, *own_types) for decoder in decoders)
+        steps = FastDecoderSteps if is_fast else DecoderSteps
+        return steps(decoders, self.encoder.embed_tokens, encoder_outputs, self.config.twin_memory)
 
     def _twin_keep(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[R, 1, 1]`: 0 where a training row loses its twin context, else 1 (twin dropout)."""
@@ -729,7 +745,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         r2l_labels = None
         if labels is not None:
             labels = pack_labels(labels)
-            check_ids("labels", labels.masked_fill(labels == IGNORE_INDEX, 0), self.lm_head.out_features)
+            check_ids("labels", labels.masked_fill(labels == IGNORE_INDEX, 0), self.config.vocab_size)
             if self.training and self.prior is not None:
                 self.prior.count(labels)
             use_cache = False
@@ -780,12 +796,15 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         features = [x for x in (outputs.last_hidden_state, outputs.r2l_last_hidden_state) if x is not None]
         targets = [labels, r2l_labels][: len(features)]
         loss, logits = None, [None, None]
-        if labels is not None and (self.training if skip_logits is None else skip_logits):
+        skips = labels is not None and (self.training if skip_logits is None else skip_logits)
+        if skips and self._is_output_plain:
             loss = self._loss_from_features(features, targets, prior, num_items_in_batch)
         else:
             logits = [self.output_logits(x, prior) for x in features]
             if labels is not None:
                 loss = self._loss_from_logits(logits, targets, num_items_in_batch)
+            if skips:
+                logits = [None, None]
         return BidirSeq2SeqLMOutput(
             loss=loss,
             logits=logits[0],
@@ -809,16 +828,30 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             cache.prior = self.prior(encoder_outputs.source_words)
         return cache.prior
 
+    @property
+    def _is_output_plain(self) -> bool:
+        """Whether the output layer's weight may be used past the layer."""
+        return are_enabled() and is_plain(self.lm_head)
+
     def output_base(self, prior: torch.Tensor | None) -> tuple[float, torch.Tensor]:
-        """The prior `[B, V]` to (scale, base `[B, V]` or `[1, V]`): logits are scale * features @ weight.T + base."""
+        """The prior `[B, V]` to (scale, base `[B, V]` or `[1, V]`): logits are scale * features @ weight.T + base.
+
+        Where the output layer is not the plain one (`is_plain`), they are scale * lm_head(features) + base.
+        """
+        is_read = is_plain(self.lm_head)
+        bias = self.lm_head.bias if is_read else torch.zeros(self.config.vocab_size, device=self.device)
         if prior is None:
-            return 1.0, self.lm_head.bias[None]
-        return 0.5, (prior + self.lm_head.bias) / 2
+            return 1.0, bias[None]
+        return 0.5, (prior + bias) / 2
 
     def output_logits(self, features: torch.Tensor, prior: torch.Tensor | None) -> torch.Tensor:
         """Features `[R, ..., E]` and prior `[B, V]` to logits `[R, ..., V]`: (logits + prior) / 2."""
         if prior is None:
             return self.lm_head(features)
+        if not self._is_output_plain:
+            logits = self.lm_head(features)
+            by_document = logits.reshape(prior.shape[0], -1, logits.shape[-1])
+            return ((by_document + prior.to(logits.dtype)[:, None]) / 2).view_as(logits)
         folded = features.reshape(prior.shape[0], -1, features.shape[-1])
         # Halving the features and joining bias and prior leaves one pass over the V logits instead of three.
         scale, base = self.output_base(prior)
@@ -854,7 +887,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             For each direction of the model, `[R]` natural log-probabilities of the whole title and its end.
         """
         labels = pack_labels(labels)
-        scale, base = self.output_base(self.source_prior(encoder_outputs))
+        prior = self.source_prior(encoder_outputs)
         targets = {"l2r": (labels, self.config.bos_token_id)}
         if self.config.decoder_directions != "l2r":
             targets["r2l"] = (self.reverse_labels(labels), self.config.eos_token_id)
@@ -869,18 +902,28 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
                 use_cache=False,
                 return_dict=True,
             )
-            found = outputs.last_hidden_state.new_zeros(target.shape, dtype=torch.float32)
-            is_target = target != IGNORE_INDEX
-            documents = torch.arange(len(target), device=target.device) // (len(target) // base.shape[0])
-            found[is_target] = projected_log_probs(
-                outputs.last_hidden_state[is_target] * scale,
-                self.lm_head.weight,
-                base,
-                documents[:, None].expand_as(target)[is_target],
-                target[is_target],
-            )
-            log_probs[direction] = found.sum(1)
+            log_probs[direction] = self._target_log_probs(outputs.last_hidden_state, prior, target).sum(1)
         return log_probs
+
+    def _target_log_probs(
+        self, features: torch.Tensor, prior: torch.Tensor | None, target: torch.LongTensor
+    ) -> torch.Tensor:
+        """Of features `[R, T, E]` the log-probability of each target `[R, T]`, float32, 0 where there is none."""
+        is_target = target != IGNORE_INDEX
+        if not self._is_output_plain:
+            log_probs = self.output_logits(features, prior).float().log_softmax(-1)
+            return log_probs.gather(2, target.where(is_target, 0)[..., None]).squeeze(2) * is_target
+        scale, base = self.output_base(prior)
+        found = features.new_zeros(target.shape, dtype=torch.float32)
+        documents = torch.arange(len(target), device=target.device) // (len(target) // base.shape[0])
+        found[is_target] = projected_log_probs(
+            features[is_target] * scale,
+            self.lm_head.weight,
+            base,
+            documents[:, None].expand_as(target)[is_target],
+            target[is_target],
+        )
+        return found
 
     def _loss_from_logits(self, logits: list, targets: list, num_items: torch.Tensor | int | None) -> torch.Tensor:
         """Mean over the directions of the cross-entropy of logits `[R, T, V]` per target of `[R, T]`."""

@@ -26,7 +26,7 @@ from transformers.generation.logits_process import (
     SuppressTokensLogitsProcessor,
 )
 
-from .kernels_bidir_seq2seq import NUM_SHARES, FixedLinear, keep, largest_sums, product_dtype
+from .kernels_bidir_seq2seq import NUM_SHARES, FixedLinear, is_plain, keep, largest_sums, product_dtype
 
 IMPOSSIBLE = float("-inf")
 # On a CPU so many rows of logits are worked on at a time: few enough to stay in its cache.
@@ -60,16 +60,26 @@ class NextTokens:
     and then each document's own; what fills them up at the end is impossible.
 
     Args:
-        output_layer: Of which only the weight `[V, E]` is used.
+        output_layer: A linear layer, of which only the weight `[V, E]` is used; what is not exactly that is called.
         base: `[B, V]`, or `[1, V]` for all documents alike: what is added to the products, bias and prior.
         scale: What features are multiplied by.
         shortlist: The words that titles may use. Default: all.
+
+    Raises:
+        ValueError: On a shortlist beside a layer whose weight cannot be read.
     """
 
-    def __init__(self, output_layer: nn.Linear, base: torch.Tensor, scale: float, shortlist: Shortlist | None = None):
-        weight = output_layer.weight.detach()
-        self.vocab_size, self.scale = weight.shape[0], scale
+    def __init__(self, output_layer: nn.Module, base: torch.Tensor, scale: float, shortlist: Shortlist | None = None):
+        is_weight_read = is_plain(output_layer)
+        if shortlist is not None and not is_weight_read:
+            raise ValueError(
+                "vocabulary_shortlist computes only some rows of the output layer, and this one "
+                f"({_name(output_layer)}) is called as a whole: leave vocabulary_shortlist out, or merge its adapter "
+                "and remove its hooks"
+            )
         base = base.float()
+        self.vocab_size, self.scale = base.shape[1], scale
+        weight = output_layer.weight.detach() if is_weight_read else base.T
         # [B, columns], the id of each; V where there is none.
         self._ids: torch.LongTensor | None = None
         # Rows and columns of some documents' forbidden words.
@@ -95,7 +105,7 @@ class NextTokens:
             else:
                 self._own_weight, self._own_base = own_weight.to(product_dtype(weight)), own_base
         # What fills columns up is impossible, which leaves the probabilities of words as they are.
-        padding = -len(weight) % NUM_SHARES if weight.device.type == "cpu" else 0
+        padding = -len(weight) % NUM_SHARES if weight.device.type == "cpu" and is_weight_read else 0
         if padding:
             base = F.pad(base, (0, padding), value=IMPOSSIBLE)
         if shortlist is not None:
@@ -106,7 +116,10 @@ class NextTokens:
         def lay_out() -> FixedLinear:
             return FixedLinear(F.pad(weight, (0, 0, 0, padding)) if padding else weight)
 
-        self._output = lay_out() if shortlist is not None else keep(lay_out, output_layer)
+        if not is_weight_read:
+            self._output = _Called(output_layer, scale)
+        else:
+            self._output = lay_out() if shortlist is not None else keep(lay_out, output_layer)
         # Of a step, and its products where they have another dtype: always the same pieces of memory.
         self._probs = self._products = None
 
@@ -220,6 +233,26 @@ class NextTokens:
         self._probs = self._base.new_empty(num_rows, self._base.shape[1] + num_own)
         if self._output.dtype != self._base.dtype:
             self._products = self._base.new_empty(num_rows, self._base.shape[1])
+
+
+class _Called:
+    """Stands where a laid-out weight would, for features that have been scaled: calls the layer itself.
+
+    Attributes:
+        dtype: None; what comes back is converted if need be.
+    """
+
+    def __init__(self, layer: nn.Module, scale: float):
+        self.layer, self.scale, self.dtype = layer, scale, None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`[n, E]` to `[n, V]`."""
+        return self.layer(x / self.scale) * self.scale
+
+
+def _name(layer: nn.Module) -> str:
+    kind = type(layer)
+    return f"{kind.__module__}.{kind.__qualname__}" if kind is not nn.Linear else "an nn.Linear with hooks"
 
 
 def _padded_ids(words: torch.BoolTensor, padding: int) -> torch.LongTensor:
