@@ -398,3 +398,44 @@ def test_a_model_refuses_what_it_was_not_trained_for():
         tiny_model(decoder_directions="l2r").generate(input_ids, decoding_direction="both")
     with pytest.raises(ValueError, match="train with twin_dropout=0.5"):
         tiny_model(twin_dropout=0.0).generate(input_ids, joint_rescoring=True)
+
+
+@pytest.mark.parametrize("direction", ["l2r", "r2l"])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_transition_scores_know_their_direction(direction, num_beams):
+    model, (input_ids, _) = tiny_model(), random_pairs()
+    output = model.generate(
+        input_ids=input_ids, decoding_direction=direction, num_beams=num_beams, max_new_tokens=6,
+        output_scores=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    beam_indices = output.get("beam_indices")
+    found = model.compute_transition_scores(output.sequences, output.scores, beam_indices)
+    said = model.compute_transition_scores(output.sequences, output.scores, beam_indices, decoding_direction=direction)
+    assert torch.equal(found, said)
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 0}, {"num_beams": -1}, {"num_return_sequences": 0}, {"joint_rescoring": None},
+        {"vocabulary_shortlist": 2.5}, {"vocabulary_shortlist": True},
+        {"eos_token_id": 5}, {"eos_token_id": 5, "decoding_direction": "r2l"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_setting_that_cannot_be_is_named(settings):
+    name = next(iter(settings))
+    with pytest.raises(ValueError, match=name):
+        tiny_model().generate(input_ids=random_pairs()[0], max_new_tokens=4, **settings)
+
+
+def test_a_config_serves_every_call():
+    """Nothing of one call stays on a config that the next one is given."""
+    model, (input_ids, _) = tiny_model(), random_pairs()
+    config = GenerationConfig.from_dict(model.generation_config.to_dict())
+    config.max_length = 7
+    before = set(vars(config))
+    first = model.generate(input_ids=input_ids, generation_config=config)
+    assert torch.equal(model.generate(input_ids=input_ids, generation_config=config), first)
+    assert set(vars(config)) == before

@@ -71,6 +71,28 @@ class BidirBeamSearchOutput(GenerateBeamEncoderDecoderOutput):
     r2l_logits: tuple[torch.Tensor, ...] | None = None
 
 
+class DirectedScores(tuple):
+    """Scores of every step, as transformers gives them, that know which direction wrote them.
+
+    Attributes:
+        decoding_direction: `"l2r"` or `"r2l"`.
+    """
+
+    decoding_direction = "l2r"
+
+
+class _TwoWayProcessors(LogitsProcessorList):
+    """The left-to-right direction's processors, and the other's in `r2l`."""
+
+    r2l: LogitsProcessorList
+
+
+class _TwoWayCriteria(StoppingCriteriaList):
+    """The left-to-right direction's criteria, and the other's in `r2l`."""
+
+    r2l: StoppingCriteriaList
+
+
 class BidirSeq2SeqGenerationMixin:
     """Adds `decoding_direction`, `joint_rescoring` and `vocabulary_shortlist` to `generate`. Before `GenerationMixin`.
 
@@ -99,9 +121,23 @@ class BidirSeq2SeqGenerationMixin:
         for name, value in FLAGS.items():
             setattr(generation_config, name, ours.get(name, getattr(generation_config, name, value)))
         generation_config.decoding_direction = generation_config.decoding_direction or self.config.decoder_directions
-        generation_config.joint_rescoring &= generation_config.decoding_direction == "both"
+        self._validate_numbers(generation_config)
+        if generation_config.decoding_direction != "both":
+            generation_config.joint_rescoring = False
         self._validate_direction(generation_config, asked_to_rescore=bool(ours.get("joint_rescoring")))
         return generation_config, model_kwargs
+
+    @staticmethod
+    def _validate_numbers(generation_config: GenerationConfig):
+        for name in ("num_beams", "num_return_sequences"):
+            value = getattr(generation_config, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number from 1 on")
+        if not isinstance(generation_config.joint_rescoring, bool):
+            raise ValueError(f"joint_rescoring={generation_config.joint_rescoring!r} must be True or False")
+        shortlist = generation_config.vocabulary_shortlist
+        if shortlist is not None and (isinstance(shortlist, bool) or not isinstance(shortlist, int)):
+            raise ValueError(f"vocabulary_shortlist={shortlist!r} must be a whole number of words, or None")
 
     def _validate_direction(self, generation_config: GenerationConfig, asked_to_rescore: bool):
         direction, built = generation_config.decoding_direction, self.config.decoder_directions
@@ -131,6 +167,11 @@ class BidirSeq2SeqGenerationMixin:
         for name in LEFT_END_SETTINGS:
             if getattr(generation_config, name, None) is not None:
                 raise ValueError(f"{name} speaks of the left end, where {direction!r} does not start: {ONE_WAY}")
+        if generation_config.eos_token_id not in (None, self.config.eos_token_id, [self.config.eos_token_id]):
+            raise ValueError(
+                f"eos_token_id={generation_config.eos_token_id!r} ends titles at their right end, where {direction!r} "
+                f"starts with the model's own ({self.config.eos_token_id}): {ONE_WAY}, or leave it out"
+            )
         sampled_alone = generation_config.do_sample and generation_config.num_beams == 1
         too_many = generation_config.num_return_sequences > generation_config.num_beams
         if direction == "both" and too_many and not sampled_alone:
@@ -169,6 +210,13 @@ class BidirSeq2SeqGenerationMixin:
             pairs = bias.items() if isinstance(bias, dict) else bias
             generation_config.sequence_bias = [[list(ids)[::-1], value] for ids, value in pairs]
 
+    def _turned_round(self, generation_config: GenerationConfig) -> GenerationConfig:
+        """Of a prepared config of both directions the one of the right-to-left direction."""
+        turned = copy.copy(generation_config)
+        self._turn_round(turned)
+        turned.decoding_direction = "r2l"
+        return turned
+
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
         # Hypotheses of one document share its encoding (rows R = B * G), so it is never copied.
         encoder_outputs = model_kwargs.pop("encoder_outputs")
@@ -205,13 +253,11 @@ class BidirSeq2SeqGenerationMixin:
         # First, so that samplers choose among what can be written.
         processors.insert(0, self._never_written("r2l" if direction == "r2l" else "l2r", kwargs.get("device")))
         if direction == "both":
-            mirrored = copy.copy(generation_config)
-            self._turn_round(mirrored)
-            mirrored.decoding_direction = "r2l"
+            mirrored = self._turned_round(generation_config)
             # A processor of the user's may remember what it has seen, which must not be the other direction's.
             kwargs["logits_processor"] = copy.deepcopy(kwargs.get("logits_processor"))
-            generation_config._r2l_config = mirrored
-            generation_config._r2l_logits_processor = self._get_logits_processor(mirrored, *args, **kwargs)
+            processors = _TwoWayProcessors(processors)
+            processors.r2l = self._get_logits_processor(mirrored, *args, **kwargs)
         return processors
 
     def _never_written(self, direction: str, device) -> SuppressTokensLogitsProcessor:
@@ -223,9 +269,8 @@ class BidirSeq2SeqGenerationMixin:
     def _get_stopping_criteria(self, generation_config: GenerationConfig, *args, **kwargs) -> StoppingCriteriaList:
         criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)
         if generation_config.decoding_direction == "both":
-            generation_config._r2l_stopping_criteria = super()._get_stopping_criteria(
-                generation_config._r2l_config, *args, **kwargs
-            )
+            criteria = _TwoWayCriteria(criteria)
+            criteria.r2l = super()._get_stopping_criteria(self._turned_round(generation_config), *args, **kwargs)
         return criteria
 
     def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
@@ -263,6 +308,9 @@ class BidirSeq2SeqGenerationMixin:
         if isinstance(result, torch.Tensor):
             return self._clean(result, direction)
         result.sequences = self._clean(result.sequences, direction)
+        if result.scores is not None:
+            result.scores = DirectedScores(result.scores)
+            result.scores.decoding_direction = direction
         return result
 
     def _can_search_one_way(self, input_ids, logits_processor, generation_config: GenerationConfig, kwargs) -> bool:
@@ -288,7 +336,7 @@ class BidirSeq2SeqGenerationMixin:
         scores: tuple[torch.Tensor, ...],
         beam_indices: torch.LongTensor | None = None,
         normalize_logits: bool = False,
-        decoding_direction: str = "l2r",
+        decoding_direction: str | None = None,
     ) -> torch.Tensor:
         """Scores of the tokens that one direction has written; a bidirectional output has them as `token_scores`.
 
@@ -297,7 +345,7 @@ class BidirSeq2SeqGenerationMixin:
             scores: Of the same output (`output_scores=True`), a tensor `[rows, V]` for each step.
             beam_indices: `[R, L - 1]`, of the same output if it comes from a beam search.
             normalize_logits: Whether to turn scores into log-probabilities first.
-            decoding_direction: `"l2r"` or `"r2l"`, which wrote them.
+            decoding_direction: `"l2r"` or `"r2l"`, which wrote them. Default: what `scores` know of it.
 
         Returns:
             `[R, L - 1]`, the score of each token after the start id, in reading order, the end's included.
@@ -310,6 +358,8 @@ class BidirSeq2SeqGenerationMixin:
                 "there are no scores of one direction: a bidirectional output has token_scores instead, and "
                 "others need output_scores=True"
             )
+        if decoding_direction is None:
+            decoding_direction = getattr(scores, "decoding_direction", "l2r")
         written = sequences
         if decoding_direction == "r2l":
             # Reading order and writing order are each other's mirror images, so one index serves both ways.
@@ -360,8 +410,7 @@ class BidirSeq2SeqGenerationMixin:
 
         Args:
             input_ids: `[B * K, 1]`, start ids.
-            logits_processor, stopping_criteria: Of the only or left-to-right direction; the right-to-left ones are on
-                `generation_config`.
+            logits_processor, stopping_criteria: Of the only direction, or of both.
             encoder_outputs: Of the B documents.
             past_key_values: The empty past of the only decoder.
             synced_gpus: Whether to go on stepping until every process is done.
@@ -371,8 +420,8 @@ class BidirSeq2SeqGenerationMixin:
         start_ids, processors, criteria = [int(input_ids[0, 0])], [logits_processor], [stopping_criteria]
         if direction == "both":
             start_ids = [self.config.bos_token_id, self.config.eos_token_id]
-            processors.append(generation_config._r2l_logits_processor)
-            criteria.append(generation_config._r2l_stopping_criteria)
+            processors.append(logits_processor.r2l)
+            criteria.append(stopping_criteria.r2l)
         num_directions = len(start_ids)
         beam = Beam(batch_size, num_beams, start_ids, criteria, generation_config, input_ids.device)
         if direction != "both" and num_beams == 1:
@@ -553,4 +602,4 @@ def _as_tuple(steps: list[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | No
     return None if steps is None else tuple(steps)
 
 
-__all__ = ["BidirBeamSearchOutput", "BidirSeq2SeqGenerationMixin"]
+__all__ = ["BidirBeamSearchOutput", "BidirSeq2SeqGenerationMixin", "DirectedScores"]
