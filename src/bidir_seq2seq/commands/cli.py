@@ -1,0 +1,39 @@
+"""The console script `bidir-seq2seq`: one name for all commands, each imported only when it is asked for."""
+
+import argparse
+import importlib
+import sys
+
+# What a user types: the module whose `main` it runs, and a line for the list of commands.
+COMMANDS = {
+    "train": ("train", "train a title model from pairs of texts"),
+    "generate": ("generate", "write titles for texts with a trained model"),
+    "score": ("score", "score a model's directions, or lines that something else wrote, on held-out pairs"),
+    "push": ("push_to_hub", "upload a trained model, or show what would go up, to the Hugging Face Hub"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command that the first argument names with the arguments after it.
+
+    Args:
+        argv: Instead of the process's own arguments.
+    """
+    parser = argparse.ArgumentParser(
+        prog="bidir-seq2seq",
+        description="Small, fast sequence-to-sequence models that write titles from both ends.",
+        epilog="'bidir-seq2seq COMMAND --help' explains a command.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, help_line) in COMMANDS.items():
+        commands.add_parser(name, help=help_line, add_help=False)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # Only the first argument is ours: the command's own parser, which takes long to import, reads the others.
+    name = parser.parse_args(argv[:1]).command
+    command = importlib.import_module(f"{__package__}.{COMMANDS[name][0]}")
+    # Its usage and error messages open with this.
+    sys.argv[0] = f"{parser.prog} {name}"
+    command.main(argv[1:])
+
+
+__all__ = ["COMMANDS", "main"]
