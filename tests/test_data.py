@@ -99,6 +99,23 @@ def test_empty_rows_of_one_column_keep_their_place(extension, tmp_path):
     assert load_file(path, str(tmp_path / "cache"))["text"][:] == ["abc", "", "", "def", ""]
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(("extension", "separator"), [("csv", ","), ("tsv", "\t")])
+def test_rows_end_as_the_lines_of_their_file(line_end, extension, separator, tmp_path):
+    lines = [f"source{separator}target", f"a{separator}b", "", f"c{separator}d", ""]
+    path = save(tmp_path / f"train.{extension}", line_end.join(lines))
+    assert load(path) == [{"source": "a", "target": "b"}, {"source": "c", "target": "d"}]
+    lone = save(tmp_path / f"lone.{extension}", f"source{separator}target\na\rb{separator}c\n")
+    assert load(lone) == [{"source": "a\rb", "target": "c"}]
+
+
+def test_a_pattern_of_names_is_still_read(tmp_path):
+    for number in (1, 2):
+        save(tmp_path / f"part{number}.tsv", f'source\ttarget\n"a{number}\tNA\n')
+    rows = load_pairs({"train": str(tmp_path / "part*.tsv")}, cache_dir=str(tmp_path / "cache"))["train"].to_list()
+    assert rows == [{"source": '"a1', "target": "NA"}, {"source": '"a2', "target": "NA"}]
+
+
 def test_a_line_ends_at_a_line_feed_only(tmp_path):
     path = save(tmp_path / "texts.txt", "\ufeffa\u2028b\r\nc\x85d\x0ce\n\nf")
     assert read_lines(path) == ["a\u2028b", "c\x85d\x0ce", "", "f"]
@@ -140,7 +157,7 @@ def test_a_header_that_looks_like_text_is_pointed_out(header, tmp_path, warned):
 
 
 def test_a_header_of_names_is_not_pointed_out(tmp_path, warned):
-    load(save(tmp_path / "train.csv", "正文,标题\nabc,a\n"))
+    load(save(tmp_path / "train.csv", ",正文,标题\nx,abc,a\n"))
     assert not any("looks like text" in message for message in warned)
 
 
@@ -161,7 +178,14 @@ def test_another_separator_is_found_and_said(separator, tmp_path, warned):
         ("a.jsonl", b'{"source": "a", "target": "b"}\n{"source": "a", \n', "a.jsonl: line 2 is not JSON.*repair"),
         ("a.csv", b"source,target\na,b\na,b,c\n", "a.csv: cannot be read: .*line 3.*quotation marks"),
         ("a.csv", b"source,target\na,b,c\n", "a.csv: its first row has more fields than its header"),
-        ("a.csv", b"", "a.csv: cannot be read"),
+        ("a.csv", b"", "a.csv: the file is empty"),
+        ("a.jsonl", b"\n", "a.jsonl: the file is empty"),
+        ("a.csv", b"source,target\n", "a.csv: no row follows its header"),
+        (
+            "a.jsonl",
+            b'{"source": "a", "target": "b"}\n{"source": 5, "target": "b"}\n',
+            "'source' .* not .* text, but 5",
+        ),
     ],
 )
 def test_a_broken_file_is_answered_with_the_place(name, content, message, tmp_path):

@@ -102,14 +102,14 @@ def load_file(path: str, cache_dir: str | None = None) -> Dataset:
     extension = path.rsplit(".", 1)[-1].lower()
     if extension not in FILE_FORMATS:
         raise ValueError(f"{path}: unknown file type .{extension}; use {', '.join(f'.{e}' for e in FILE_FORMATS)}")
+    options = _separation(extension) if FILE_FORMATS[extension] == "csv" else {}
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        # An address or a pattern of names, which datasets can read, or its own error.
+        return load_dataset(FILE_FORMATS[extension], data_files=path, split="train", cache_dir=cache_dir, **options)
     try:
-        # Arrow takes the bytes of JSON strings as they are, and they would only fail where somebody reads them.
-        with open(path, encoding="utf-8") as file:
-            while file.read(2**20):
-                pass
-        options = _csv_options(path, extension) if FILE_FORMATS[extension] == "csv" else {}
+        line_end = _check_content(path)
+        if FILE_FORMATS[extension] == "csv":
+            options = _csv_options(path, extension, options | {"lineterminator": line_end})
         return load_dataset(FILE_FORMATS[extension], data_files=path, split="train", cache_dir=cache_dir, **options)
     except (DatasetGenerationError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(_what_is_wrong(path, extension, error)) from error
@@ -136,35 +136,58 @@ def split_lines(stream) -> list[str]:
     ]
 
 
-def _csv_options(path: str, extension: str) -> dict:
-    """How to read this very file: its delimiter, and every column as text."""
+def _check_content(path: str) -> str | None:
+    """Reads a file once; returns a line feed if nothing but that ends its lines, else `None`.
+
+    Raises:
+        UnicodeDecodeError: If it is not UTF-8.
+        ValueError: If it holds nothing.
+    """
+    feeds = returns = empty = True
+    # Arrow takes the bytes of JSON strings as they are, and they would only fail where somebody reads them.
+    with open(path, encoding="utf-8-sig", newline="\n") as file:
+        for line in file:
+            empty = empty and not line.strip()
+            feeds = feeds and not line.endswith("\r\n")
+            returns = returns and not line.endswith("\n")
+    if empty:
+        raise ValueError(f"{path}: the file is empty; it needs a row for every text")
+    # A lone carriage return would end a row too, unless pandas is told; old files have no other line ends.
+    return "\n" if feeds and not returns else None
+
+
+def _separation(extension: str) -> dict:
     # Tab-separated text knows no quoting: a quotation mark is one of the text's own.
-    options = {"sep": "\t", "quoting": csv.QUOTE_NONE} if extension == "tsv" else {"sep": ","}
-    options |= CSV_OPTIONS
+    return CSV_OPTIONS | ({"sep": "\t", "quoting": csv.QUOTE_NONE} if extension == "tsv" else {"sep": ","})
+
+
+def _csv_options(path: str, extension: str, options: dict) -> dict:
+    """How to read this very file: `options`, its delimiter, and every column as text."""
     columns = list(pd.read_csv(path, nrows=0, **options).columns)
-    if len(columns) == 1 and extension == "csv" and (separator := _other_separator(path)):
+    if len(columns) == 1 and extension == "csv" and (separator := _other_separator(path, options)):
         options["sep"] = separator
         columns = list(pd.read_csv(path, nrows=0, **options).columns)
         logger.warning_once(f"{path}: no commas in its header; read as separated by {separator!r}, columns {columns}")
-    if not isinstance(pd.read_csv(path, nrows=1, dtype=str, **options).index, pd.RangeIndex):
+    # Of several columns a blank line is no row; of one it is an empty text, and rows must keep their places.
+    options["skip_blank_lines"] = len(columns) > 1
+    head = pd.read_csv(path, nrows=1, dtype=str, **options)
+    if head.empty:
+        raise ValueError(f"{path}: no row follows its header {columns}")
+    if not isinstance(head.index, pd.RangeIndex):
         # pandas would take the first field for a row name and shift all others.
         raise ValueError(
             f"{path}: its first row has more fields than its header {columns}; name all columns, "
             f"and put text that contains {options['sep']!r} in quotation marks"
         )
     _warn_of_texts_as_names(path, columns)
-    # Of several columns a blank line is no row; of one it is an empty text, and rows must keep their places.
-    return options | {
-        "features": Features({column: Value("string") for column in columns}),
-        "skip_blank_lines": len(columns) > 1,
-    }
+    return options | {"features": Features({column: Value("string") for column in columns})}
 
 
-def _other_separator(path: str) -> str | None:
+def _other_separator(path: str, options: dict) -> str | None:
     """The separator, beside a comma, that cuts the header and the first rows into the same number of fields."""
     for separator in (";", "\t"):
         try:
-            head = pd.read_csv(path, sep=separator, nrows=10, dtype=str, **CSV_OPTIONS)
+            head = pd.read_csv(path, nrows=10, dtype=str, **options | {"sep": separator})
         except pd.errors.ParserError:
             continue
         # A short row has missing cells, a long one a row name.
@@ -185,6 +208,8 @@ def _warn_of_texts_as_names(path: str, columns: list[str]) -> None:
 def _looks_like_text(name: str) -> bool:
     # Chinese and Japanese put no spaces between words: there it is the length or the punctuation that tells.
     chinese = re.findall(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]", name)
+    if re.fullmatch(r"Unnamed: \d+", name):  # what pandas calls a column without a name
+        return False
     return " " in name.strip() or len(name) > 40 or len(chinese) >= 8 or bool(re.search(r"[。，！？、；：]", name))
 
 
@@ -246,7 +271,7 @@ def check_text(rows: Dataset, column: str, option: str, name: str, given: bool =
     kind = getattr(rows.features[column], "dtype", None)
     known = any(column in pair for pair in KNOWN_COLUMNS)
     if kind not in ("string", "large_string", "null"):
-        value = next((value for value in rows[column] if value is not None), None)
+        value = next((value for value in rows[column] if value is not None and not isinstance(value, str)), None)
     elif given or known:
         return
     else:
