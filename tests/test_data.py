@@ -170,6 +170,11 @@ def test_another_separator_is_found_and_said(separator, tmp_path, warned):
     assert f"read as separated by {separator!r}" in warned[0]
 
 
+def test_a_semicolon_in_the_only_name_separates_nothing(tmp_path):
+    rows = load_file(save(tmp_path / "texts.csv", "text; long\nabc\ndef\n"), str(tmp_path / "cache"))
+    assert rows.to_list() == [{"text; long": "abc"}, {"text; long": "def"}]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

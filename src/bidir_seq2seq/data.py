@@ -184,14 +184,14 @@ def _csv_options(path: str, extension: str, options: dict) -> dict:
 
 
 def _other_separator(path: str, options: dict) -> str | None:
-    """The separator, beside a comma, that cuts the header and the first rows into the same number of fields."""
+    """The separator, beside a comma, that cuts the header and most of the first rows into as many fields."""
     for separator in (";", "\t"):
         try:
             head = pd.read_csv(path, nrows=10, dtype=str, **options | {"sep": separator})
         except pd.errors.ParserError:
             continue
-        # A short row has missing cells, a long one a row name.
-        if len(head.columns) > 1 and isinstance(head.index, pd.RangeIndex) and not head.isna().any(axis=None):
+        # A row too short has empty last cells, one too long has a row name.
+        if len(head.columns) > 1 and isinstance(head.index, pd.RangeIndex) and (head.iloc[:, -1] != "").mean() > 0.5:
             return separator
     return None
 
