@@ -3,7 +3,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from bidir_seq2seq.data import encode_pairs, load_pairs
+from bidir_seq2seq.data import encode_pairs, load_file, load_pairs, read_lines
 from bidir_seq2seq.tokenization import build_char_tokenizer
 
 ROWS = [{"article": "abcdef", "title": "abc", "id": "1"}, {"article": "fedcba", "title": "fed", "id": "2"}]
@@ -64,6 +64,139 @@ def test_files_that_cannot_be_loaded(tmp_path):
         load_pairs({})
     with pytest.raises(FileNotFoundError):
         load_pairs({"train": str(tmp_path / "absent.jsonl")})
+
+
+def save(path, content):
+    path.write_bytes(content.encode("utf-8"))
+    return str(path)
+
+
+def load(path, **columns):
+    return load_pairs({"train": path}, cache_dir=str(path) + ".cache", **columns)["train"].to_list()
+
+
+def test_quotation_marks_in_tab_separated_text_are_text(tmp_path):
+    content = 'source\ttarget\nfirst a\tone\n"second b\ttwo\nthird c\tthree\nfourth d" e\tfour\nfifth\tfive\n'
+    assert load(save(tmp_path / "train.tsv", content)) == [
+        {"source": "first a", "target": "one"},
+        {"source": '"second b', "target": "two"},
+        {"source": "third c", "target": "three"},
+        {"source": 'fourth d" e', "target": "four"},
+        {"source": "fifth", "target": "five"},
+    ]
+
+
+@pytest.mark.parametrize(("extension", "separator"), [("csv", ","), ("tsv", "\t")])
+def test_every_cell_is_text_and_only_an_empty_one_is_empty(extension, separator, tmp_path):
+    cells = [("source", "target"), ("NA", "null"), ("None", "nan"), ("007", "1.50"), ("", "true")]
+    path = save(tmp_path / f"train.{extension}", "".join(f"{a}{separator}{b}\n" for a, b in cells))
+    assert [tuple(row.values()) for row in load(path)] == cells[1:]
+
+
+@pytest.mark.parametrize("extension", ["csv", "tsv"])
+def test_empty_rows_of_one_column_keep_their_place(extension, tmp_path):
+    path = save(tmp_path / f"texts.{extension}", "text\nabc\n\n\ndef\n\n")
+    assert load_file(path, str(tmp_path / "cache"))["text"][:] == ["abc", "", "", "def", ""]
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(("extension", "separator"), [("csv", ","), ("tsv", "\t")])
+def test_rows_end_as_the_lines_of_their_file(line_end, extension, separator, tmp_path):
+    lines = [f"source{separator}target", f"a{separator}b", "", f"c{separator}d", ""]
+    path = save(tmp_path / f"train.{extension}", line_end.join(lines))
+    assert load(path) == [{"source": "a", "target": "b"}, {"source": "c", "target": "d"}]
+    lone = save(tmp_path / f"lone.{extension}", f"source{separator}target\na\rb{separator}c\n")
+    assert load(lone) == [{"source": "a\rb", "target": "c"}]
+
+
+def test_a_pattern_of_names_is_still_read(tmp_path):
+    for number in (1, 2):
+        save(tmp_path / f"part{number}.tsv", f'source\ttarget\n"a{number}\tNA\n')
+    rows = load_pairs({"train": str(tmp_path / "part*.tsv")}, cache_dir=str(tmp_path / "cache"))["train"].to_list()
+    assert rows == [{"source": '"a1', "target": "NA"}, {"source": '"a2', "target": "NA"}]
+
+
+def test_a_line_ends_at_a_line_feed_only(tmp_path):
+    path = save(tmp_path / "texts.txt", "\ufeffa\u2028b\r\nc\x85d\x0ce\n\nf")
+    assert read_lines(path) == ["a\u2028b", "c\x85d\x0ce", "", "f"]
+    (tmp_path / "latin.txt").write_bytes(b"abc\ncaf\xe9\n")
+    with pytest.raises(ValueError, match=r"latin.txt: not UTF-8: byte 0xe9 at position 7 \(line 2\).*iconv"):
+        read_lines(str(tmp_path / "latin.txt"))
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    messages = []
+    monkeypatch.setattr("bidir_seq2seq.data.logger.warning_once", messages.append, raising=False)
+    return messages
+
+
+def test_columns_are_taken_by_name_before_place(tmp_path, warned):
+    rows = [{"id": 1, "highlights": "abc", "article": "abcdef"}]
+    path = write(tmp_path / "train.jsonl", rows)
+    assert load(path) == [{"source": "abcdef", "target": "abc"}]
+    assert "'article' is taken as the source and 'highlights' as the target" in warned[0]
+    warned.clear()
+    assert load(path, source_column="highlights", target_column="article")[0]["source"] == "abc"
+    assert not warned
+    assert load(save(tmp_path / "train.csv", "id,article,highlights\n1,abcdef,abc\n")) == load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", "id,body,head\n17,ab,a\n"), ("a.jsonl", '{"id":17,"body":"ab"}')]
+)
+def test_numbers_are_not_taken_for_the_source_by_place(name, content, tmp_path):
+    with pytest.raises(ValueError, match="train: column 'id' does not hold text, but .?17.?; .*--source_column"):
+        load(save(tmp_path / name, content))
+
+
+@pytest.mark.parametrize("header", ["A storm hit the coast,Storm", "source," + "x" * 41, "我国今天发布新规。,新规"])
+def test_a_header_that_looks_like_text_is_pointed_out(header, tmp_path, warned):
+    load(save(tmp_path / "train.csv", f"{header}\nabc,a\n"))
+    assert any("looks like text" in message and "train.csv" in message for message in warned)
+
+
+def test_a_header_of_names_is_not_pointed_out(tmp_path, warned):
+    load(save(tmp_path / "train.csv", ",正文,标题\nx,abc,a\n"))
+    assert not any("looks like text" in message for message in warned)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_another_separator_is_found_and_said(separator, tmp_path, warned):
+    path = save(
+        tmp_path / "train.csv", f'text{separator}title\nHello, world{separator}Hello\n"a{separator}b"{separator}c\n'
+    )
+    assert load(path) == [{"source": "Hello, world", "target": "Hello"}, {"source": f"a{separator}b", "target": "c"}]
+    assert f"read as separated by {separator!r}" in warned[0]
+
+
+def test_a_semicolon_in_the_only_name_separates_nothing(tmp_path):
+    rows = load_file(save(tmp_path / "texts.csv", "text; long\nabc\ndef\n"), str(tmp_path / "cache"))
+    assert rows.to_list() == [{"text; long": "abc"}, {"text; long": "def"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"source,target\ncaf\xe9,b\n", r"a.csv: not UTF-8: byte 0xe9 at position 17 \(line 2\).*UTF-8"),
+        ("a.jsonl", b'{"source": "caf\xe9", "target": "b"}\n', r"a.jsonl: not UTF-8: byte 0xe9 at position 15"),
+        ("a.jsonl", b'{"source": "a", "target": "b"}\n{"source": "a", \n', "a.jsonl: line 2 is not JSON.*repair"),
+        ("a.csv", b"source,target\na,b\na,b,c\n", "a.csv: cannot be read: .*line 3.*quotation marks"),
+        ("a.csv", b"source,target\na,b,c\n", "a.csv: its first row has more fields than its header"),
+        ("a.csv", b"", "a.csv: the file is empty"),
+        ("a.jsonl", b"\n", "a.jsonl: the file is empty"),
+        ("a.csv", b"source,target\n", "a.csv: no row follows its header"),
+        (
+            "a.jsonl",
+            b'{"source": "a", "target": "b"}\n{"source": 5, "target": "b"}\n',
+            "'source' .* not .* text, but 5",
+        ),
+    ],
+)
+def test_a_broken_file_is_answered_with_the_place(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load(str(tmp_path / name))
 
 
 def encode(tokenizer, sources, targets, max_source_length=8, max_target_length=5):

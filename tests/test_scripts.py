@@ -12,6 +12,8 @@ from conftest import tiny_model
 from transformers import AutoModelForSeq2SeqLM
 
 from bidir_seq2seq.arguments import parse_arguments
+from bidir_seq2seq.commands.generate import GenerateArguments, as_lines, read_documents
+from bidir_seq2seq.titles import Title
 from bidir_seq2seq.tokenization import build_char_tokenizer
 from bidir_seq2seq.training import DataArguments, ModelArguments, TrainingArguments
 
@@ -72,6 +74,65 @@ def test_generate_shows_candidates(script, checkpoint):
     assert candidates[0]["score"] >= candidates[1]["score"]
 
 
+def test_generate_ends_lines_at_line_feeds_only(script, checkpoint, tmp_path):
+    content = "\ufeffabc\u2028def\r\nfed\x85cba\x0cabc\n\nfgh\n"
+    (tmp_path / "documents.txt").write_bytes(content.encode("utf-8"))
+    model = ["--model_name_or_path", checkpoint]
+    from_file = script("generate", *model, "--input_file", tmp_path / "documents.txt").split("\n")
+    assert len(from_file) == 5 and from_file[2] == "" and from_file[4] == ""
+    assert script("generate", *model, stdin=content).split("\n") == from_file
+    assert script("generate", *model, "--text", "abc\u2028def").split("\n")[0] == from_file[0]
+
+
+def test_standard_input_of_a_process_ends_lines_likewise(monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO("\ufeffa\rb\u2028c\r\n\nd".encode()), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert read_documents(GenerateArguments("model")) == ["a\rb\u2028c", "", "d"]
+
+
+def test_generate_writes_as_many_lines_for_every_document(script, checkpoint, tmp_path):
+    (tmp_path / "documents.txt").write_text("abc\n\nfed\n", encoding="utf-8")
+    command = ["--model_name_or_path", checkpoint, "--input_file", tmp_path / "documents.txt"]
+    command += ["--num_beams", 3, "--num_return_sequences", 3]
+    lines = script("generate", *command).split("\n")
+    assert len(lines) == 10 and lines[3:6] == ["", "", ""] and all(lines[:3]) and all(lines[6:9])
+    details = [json.loads(line) for line in script("generate", *command, "--show_details").splitlines()]
+    assert len(details) == 3
+    assert [candidate["text"] for candidate in details[0]] == lines[:3]
+    assert as_lines([Title("a\u2028b\nc")], 3) == ["a b c", "", ""]
+
+
+def test_generate_chooses_the_column_by_name(script, checkpoint, tmp_path):
+    model = ["--model_name_or_path", checkpoint]
+    expected = script("generate", *model, "--text", "abc", "007")
+    for name, header in (("pairs", "id,highlights,article"), ("documents", "id,note,article")):
+        (tmp_path / f"{name}.csv").write_text(f"{header}\n1,x,abc\n2,y,007\n")
+        assert script("generate", *model, "--input_file", tmp_path / f"{name}.csv") == expected
+    (tmp_path / "numbers.jsonl").write_text('{"id": 17, "body": "abc"}\n')
+    with pytest.raises(ValueError, match="numbers.jsonl: column 'id' does not hold text, but 17; .*--source_column"):
+        script("generate", *model, "--input_file", tmp_path / "numbers.jsonl")
+
+
+def foreign_checkpoint(folder: Path) -> Path:
+    """A folder whose configuration names code of its own, which leaves a file behind when it runs."""
+    names = {"AutoConfig": "foreign.Config", "AutoModelForSeq2SeqLM": "foreign.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "foreign", "auto_map": names}))
+    ran = folder / "ran"
+    (folder / "foreign.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Config: pass\nclass Model: pass\n")
+    return ran
+
+
+@pytest.mark.parametrize("name", ["generate", "score"])
+def test_code_in_a_checkpoint_is_never_run(script, name, tmp_path):
+    ran = foreign_checkpoint(tmp_path)
+    (tmp_path / "test.jsonl").write_text('{"source": "abcdef", "target": "abc"}\n')
+    flags = ["--test_file", tmp_path / "test.jsonl"] if name == "score" else []
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        script(name, "--model_name_or_path", tmp_path, *flags, stdin="y\ny\ny\n")
+    assert sys.stdin.tell() == 0, "standard input was read as an answer"
+    assert not ran.exists()
+
+
 def test_scripts_load_the_model_in_the_precision_asked_for(script, checkpoint, tmp_path, monkeypatch):
     loaded = []
     load = AutoModelForSeq2SeqLM.from_pretrained
@@ -102,6 +163,28 @@ def test_score_compares_directions_and_files(script, checkpoint, tmp_path):
     )  # fmt: skip
     rescored = json.loads((tmp_path / "again" / "scores.json").read_text())
     assert rescored["l2r"]["rougeL"] == pytest.approx(scores["l2r"]["rougeL"])
+
+
+def test_predictions_must_be_as_many_as_references(script, tmp_path):
+    rows = [{"source": "abc", "target": "a b"}, {"source": "abc", "target": "c d"}, {"source": "abc", "target": "e f"}]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine = tmp_path / "mine.txt"
+
+    def rouge(content: str, *flags) -> float:
+        mine.write_bytes(content.encode("utf-8"))
+        script(
+            "score", "--predictions_file", mine, "--test_file", tmp_path / "test.jsonl", "--tokenization", "word",
+            "--output_dir", tmp_path / "scores", *flags,
+        )  # fmt: skip
+        return json.loads((tmp_path / "scores" / "scores.json").read_text())["mine"]["rouge1"]
+
+    assert rouge("a b\nc d\ne f\n") == rouge("a b\r\nc d\r\ne f") == rouge("a\u2028b\nc\x0cd\ne f\n") == 100
+    assert rouge("a b\nx\nx\n", "--max_samples", 1) == rouge("a b\n", "--max_samples", 1) == 100
+    for content, number in (("a b\nc d\n", 2), ("a b\nc d\ne f\n\n", 4), ("", 0)):
+        with pytest.raises(ValueError, match=f"mine.txt: {number} lines for 3 references"):
+            rouge(content)
+    with pytest.raises(ValueError, match=r"mine.txt: 2 lines for 1 \(max_samples\) or all 3 references"):
+        rouge("a b\nc d\n", "--max_samples", 1)
 
 
 @pytest.mark.parametrize("name", ["train", "generate", "score", "gather_docstrings", "push_to_hub"])

@@ -59,3 +59,17 @@ def test_nothing_to_build_from(build):
 def test_a_vocabulary_without_room():
     with pytest.raises(ValueError, match="vocab_size=4 must be above 4"):
         build_bpe_tokenizer(ENGLISH, vocab_size=4)
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_white_space_of_any_kind_is_one_boundary_to_bpe(lowercase, tmp_path):
+    built = build_bpe_tokenizer(["red cat runs\n", "a red\tcat"] * 3, vocab_size=60, lowercase=lowercase)
+    built.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer("red cat runs").input_ids
+    assert tokenizer.unk_token_id not in ids
+    for text in ("red cat\nruns", "red\u3000cat  runs", "\tred\u00a0cat\r\n runs \n", "red\u2028cat\u0085runs"):
+        assert built(text).input_ids == tokenizer(text).input_ids == ids, repr(text)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "red cat runs"
+    assert tokenizer(" \n\u3000").input_ids == [tokenizer.eos_token_id]
+    assert (tokenizer("RED Cat\nruns").input_ids == ids) == lowercase

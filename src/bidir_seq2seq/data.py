@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
+import json
+import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from datasets import Dataset, DatasetDict, load_dataset
+import pandas as pd
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
 FILE_FORMATS = {"json": "json", "jsonl": "json", "csv": "csv", "tsv": "csv"}
+# Names that say which column is the source and which the target, wherever they stand.
+KNOWN_COLUMNS = (
+    ("source", "target"),
+    ("text", "title"),
+    ("document", "summary"),
+    ("article", "highlights"),
+    ("content", "headline"),
+    ("src", "tgt"),
+)
+# Cells are text: "NA" and "null" are words, "007" is not a number.
+CSV_OPTIONS = {"keep_default_na": False, "encoding": "utf-8"}
 
 
 @dataclass
@@ -56,12 +73,13 @@ def load_pairs(
         files: For each split (`"train"`, `"validation"`, `"test"`) a `.json`, `.jsonl`, `.csv` or `.tsv` file.
         dataset_name: A dataset of the Hub, or a local folder of one, instead of files.
         dataset_config_name: Which of its configurations.
-        source_column: Column of the text to read; default: the first one.
-        target_column: Column of the text to write; default: the second one.
+        source_column: Column of the text to read; default: by name (see `KNOWN_COLUMNS`), else the first one.
+        target_column: Column of the text to write; default: by name, else the second one.
         cache_dir: Where datasets keeps its cache.
 
     Raises:
-        ValueError: On an unknown file type, a missing column, or when neither files nor a name are given.
+        ValueError: On an unknown file type, an unreadable file, a missing column or one without text, or when
+            neither files nor a name are given.
     """
     files = {split: path for split, path in (files or {}).items() if path is not None}
     if bool(files) == bool(dataset_name):
@@ -76,24 +94,204 @@ def load_pairs(
 
 
 def load_file(path: str, cache_dir: str | None = None) -> Dataset:
-    """Loads one `.json`, `.jsonl`, `.csv` or `.tsv` file.
+    """Loads one `.json`, `.jsonl`, `.csv` or `.tsv` file; every cell of the latter two is text.
 
     Raises:
-        ValueError: On another file type.
+        ValueError: On another file type, or if the file cannot be read (naming the place).
     """
     extension = path.rsplit(".", 1)[-1].lower()
     if extension not in FILE_FORMATS:
         raise ValueError(f"{path}: unknown file type .{extension}; use {', '.join(f'.{e}' for e in FILE_FORMATS)}")
-    options = {"sep": "\t"} if extension == "tsv" else {}
-    return load_dataset(FILE_FORMATS[extension], data_files=path, split="train", cache_dir=cache_dir, **options)
+    options = _separation(extension) if FILE_FORMATS[extension] == "csv" else {}
+    if not Path(path).is_file():
+        # An address or a pattern of names, which datasets can read, or its own error.
+        return load_dataset(FILE_FORMATS[extension], data_files=path, split="train", cache_dir=cache_dir, **options)
+    try:
+        line_end = _check_content(path)
+        if FILE_FORMATS[extension] == "csv":
+            options = _csv_options(path, extension, options | {"lineterminator": line_end})
+        return load_dataset(FILE_FORMATS[extension], data_files=path, split="train", cache_dir=cache_dir, **options)
+    except (DatasetGenerationError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(_what_is_wrong(path, extension, error)) from error
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of a UTF-8 text file, which end at a line feed and nowhere else; a byte order mark is dropped.
+
+    Raises:
+        ValueError: If the file is not UTF-8 (naming the place).
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
+            return split_lines(file)
+    except UnicodeDecodeError as error:
+        raise ValueError(_what_is_wrong(path, "txt", error)) from error
+
+
+def split_lines(stream) -> list[str]:
+    """The lines of an open text stream, without their ends and without a byte order mark."""
+    # Not str.splitlines: it also breaks at U+2028, U+0085 and form feeds, which stand inside documents.
+    return [
+        line.removesuffix("\n").removesuffix("\r").removeprefix("" if i else "\ufeff") for i, line in enumerate(stream)
+    ]
+
+
+def _check_content(path: str) -> str | None:
+    """Reads a file once; returns a line feed if nothing but that ends its lines, else `None`.
+
+    Raises:
+        UnicodeDecodeError: If it is not UTF-8.
+        ValueError: If it holds nothing.
+    """
+    feeds = returns = empty = True
+    # Arrow takes the bytes of JSON strings as they are, and they would only fail where somebody reads them.
+    with open(path, encoding="utf-8-sig", newline="\n") as file:
+        for line in file:
+            empty = empty and not line.strip()
+            feeds = feeds and not line.endswith("\r\n")
+            returns = returns and not line.endswith("\n")
+    if empty:
+        raise ValueError(f"{path}: the file is empty; it needs a row for every text")
+    # A lone carriage return would end a row too, unless pandas is told; old files have no other line ends.
+    return "\n" if feeds and not returns else None
+
+
+def _separation(extension: str) -> dict:
+    # Tab-separated text knows no quoting: a quotation mark is one of the text's own.
+    return CSV_OPTIONS | ({"sep": "\t", "quoting": csv.QUOTE_NONE} if extension == "tsv" else {"sep": ","})
+
+
+def _csv_options(path: str, extension: str, options: dict) -> dict:
+    """How to read this very file: `options`, its delimiter, and every column as text."""
+    columns = list(pd.read_csv(path, nrows=0, **options).columns)
+    if len(columns) == 1 and extension == "csv" and (separator := _other_separator(path, options)):
+        options["sep"] = separator
+        columns = list(pd.read_csv(path, nrows=0, **options).columns)
+        logger.warning_once(f"{path}: no commas in its header; read as separated by {separator!r}, columns {columns}")
+    # Of several columns a blank line is no row; of one it is an empty text, and rows must keep their places.
+    options["skip_blank_lines"] = len(columns) > 1
+    head = pd.read_csv(path, nrows=1, dtype=str, **options)
+    if head.empty:
+        raise ValueError(f"{path}: no row follows its header {columns}")
+    if not isinstance(head.index, pd.RangeIndex):
+        # pandas would take the first field for a row name and shift all others.
+        raise ValueError(
+            f"{path}: its first row has more fields than its header {columns}; name all columns, "
+            f"and put text that contains {options['sep']!r} in quotation marks"
+        )
+    _warn_of_texts_as_names(path, columns)
+    return options | {"features": Features({column: Value("string") for column in columns})}
+
+
+def _other_separator(path: str, options: dict) -> str | None:
+    """The separator, beside a comma, that cuts the header and most of the first rows into as many fields."""
+    for separator in (";", "\t"):
+        try:
+            head = pd.read_csv(path, nrows=10, dtype=str, **options | {"sep": separator})
+        except pd.errors.ParserError:
+            continue
+        # A row too short has empty last cells, one too long has a row name.
+        if len(head.columns) > 1 and isinstance(head.index, pd.RangeIndex) and (head.iloc[:, -1] != "").mean() > 0.5:
+            return separator
+    return None
+
+
+def _warn_of_texts_as_names(path: str, columns: list[str]) -> None:
+    texts = [name for name in columns if _looks_like_text(name)]
+    if texts:
+        logger.warning_once(
+            f"{path}: its first line is taken as the names of its columns, but {texts[0][:80]!r} looks like text; "
+            "if the file has no header, write one (source,target) as its first line, or that pair is lost"
+        )
+
+
+def _looks_like_text(name: str) -> bool:
+    # Chinese and Japanese put no spaces between words: there it is the length or the punctuation that tells.
+    chinese = re.findall(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]", name)
+    if re.fullmatch(r"Unnamed: \d+", name):  # what pandas calls a column without a name
+        return False
+    return " " in name.strip() or len(name) > 40 or len(chinese) >= 8 or bool(re.search(r"[。，！？、；：]", name))
+
+
+def _what_is_wrong(path: str, extension: str, error: Exception) -> str:
+    """Says where a file cannot be read, and what to do about it."""
+    content = Path(path).read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        line = content.count(b"\n", 0, bad.start) + 1
+        return (
+            f"{path}: not UTF-8: byte {content[bad.start]:#04x} at position {bad.start} (line {line}); "
+            "save it as UTF-8, for example with: iconv -f ENCODING -t UTF-8"
+        )
+    if FILE_FORMATS.get(extension) == "json":
+        for number, line in enumerate(content.decode("utf-8-sig").split("\n"), start=1):
+            try:
+                json.loads(line or "null")
+            except json.JSONDecodeError as bad:
+                if number == 1 and _is_json(content):
+                    break
+                return f"{path}: line {number} is not JSON: {bad}; repair that line: each holds one object"
+        return f"{path}: cannot be read: {error.__cause__ or error}; each line must be an object with the same columns"
+    return (
+        f"{path}: cannot be read: {str(error.__cause__ or error).strip()}; every row needs as many fields as the "
+        "header, and text that contains the separator or a line break must stand in quotation marks"
+    )
+
+
+def _is_json(content: bytes) -> bool:
+    """Whether the whole file is one JSON value, over however many lines."""
+    try:
+        json.loads(content)
+    except ValueError:
+        return False
+    return True
+
+
+def choose_columns(
+    columns: list[str], source_column: str | None = None, target_column: str | None = None
+) -> tuple[str, str | None]:
+    """The source and the target column: as given, else a pair of `KNOWN_COLUMNS`, else the first and the second.
+
+    The target is `None` if there is no second column; a given name is returned whether it exists or not.
+    """
+    for source, target in KNOWN_COLUMNS:
+        wanted = source_column in (None, source) and target_column in (None, target)
+        if wanted and source in columns and target in columns:
+            return source, target
+    return source_column or columns[0], target_column or (columns[1] if len(columns) > 1 else None)
+
+
+def check_text(rows: Dataset, column: str, option: str, name: str, given: bool = True) -> None:
+    """Makes sure that a column holds text.
+
+    Raises:
+        ValueError: If it does not, or if it was not `given` by the user, is no known name and holds but numbers.
+    """
+    kind = getattr(rows.features[column], "dtype", None)
+    known = any(column in pair for pair in KNOWN_COLUMNS)
+    if kind not in ("string", "large_string", "null"):
+        value = next((value for value in rows[column] if value is not None and not isinstance(value, str)), None)
+    elif given or known:
+        return
+    else:
+        values = [text for text in rows[: min(len(rows), 100)][column] if text]
+        # Everything in a CSV file is text, so a column of row numbers is one of digits.
+        if not values or not all(re.fullmatch(r"[\d.,+-]+", text) for text in values):
+            return
+        value = values[0]
+    raise ValueError(
+        f"{name}: column {column!r} does not hold text, but {value!r}; say which column does with --{option} "
+        f"(there are {rows.column_names})"
+    )
 
 
 def _name_columns(split: Dataset, name: str, source_column: str | None, target_column: str | None) -> Dataset:
     columns = split.column_names
     if len(columns) < 2 and (source_column is None or target_column is None):
         raise ValueError(f"{name}: needs a source and a target column, but there is only {columns}")
-    source_column = source_column or columns[0]
-    target_column = target_column or columns[1]
+    given = {"source_column": source_column is not None, "target_column": target_column is not None}
+    source_column, target_column = choose_columns(columns, source_column, target_column)
     for option, column in (("source_column", source_column), ("target_column", target_column)):
         if column not in columns:
             close = difflib.get_close_matches(column, columns, n=1)
@@ -101,6 +299,13 @@ def _name_columns(split: Dataset, name: str, source_column: str | None, target_c
             raise ValueError(f"{name}: {option}={column!r} is not among its columns {columns}{hint}")
     if source_column == target_column:
         raise ValueError(f"source_column and target_column are both {source_column!r}: a model cannot learn from that")
+    for option, column in (("source_column", source_column), ("target_column", target_column)):
+        check_text(split, column, option, name, given[option])
+    if not all(given.values()):
+        logger.warning_once(
+            f"{name}: {source_column!r} is taken as the source and {target_column!r} as the target, of {columns}; "
+            "others are named with --source_column and --target_column"
+        )
     split = split.select_columns([source_column, target_column])
     return split.rename_columns({source_column: "source", target_column: "target"})
 
@@ -181,4 +386,15 @@ def _cut(ids: list[int], max_length: int, end_id: int | None) -> list[int]:
     return ids[:max_length] if end_id is None else [*ids[: max_length - 1], end_id]
 
 
-__all__ = ["FILE_FORMATS", "EncodingReport", "encode_pairs", "load_file", "load_pairs"]
+__all__ = [
+    "FILE_FORMATS",
+    "KNOWN_COLUMNS",
+    "EncodingReport",
+    "check_text",
+    "choose_columns",
+    "encode_pairs",
+    "load_file",
+    "load_pairs",
+    "read_lines",
+    "split_lines",
+]

@@ -52,6 +52,8 @@ def build_bpe_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Learns BPE pieces within words: the choice for languages that write spaces between words.
 
+    White space of any kind and length is one boundary between words, and is written as one space.
+
     Args:
         texts: Any iterator of documents and titles; read once.
         vocab_size: Number of ids, the four special ones included.
@@ -68,6 +70,8 @@ def build_bpe_tokenizer(
     if vocab_size <= len(SPECIAL_TOKENS):
         raise ValueError(f"vocab_size={vocab_size} must be above {len(SPECIAL_TOKENS)}, the number of special tokens")
     tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS["unk_token"], fuse_unk=True))
+    # Tabs, line breaks and U+3000 would otherwise be signs of a word, and mostly unknown ones.
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(
@@ -83,7 +87,8 @@ def build_bpe_tokenizer(
 
 def _train(tokenizer: Tokenizer, trainer, texts, lowercase: bool, model_max_length: int, setting: str):
     if lowercase:
-        tokenizer.normalizer = normalizers.Lowercase()
+        before = [tokenizer.normalizer] if tokenizer.normalizer else []
+        tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Lowercase()])
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() <= len(SPECIAL_TOKENS):
         raise ValueError(f"no token found in the texts with {setting}: are they empty, or is the setting too strict?")

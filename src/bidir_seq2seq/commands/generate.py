@@ -4,22 +4,26 @@
     python scripts/generate.py --model_name_or_path my_model --input_file articles.txt --output_file titles.txt
     cat articles.txt | python scripts/generate.py --model_name_or_path my_model --show_details
 
-Plain text holds one document a line; .json(l), .csv and .tsv files are read by column. An empty document gets an empty
-line, so that input and output lines correspond. With --show_details each line is JSON: the candidates with score and
-direction.
+Plain text holds one document a line; .json(l), .csv and .tsv files are read by column. An empty document gets as many
+empty lines as others get candidates, so that input and output lines correspond. With --show_details each document's
+line is JSON: the candidates with score and direction.
 """
 
+import io
 import json
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
+from transformers.utils import logging
 
 from ..allocator import keep_freed_memory
 from ..arguments import parse_arguments
-from ..data import FILE_FORMATS, load_file
-from ..titles import write_titles
+from ..data import FILE_FORMATS, KNOWN_COLUMNS, check_text, choose_columns, load_file, read_lines, split_lines
+from ..titles import Title, write_titles
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -29,7 +33,9 @@ class GenerateArguments:
     model_name_or_path: str = field(metadata={"help": "Trained model."})
     text: list[str] | None = field(default=None, metadata={"help": "One or more documents. Default: standard input."})
     input_file: str | None = field(default=None, metadata={"help": "File of documents instead."})
-    source_column: str | None = field(default=None, metadata={"help": "Its column to read. Default: the first."})
+    source_column: str | None = field(
+        default=None, metadata={"help": "Its column to read. Default: by name, else the first."}
+    )
     output_file: str | None = field(default=None, metadata={"help": "Where titles go. Default: standard output."})
     decoding_direction: str | None = field(
         default=None, metadata={"help": "Default: what the model has.", "choices": ["both", "l2r", "r2l"]}
@@ -78,21 +84,51 @@ GENERATE_KWARGS = (
 
 
 def read_documents(args: GenerateArguments) -> list[str]:
-    """The documents that the arguments name, or those of standard input."""
+    """The documents that the arguments name, or those of standard input.
+
+    Raises:
+        ValueError: If the arguments name two places, or the file or its column cannot be read.
+    """
     if args.text and args.input_file:
         raise ValueError("give either text or input_file")
     if args.text:
         return args.text
     if args.input_file is None:
-        return [line.rstrip("\r\n") for line in sys.stdin]
-    extension = Path(args.input_file).suffix[1:].lower()
-    if extension not in FILE_FORMATS:
-        return Path(args.input_file).read_text(encoding="utf-8-sig").splitlines()
-    rows = load_file(args.input_file)
-    column = args.source_column or rows.column_names[0]
-    if column not in rows.column_names:
-        raise ValueError(f"{args.input_file}: source_column={column!r} is not among its columns {rows.column_names}")
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # A lone carriage return is no line end, as in files.
+            sys.stdin.reconfigure(newline="\n")
+        return split_lines(sys.stdin)
+    if Path(args.input_file).suffix[1:].lower() not in FILE_FORMATS:
+        return read_lines(args.input_file)
+    return _read_column(args.input_file, args.source_column)
+
+
+def _read_column(path: str, source_column: str | None) -> list[str]:
+    rows = load_file(path)
+    columns = rows.column_names
+    column = source_column or _source_column(columns)
+    if column not in columns:
+        raise ValueError(f"{path}: source_column={column!r} is not among its columns {columns}")
+    check_text(rows, column, "source_column", path, given=source_column is not None)
+    if source_column is None:
+        logger.warning_once(f"{path}: {column!r} is taken as the source, of {columns}; another: --source_column")
     return [text or "" for text in rows[column]]
+
+
+def _source_column(columns: list[str]) -> str:
+    """As in training; without a target beside it a known name of a source tells as well."""
+    known = [source for source, _ in KNOWN_COLUMNS if source in columns]
+    paired, _ = choose_columns(columns)
+    return paired if paired in known or not known else known[0]
+
+
+def as_lines(candidates: list[Title], number: int) -> list[str]:
+    """One line a candidate, and empty ones up to `number`: the lines of all documents correspond.
+
+    A line break inside a title, of whatever kind, becomes a space.
+    """
+    lines = [" ".join(title.text.split()) for title in candidates]
+    return lines + [""] * (number - len(lines))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -100,8 +136,14 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse_arguments(GenerateArguments, description=__doc__, args=argv)
     set_seed(args.seed)
     keep_freed_memory()
-    model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path, dtype=args.dtype, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+    model = AutoModelForSeq2SeqLM.from_pretrained(
+        # Not to be asked on the terminal, where the next line of a piped document would answer.
+        args.model_name_or_path,
+        dtype=args.dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, trust_remote_code=False)
     given = {name: getattr(args, name) for name in GENERATE_KWARGS if getattr(args, name) is not None}
     titles = write_titles(
         model,
@@ -116,8 +158,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.show_details:
             lines.append(json.dumps([asdict(title) for title in candidates], ensure_ascii=False))
         else:
-            # One line a candidate; a line break inside a title would break the correspondence.
-            lines += [" ".join(title.text.split()) for title in candidates]
+            lines += as_lines(candidates, args.num_return_sequences)
     text = "".join(f"{line}\n" for line in lines)
     if args.output_file:
         Path(args.output_file).write_text(text, encoding="utf-8")

@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ..allocator import keep_freed_memory
 from ..arguments import parse_arguments
-from ..data import load_pairs
+from ..data import load_pairs, read_lines
 from ..evaluation import available_systems, format_table, predict, score
 
 
@@ -31,8 +31,12 @@ class ScoreArguments:
     systems: list[str] | None = field(
         default=None, metadata={"help": "Of a model: lead, l2r, r2l, both, joint. Default: all that it can run."}
     )
-    source_column: str | None = field(default=None, metadata={"help": "Column of documents. Default: the first."})
-    target_column: str | None = field(default=None, metadata={"help": "Column of references. Default: the second."})
+    source_column: str | None = field(
+        default=None, metadata={"help": "Column of documents. Default: by name, else the first."}
+    )
+    target_column: str | None = field(
+        default=None, metadata={"help": "Column of references. Default: by name, else the second."}
+    )
     max_samples: int | None = field(default=None, metadata={"help": "Score only the first so many pairs."})
     num_beams: int | None = field(default=None, metadata={"help": "Beams per direction. Default: the model's own."})
     batch_size: int = field(default=32, metadata={"help": "Documents per batch."})
@@ -53,6 +57,22 @@ class ScoreArguments:
     num_examples: int = field(default=0, metadata={"help": "Show so many pairs with every system's title."})
 
 
+def read_predictions(path: str, pairs: int, wanted: int) -> list[str]:
+    """The first `wanted` titles of a file with one for each of all `pairs`, or for each of the wanted ones.
+
+    Raises:
+        ValueError: If the file has another number of lines, since nothing tells which pairs they belong to.
+    """
+    lines = read_lines(path)
+    if len(lines) not in (pairs, wanted):
+        expected = f"{pairs}" if pairs == wanted else f"{wanted} (max_samples) or all {pairs}"
+        raise ValueError(
+            f"{path}: {len(lines)} lines for {expected} references; write one line for every pair, "
+            "an empty one where there is no title"
+        )
+    return lines[:wanted]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the command; `argv` instead of the process's own arguments."""
     (args,) = parse_arguments(ScoreArguments, description=__doc__, args=argv)
@@ -61,13 +81,16 @@ def main(argv: list[str] | None = None) -> None:
     pairs = load_pairs({"test": args.test_file}, source_column=args.source_column, target_column=args.target_column)[
         "test"
     ]
+    number = len(pairs)
     pairs = pairs.select(range(min(args.max_samples or len(pairs), len(pairs))))
     if args.model_name_or_path:
         keep_freed_memory()
-        model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path, dtype=args.dtype, use_safetensors=True)
+        model = AutoModelForSeq2SeqLM.from_pretrained(
+            args.model_name_or_path, dtype=args.dtype, use_safetensors=True, trust_remote_code=False
+        )
         predictions = predict(
             model,
-            AutoTokenizer.from_pretrained(args.model_name_or_path),
+            AutoTokenizer.from_pretrained(args.model_name_or_path, trust_remote_code=False),
             pairs,
             args.systems or available_systems(model),
             tokenization=args.tokenization,
@@ -75,10 +98,9 @@ def main(argv: list[str] | None = None) -> None:
             **({"num_beams": args.num_beams} if args.num_beams else {}),
         )
     else:
-        predictions = {
-            Path(path).stem: Path(path).read_text(encoding="utf-8").split("\n")[: len(pairs)]
-            for path in args.predictions_file
-        }
+        predictions = {Path(path).stem: read_predictions(path, number, len(pairs)) for path in args.predictions_file}
+        if len(predictions) < len(args.predictions_file):
+            raise ValueError(f"predictions_file: {args.predictions_file} must differ in name: it names the system")
     results = score(predictions, [text or "" for text in pairs["target"]], args.tokenization)
     print(format_table(results))
     for index in range(min(args.num_examples, len(pairs))):
