@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 
 from bidir_seq2seq.tokenization import build_char_tokenizer
 from bidir_seq2seq.training import (
@@ -239,3 +239,85 @@ def test_a_curve_needs_two_points(tmp_path):
     assert not (tmp_path / "curve.png").exists()
     plot_training_curve([*entries, {"eval_loss": 1.0, "elapsed_seconds": 120.0}], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def no_constant(name):
+    raise AssertionError(f"bare {name} in a results file")
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Makes the loss and the gradients of some updates, counted from 1, NaN; returns the updates there were."""
+
+    def install(bad) -> list[int]:
+        step, updates = Seq2SeqTrainer.training_step, []
+
+        def training_step(trainer, model, *args, **kwargs):
+            loss = step(trainer, model, *args, **kwargs)
+            updates.append(len(updates) + 1)
+            if updates[-1] in bad:
+                for parameter in model.parameters():
+                    parameter.grad.fill_(float("nan"))
+                return loss * float("nan")
+            return loss
+
+        monkeypatch.setattr(Seq2SeqTrainer, "training_step", training_step)
+        return updates
+
+    return install
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_sound_checkpoint(files, tmp_path, poison):
+    updates = poison(range(4, 99))
+    with pytest.raises(ValueError, match="diverged at update 6: 3 updates in a row .* learning_rate=0.001 .* a lower"):
+        run(files, tmp_path, max_steps=9)
+    assert updates == [1, 2, 3, 4, 5, 6]
+    # The updates that were not finite were skipped: what was saved amid them is sound.
+    for step in (2, 4):
+        weights = load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors")
+        assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+        text = (tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text()
+        log = json.loads(text, parse_constant=no_constant)["log_history"]
+    assert [entry["grad_norm"] is None for entry in log if "loss" in entry] == [False, False, False, True]
+
+
+def test_one_bad_batch_is_left_out(files, tmp_path, poison):
+    updates = poison([2])
+    metrics = run(files, tmp_path)
+    assert updates == [1, 2, 3, 4] and 0 < metrics["eval_loss"] < 10
+    json.loads((tmp_path / "trainer_state.json").read_text(), parse_constant=no_constant)
+
+
+def test_weights_that_are_not_finite_are_never_saved(files, tmp_path):
+    with pytest.raises(ValueError, match="learning_rate=1e\\+38 .* use a lower learning_rate"):
+        run({"train_file": files["train_file"]}, tmp_path, learning_rate=1e38, weight_decay=1e38)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("stopped_at", [40, 60, 140])
+def test_a_run_of_many_epochs_equals_itself_resumed_anywhere(long_run, tmp_path, stopped_at):
+    pairs, folder = long_run
+    shutil.copytree(folder / f"checkpoint-{stopped_at}", tmp_path / f"checkpoint-{stopped_at}")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, tmp_path)
+    run(pairs, tmp_path, **LONG)
+    whole, resumed = (load_file(path / "model.safetensors") for path in (folder, tmp_path))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+LONG = {"max_steps": 160, "per_device_train_batch_size": 16, "save_steps": 20, "save_total_limit": None}
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    """400 pairs in batches of 16, 25 updates an epoch, with a checkpoint every 20 updates."""
+    folder = tmp_path_factory.mktemp("long")
+    generator = torch.Generator().manual_seed(1)
+    with open(folder / "train.jsonl", "w") as file:
+        for _ in range(400):
+            length = int(torch.randint(3, 20, (), generator=generator))
+            text = "".join("abcdefgh"[i] for i in torch.randint(0, 8, (length,), generator=generator).tolist())
+            file.write(json.dumps({"document": text, "title": text[:3]}) + "\n")
+    pairs = {"train_file": str(folder / "train.jsonl")}
+    run(pairs, folder / "run", **LONG)
+    return pairs, folder / "run"
