@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 
 from bidir_seq2seq.tokenization import build_char_tokenizer
@@ -69,6 +69,8 @@ def run(files, output_dir, model=None, **overrides):
 @pytest.fixture(scope="module")
 def finished(files, tmp_path_factory):
     """A finished run of four updates, and its metrics."""
+    # It is set up before the fixture that does this for tests, and sums differ by the number of threads.
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("run")
     return folder, run(files, folder)
 
@@ -117,10 +119,33 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(files, finished, tmp_
 def test_last_checkpoint(tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     assert last_checkpoint(args) is None
-    for step in (9, 10):
+    for step in ("9", "10", "best"):
         (tmp_path / f"checkpoint-{step}").mkdir()
     assert last_checkpoint(args) is None
+    save_file({"weight": torch.ones(3)}, tmp_path / "checkpoint-9" / "model.safetensors")
     (tmp_path / "checkpoint-9" / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(args) == str(tmp_path / "checkpoint-9")
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("trainer_state.json", b""),
+        ("trainer_state.json", b"{'global_step"),
+        ("model.safetensors", save({"weight": torch.ones(30)})[:100]),
+        ("model.safetensors", save({"weight": torch.tensor([1.0, float("nan")])})),
+        ("model.safetensors", None),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, name, content):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        save_file({"weight": torch.ones(3)}, tmp_path / f"checkpoint-{step}" / "model.safetensors")
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(args) == str(tmp_path / "checkpoint-10")
+    damaged = tmp_path / "checkpoint-10" / name
+    damaged.unlink() if content is None else damaged.write_bytes(content)
     assert last_checkpoint(args) == str(tmp_path / "checkpoint-9")
 
 
@@ -311,6 +336,7 @@ LONG = {"max_steps": 160, "per_device_train_batch_size": 16, "save_steps": 20, "
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory):
     """400 pairs in batches of 16, 25 updates an epoch, with a checkpoint every 20 updates."""
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("long")
     generator = torch.Generator().manual_seed(1)
     with open(folder / "train.jsonl", "w") as file:

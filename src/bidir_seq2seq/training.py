@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import (
@@ -263,8 +263,8 @@ class TitleTrainer(Seq2SeqTrainer):
     def _diverged(self, what: str) -> ValueError:
         return ValueError(
             f"training diverged at {what} or gradient that is not finite, with learning_rate="
-            f"{self.args.learning_rate:g} ({self._get_learning_rate():g} at this update): use a lower learning_rate or "
-            "more warmup_steps, and leave out half precision; the checkpoints before are sound"
+            f"{self.args.learning_rate:g} ({self._get_learning_rate():g} at this update): use a lower learning_rate "
+            "or more warmup_steps, and leave out half precision; the checkpoints before are sound"
         )
 
 
@@ -362,7 +362,7 @@ def load_or_build_tokenizer(
     run_before = output_dir if (Path(output_dir) / "tokenizer.json").exists() else None
     name = model_args.tokenizer_name or model_args.model_name_or_path or run_before
     if name:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     texts = (text for row in pairs for text in (row["source"], row["target"]) if text)
     settings = {
         "vocab_size": model_args.vocab_size,
@@ -395,7 +395,9 @@ def load_or_build_model(
             vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.bos_token_id, **special, **settings
         )
         return BidirSeq2SeqForConditionalGeneration(config)
-    model = AutoModelForSeq2SeqLM.from_pretrained(model_args.model_name_or_path, use_safetensors=True)
+    model = AutoModelForSeq2SeqLM.from_pretrained(
+        model_args.model_name_or_path, use_safetensors=True, trust_remote_code=False
+    )
     if model_args.tokenizer_name:
         check_same_ids(model_args.model_name_or_path, tokenizer)
     if len(tokenizer) > model.config.vocab_size:
@@ -411,7 +413,7 @@ def check_same_ids(model_name_or_path: str, tokenizer: PreTrainedTokenizerBase) 
         ValueError: If a token of the checkpoint's own tokenizer has another id or none; the message names the first.
     """
     try:
-        own = AutoTokenizer.from_pretrained(model_name_or_path)
+        own = AutoTokenizer.from_pretrained(model_name_or_path, trust_remote_code=False)
     except (OSError, ValueError):
         logger.warning_once(f"{model_name_or_path} has no tokenizer: that yours has the same ids is taken on trust")
         return
@@ -459,19 +461,42 @@ def title_metrics(tokenizer: PreTrainedTokenizerBase):
 
 
 def last_checkpoint(training_args: TrainingArguments) -> str | None:
-    """The newest checkpoint of an earlier run that was written to its end; half-written ones are passed over."""
-    if not os.path.isdir(training_args.output_dir):
-        return None
-    folders = sorted(
-        Path(training_args.output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True
-    )
-    for folder in folders:
-        # The Trainer writes this file last.
-        if (folder / "trainer_state.json").exists():
+    """The newest sound checkpoint of an earlier run; damaged and half-written ones are passed over with a warning."""
+    numbers = {}
+    for folder in Path(training_args.output_dir).glob("checkpoint-*"):
+        number = folder.name.removeprefix("checkpoint-")
+        # Somebody's checkpoint-best is theirs.
+        if number.isdecimal() and folder.is_dir():
+            numbers[folder] = int(number)
+    for folder in sorted(numbers, key=numbers.get, reverse=True):
+        damage = checkpoint_damage(folder)
+        if damage is None:
             logger.warning_once(f"going on from {folder}")
             return str(folder)
-        logger.warning_once(f"{folder} is incomplete and is passed over")
+        logger.warning_once(f"{folder} is passed over: {damage}")
     return None
+
+
+def checkpoint_damage(folder: Path) -> str | None:
+    """What keeps a checkpoint from being gone on from, in words; None if nothing does."""
+    # The Trainer writes this file last.
+    state_file, weights_file = folder / "trainer_state.json", folder / "model.safetensors"
+    if not state_file.exists():
+        return "it is incomplete, without trainer_state.json"
+    try:
+        if not isinstance(json.loads(state_file.read_text(encoding="utf-8")), dict):
+            return "its trainer_state.json holds no settings"
+    except ValueError as error:
+        return f"its trainer_state.json is damaged ({error})"
+    if not weights_file.exists():
+        # Sharded training has files of other names.
+        return None if any(folder.glob("*model*")) else "it has no weights"
+    try:
+        with safe_open(weights_file, framework="pt") as weights:
+            sound = all(bool(weights.get_tensor(name).isfinite().all()) for name in weights.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        return f"its model.safetensors is damaged ({error})"
+    return None if sound else "its weights are not finite, its training diverged"
 
 
 def plot_training_curve(log_history: list[dict], path: str | Path) -> None:
@@ -508,6 +533,7 @@ __all__ = [
     "TrainingArguments",
     "check_autocast",
     "check_same_ids",
+    "checkpoint_damage",
     "finite_or_none",
     "last_checkpoint",
     "load_or_build_model",
