@@ -347,3 +347,72 @@ def long_run(tmp_path_factory):
     pairs = {"train_file": str(folder / "train.jsonl")}
     run(pairs, folder / "run", **LONG)
     return pairs, folder / "run"
+
+
+def test_what_best_means_without_titles(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    best = (args.load_best_model_at_end, args.metric_for_best_model, args.greater_is_better)
+    assert best == (True, "rougeL", True)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, predict_with_generate=False)
+    assert (args.metric_for_best_model, args.greater_is_better) == ("loss", False)
+    with pytest.raises(ValueError, match="metric_for_best_model='rougeL' needs titles, .* use metric_for_best_model="):
+        TrainingArguments(str(tmp_path), use_cpu=True, predict_with_generate=False, metric_for_best_model="rougeL")
+
+
+def test_a_run_without_titles_keeps_the_checkpoint_of_the_least_loss(files, tmp_path):
+    metrics = run(files, tmp_path, predict_with_generate=False)
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
+    assert "eval_rougeL" not in metrics and state["best_metric"] == min(losses) == metrics["eval_loss"]
+
+
+def test_when_to_validate_and_to_save(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, save_strategy="no")
+    assert args.load_best_model_at_end is False
+    for more in ({"save_strategy": "steps"}, {"save_strategy": "no", "load_best_model_at_end": True}):
+        with pytest.raises(
+            ValueError, match=f"eval_strategy='epoch' and save_strategy='{more['save_strategy']}' differ"
+        ):
+            TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **more)
+
+
+@pytest.fixture
+def begun(finished, tmp_path) -> Path:
+    """A copy of the finished run that a test may go on with."""
+    return Path(shutil.copytree(finished[0], tmp_path / "begun"))
+
+
+def test_a_finished_run_goes_on_longer(files, begun):
+    run(files, begun, max_steps=6, logging_steps=2)
+    assert json.loads((begun / "trainer_state.json").read_text())["global_step"] == 6
+
+
+@pytest.mark.parametrize(
+    "model, overrides, message",
+    [
+        ({}, {"learning_rate": 0.01}, "learning_rate was 0.001 and is 0.01; use another output_dir, or delete"),
+        ({"tokenizer_type": "bpe"}, {}, "tokenizer_type was 'char' and is 'bpe'"),
+        ({"lowercase": True, "vocab_size": 99}, {}, "vocab_size was 8000 and is 99, lowercase was False and is True"),
+    ],
+)
+def test_a_folder_of_a_run_with_other_settings_is_refused(files, begun, model, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        run(files, begun, model=model, **overrides)
+
+
+def test_a_folder_of_a_run_with_other_pairs_is_refused(files, begun, tmp_path):
+    lines = Path(files["train_file"]).read_text().splitlines(keepends=True)
+    same, other = tmp_path / "same.jsonl", tmp_path / "other.jsonl"
+    same.write_text("".join(lines))
+    other.write_text("".join(lines[::-1]))
+    with pytest.raises(ValueError, match="fingerprint of the training pairs was '[0-9a-f]{16}' and is"):
+        run({**files, "train_file": str(other)}, begun)
+    # The same pairs from another place are the same.
+    run({**files, "train_file": str(same)}, begun)
+
+
+def test_a_run_of_an_older_version_goes_on(files, begun):
+    (begun / "run_settings.json").unlink()
+    run(files, begun, learning_rate=0.01, max_steps=5)
+    assert json.loads((begun / "trainer_state.json").read_text())["global_step"] == 5
+    assert not (begun / "run_settings.json").exists()

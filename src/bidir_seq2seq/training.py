@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     """transformers' own arguments, with defaults that suit a small model trained from nothing.
 
     Raises:
-        ValueError: On `label_smoothing_factor`, which would reach one direction only.
+        ValueError: On `label_smoothing_factor`, which would reach one direction only; on a best checkpoint by a metric
+            that validation does not compute, or with validations and saves at different times.
     """
 
     output_dir: str = field(default="output", metadata={"help": "Folder for checkpoints and results."})
@@ -128,9 +130,17 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     save_strategy: str = field(default="epoch", metadata={"help": "When to save; as eval_strategy."})
     logging_steps: float = field(default=50, metadata={"help": "Updates between two lines of the log."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best among them."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "Keep the best checkpoint, not the last."})
-    metric_for_best_model: str | None = field(default="rougeL", metadata={"help": "What 'best' is measured by."})
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of it is better."})
+    load_best_model_at_end: bool | None = field(
+        default=None,
+        metadata={"help": "Keep the best checkpoint, not the last. Default: yes, if there are validations and saves."},
+    )
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={"help": "What 'best' is measured by. Default: rougeL; loss without predict_with_generate."},
+    )
+    greater_is_better: bool | None = field(
+        default=None, metadata={"help": "Whether more of it is better. Default: yes, unless it is a loss."}
+    )
     predict_with_generate: bool = field(default=True, metadata={"help": "Write titles in validation."})
     generation_num_beams: int | None = field(default=3, metadata={"help": "Beams per direction in validation."})
     dataloader_pin_memory: bool = field(
@@ -145,11 +155,39 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     )
 
     def __post_init__(self):
+        self._choose_metric()
+        self._choose_best_model()
         super().__post_init__()
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor={self.label_smoothing_factor} would train the left-to-right direction only: "
                 "use label_smoothing, which smooths both"
+            )
+
+    def _choose_metric(self) -> None:
+        metric, default = self.metric_for_best_model, "rougeL" if self.predict_with_generate else "loss"
+        if metric is None:
+            self.metric_for_best_model, self.greater_is_better = default, default != "loss"
+            if default == "loss":
+                logger.warning_once("without predict_with_generate the best checkpoint is the one of the least loss")
+        elif not self.predict_with_generate and metric.removeprefix("eval_") != "loss":
+            raise ValueError(
+                f"metric_for_best_model={metric!r} needs titles, which predict_with_generate=False does not write: "
+                "use metric_for_best_model='loss', or leave predict_with_generate on"
+            )
+
+    def _choose_best_model(self) -> None:
+        validate, save = (getattr(x, "value", x) for x in (self.eval_strategy, self.save_strategy))
+        if self.load_best_model_at_end is None:
+            self.load_best_model_at_end = "no" not in (validate, save)
+            if not self.load_best_model_at_end:
+                logger.warning_once(
+                    f"eval_strategy={validate!r}, save_strategy={save!r}: the last model is kept, not the best one"
+                )
+        if self.load_best_model_at_end and save not in (validate, "best"):
+            raise ValueError(
+                f"eval_strategy={validate!r} and save_strategy={save!r} differ, so that the best model may not be "
+                "saved: make them equal, or set load_best_model_at_end to false"
             )
 
 
@@ -282,7 +320,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         The last validation's metrics; empty without validation pairs.
 
     Raises:
-        ValueError: On arguments or pairs that cannot be trained on.
+        ValueError: On arguments or pairs that cannot be trained on, in a folder of a run with other settings, and when
+            the training diverges.
     """
     set_seed(training_args.seed)
     if training_args.device.type == "cpu":
@@ -302,6 +341,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         for name, split in pairs.items()
         if name in limits
     }
+    with training_args.main_process_first(desc="comparing settings"):
+        keep_run_settings(training_args, run_settings(model_args, data_args, training_args, pairs["train"]))
     with training_args.main_process_first(desc="building the tokenizer"):
         tokenizer = load_or_build_tokenizer(model_args, data_args, pairs["train"], training_args.output_dir)
     model = load_or_build_model(model_args, tokenizer)
@@ -353,6 +394,60 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         )
         plot_training_curve(trainer.state.log_history, output_dir / "training_curve.png")
     return metrics
+
+
+def run_settings(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, pairs
+) -> dict[str, object]:
+    """What must stay as it was for a run to be gone on with; how long it is, and what it logs, may change."""
+    names = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "seed")
+    return {
+        **asdict(model_args),
+        "max_source_length": data_args.max_source_length,
+        "max_target_length": data_args.max_target_length,
+        **{name: getattr(training_args, name) for name in names},
+        "number of training pairs": len(pairs),
+        "fingerprint of the training pairs": fingerprint(pairs),
+    }
+
+
+def fingerprint(pairs) -> str:
+    """A short hash of the texts in their order, wherever they were read from."""
+    digest = hashlib.sha256()
+    for start in range(0, len(pairs), 1000):
+        batch = pairs[start : start + 1000]
+        digest.update(json.dumps([batch["source"], batch["target"]]).encode())
+    return digest.hexdigest()[:16]
+
+
+def keep_run_settings(training_args: TrainingArguments, settings: dict[str, object]) -> None:
+    """Writes `settings` into a new run's folder, or compares them with those of the run that is there.
+
+    Raises:
+        ValueError: If they differ, naming each difference.
+    """
+    folder = Path(training_args.output_dir)
+    record = folder / "run_settings.json"
+    if record.exists():
+        before = json.loads(record.read_text(encoding="utf-8"))
+        # Through JSON, since that is how the others have come.
+        now = json.loads(json.dumps(settings))
+        changed = [name for name in now if name in before and before[name] != now[name]]
+        if changed:
+            raise ValueError(
+                f"{folder} holds a run with other settings: "
+                + ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in changed)
+                + "; use another output_dir, or delete this one"
+            )
+        return
+    # Nobody knows the settings of a run that an older version began.
+    began = (folder / "tokenizer.json").exists() or any(folder.glob("checkpoint-*"))
+    if began or not training_args.should_save:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = record.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(record)
 
 
 def load_or_build_tokenizer(
@@ -534,11 +629,14 @@ __all__ = [
     "check_autocast",
     "check_same_ids",
     "checkpoint_damage",
+    "fingerprint",
     "finite_or_none",
+    "keep_run_settings",
     "last_checkpoint",
     "load_or_build_model",
     "load_or_build_tokenizer",
     "plot_training_curve",
+    "run_settings",
     "title_metrics",
     "train",
 ]
