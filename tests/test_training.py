@@ -416,3 +416,14 @@ def test_a_run_of_an_older_version_goes_on(files, begun):
     run(files, begun, learning_rate=0.01, max_steps=5)
     assert json.loads((begun / "trainer_state.json").read_text())["global_step"] == 5
     assert not (begun / "run_settings.json").exists()
+
+
+def test_a_run_that_diverged_before_its_first_checkpoint_may_be_tried_again(files, tmp_path, poison, monkeypatch):
+    with monkeypatch.context(), pytest.raises(ValueError, match="diverged at update 3"):
+        poison(range(1, 4))
+        run(files, tmp_path, save_steps=4, eval_steps=4)
+    with pytest.raises(ValueError, match="tokenizer_type was 'char' and is 'bpe'"):
+        run(files, tmp_path, model={"tokenizer_type": "bpe"})
+    monkeypatch.undo()
+    run(files, tmp_path, learning_rate=0.002)
+    assert json.loads((tmp_path / "run_settings.json").read_text())["learning_rate"] == 0.002

@@ -38,6 +38,17 @@ from .tokenization import build_bpe_tokenizer, build_char_tokenizer
 
 logger = logging.get_logger(__name__)
 
+TOKENIZER_SETTINGS = (
+    "model_name_or_path",
+    "tokenizer_name",
+    "tokenizer_type",
+    "vocab_size",
+    "min_frequency",
+    "lowercase",
+    "max_source_length",
+    "fingerprint of the training pairs",
+)
+
 
 @dataclass
 class ModelArguments:
@@ -432,16 +443,20 @@ def keep_run_settings(training_args: TrainingArguments, settings: dict[str, obje
         before = json.loads(record.read_text(encoding="utf-8"))
         # Through JSON, since that is how the others have come.
         now = json.loads(json.dumps(settings))
-        changed = [name for name in now if name in before and before[name] != now[name]]
+        trained = (folder / "model.safetensors").exists() or any(folder.glob("checkpoint-*"))
+        # Before there is a checkpoint, only the tokenizer is kept.
+        binding = now if trained else TOKENIZER_SETTINGS
+        changed = [name for name in binding if name in before and before[name] != now[name]]
         if changed:
             raise ValueError(
                 f"{folder} holds a run with other settings: "
                 + ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in changed)
                 + "; use another output_dir, or delete this one"
             )
-        return
+        if trained:
+            return
     # Nobody knows the settings of a run that an older version began.
-    began = (folder / "tokenizer.json").exists() or any(folder.glob("checkpoint-*"))
+    began = not record.exists() and ((folder / "tokenizer.json").exists() or any(folder.glob("checkpoint-*")))
     if began or not training_args.should_save:
         return
     folder.mkdir(parents=True, exist_ok=True)
