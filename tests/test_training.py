@@ -419,8 +419,8 @@ def test_a_run_of_an_older_version_goes_on(files, begun):
 
 
 def test_a_run_that_diverged_before_its_first_checkpoint_may_be_tried_again(files, tmp_path, poison, monkeypatch):
-    with monkeypatch.context(), pytest.raises(ValueError, match="diverged at update 3"):
-        poison(range(1, 4))
+    poison(range(1, 4))
+    with pytest.raises(ValueError, match="diverged at update 3"):
         run(files, tmp_path, save_steps=4, eval_steps=4)
     with pytest.raises(ValueError, match="tokenizer_type was 'char' and is 'bpe'"):
         run(files, tmp_path, model={"tokenizer_type": "bpe"})
