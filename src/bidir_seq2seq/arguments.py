@@ -1,11 +1,17 @@
-"""Command lines of the scripts: flags, or one YAML or JSON file of settings."""
+"""Command lines of the scripts: flags, a YAML or JSON file of settings, or such a file and flags to override it."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import difflib
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
+import yaml
 from transformers import HfArgumentParser
 
 
@@ -14,7 +20,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def parse_arguments(*dataclass_types: type, description: str, args: Sequence[str] | None = None) -> tuple:
-    """Reads one object of each dataclass from flags, or from a settings file given as the only argument.
+    """Reads one object of each dataclass from flags, from a settings file given first, or from both.
 
     Args:
         dataclass_types: As for `HfArgumentParser`.
@@ -22,18 +28,55 @@ def parse_arguments(*dataclass_types: type, description: str, args: Sequence[str
         args: Instead of `sys.argv[1:]`.
 
     Returns:
-        One object a type, in their order.
+        One object a type, in their order. Flags after a settings file have the last word.
 
     Raises:
-        ValueError: If the settings file holds an unknown setting.
+        ValueError: If the settings file is no mapping, holds an unknown setting, or has text where a number belongs.
     """
     args = list(sys.argv[1:] if args is None else args)
     parser = HfArgumentParser(dataclass_types, description=description, formatter_class=_HelpFormatter)
-    if len(args) == 1 and args[0].endswith((".yaml", ".yml")):
-        return parser.parse_yaml_file(args[0])
-    if len(args) == 1 and args[0].endswith(".json"):
-        return parser.parse_json_file(args[0])
-    return parser.parse_args_into_dataclasses(args)
+    if not args or not args[0].endswith((".yaml", ".yml", ".json")):
+        return parser.parse_args_into_dataclasses(args)
+    settings = _read_settings(args[0], dataclass_types)
+    return parser.parse_dict({**settings, **_overrides(parser, args[1:])})
+
+
+def _read_settings(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
+    text = Path(path).read_text(encoding="utf-8")
+    settings = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds {settings!r}: write settings as name: value")
+    types = {}
+    for dataclass_type in dataclass_types:
+        hints = get_type_hints(dataclass_type)
+        types |= {field.name: hints[field.name] for field in dataclasses.fields(dataclass_type) if field.init}
+    return {name: _as_number(path, name, value, types) for name, value in settings.items()}
+
+
+def _as_number(path: str, name: str, value: Any, types: dict[str, Any]) -> Any:
+    """`value`, as a number if it is text and a number is all that its setting takes."""
+    if name not in types:
+        close = difflib.get_close_matches(str(name), types, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "see --help for those there are"
+        raise ValueError(f"{path}: there is no setting {name!r}; {hint}")
+    kinds = set(get_args(types[name]) or [types[name]]) - {type(None)}
+    if not isinstance(value, str) or not kinds <= {int, float}:
+        return value
+    try:
+        # YAML 1.1 takes 1e-3 for text; it wants 1.0e-3.
+        return (float if float in kinds else int)(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: {name} is the text {value!r}, but it must be a number, such as 0.001 or 2"
+        ) from error
+
+
+def _overrides(parser: HfArgumentParser, flags: list[str]) -> dict[str, Any]:
+    """What was given as flags, and nothing else."""
+    for action in parser._actions:
+        # The file may have given it, and a default would pass for a flag.
+        action.required, action.default = False, argparse.SUPPRESS
+    return vars(parser.parse_args(flags))
 
 
 __all__ = ["parse_arguments"]

@@ -59,8 +59,10 @@ def main(argv: list[str] | None = None) -> None:
     card = asdict(card_args)
     metrics_file = card.pop("metrics_file")
     card["metrics"] = json.loads(Path(metrics_file).read_text(encoding="utf-8")) if metrics_file else None
-    model = AutoModelForSeq2SeqLM.from_pretrained(args.model_name_or_path, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
+    model = AutoModelForSeq2SeqLM.from_pretrained(
+        args.model_name_or_path, use_safetensors=True, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, trust_remote_code=False)
     if args.dry_run:
         output_dir = args.output_dir or tempfile.mkdtemp(prefix="bidir_seq2seq_")
         files = save_for_hub(model, tokenizer, output_dir, args.repo_id, **card)
