@@ -134,3 +134,19 @@ assert heavy() == [], heavy()
 """
     written = python("-c", program)
     assert written.returncode == 0 and written.stdout.strip(), written.stderr
+
+
+@pytest.mark.parametrize("name", ["text", "stdin", "file"])
+def test_generate_imports_nothing_of_training_and_scoring(checkpoint, tmp_path, name):
+    (tmp_path / "documents.txt").write_text("abc\n", encoding="utf-8")
+    source = {"text": ["--text", "abc"], "stdin": [], "file": ["--input_file", str(tmp_path / "documents.txt")]}[name]
+    program = f"""
+import io, sys
+sys.stdin = io.StringIO("abc\\n")
+from bidir_seq2seq.commands.generate import main
+main(["--model_name_or_path", {str(checkpoint)!r}, *{source!r}])
+heavy = [name for name in {HEAVY} if name in sys.modules]
+assert heavy == [], heavy
+"""
+    written = python("-c", program)
+    assert written.returncode == 0 and written.stdout.strip(), written.stderr

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import random_pairs, tiny_model
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, TextStreamer, WatermarkingConfig
+from transformers.generation import utils as generation_utils
 
 PAD, UNK, START, END = 0, 1, 2, 3
 SEARCHES = [
@@ -439,3 +440,16 @@ def test_a_config_serves_every_call():
     first = model.generate(input_ids=input_ids, generation_config=config)
     assert torch.equal(model.generate(input_ids=input_ids, generation_config=config), first)
     assert set(vars(config)) == before
+
+
+def test_a_length_asked_for_takes_the_place_of_the_checkpoints(monkeypatch):
+    model, (input_ids, _) = tiny_model(), random_pairs()
+    model.generation_config.max_length = 9
+    said = []
+    monkeypatch.setattr(generation_utils.logger, "warning", said.append)
+    for settings, length in (({}, 9), ({"max_length": 5}, 5), ({"max_new_tokens": 4}, 5)):
+        output = model.generate(input_ids=input_ids, min_length=length, **settings)
+        assert output.shape[1] == length
+    assert said == []
+    model.generate(input_ids=input_ids, max_length=5, max_new_tokens=4)
+    assert len(said) == 1 and "max_new_tokens" in said[0]

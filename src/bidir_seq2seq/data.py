@@ -8,12 +8,14 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
+
+# datasets and pandas take seconds to import, which who writes a title for a text has no need of.
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 logger = logging.get_logger(__name__)
 
@@ -81,6 +83,8 @@ def load_pairs(
         ValueError: On an unknown file type, an unreadable file, a missing column or one without text, or when
             neither files nor a name are given.
     """
+    from datasets import DatasetDict, load_dataset
+
     files = {split: path for split, path in (files or {}).items() if path is not None}
     if bool(files) == bool(dataset_name):
         raise ValueError("give either data files (train_file, validation_file, ...) or dataset_name")
@@ -99,6 +103,10 @@ def load_file(path: str, cache_dir: str | None = None) -> Dataset:
     Raises:
         ValueError: On another file type, or if the file cannot be read (naming the place).
     """
+    import pandas as pd
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
     extension = path.rsplit(".", 1)[-1].lower()
     if extension not in FILE_FORMATS:
         raise ValueError(f"{path}: unknown file type .{extension}; use {', '.join(f'.{e}' for e in FILE_FORMATS)}")
@@ -163,6 +171,9 @@ def _separation(extension: str) -> dict:
 
 def _csv_options(path: str, extension: str, options: dict) -> dict:
     """How to read this very file: `options`, its delimiter, and every column as text."""
+    import pandas as pd
+    from datasets import Features, Value
+
     columns = list(pd.read_csv(path, nrows=0, **options).columns)
     if len(columns) == 1 and extension == "csv" and (separator := _other_separator(path, options)):
         options["sep"] = separator
@@ -185,6 +196,8 @@ def _csv_options(path: str, extension: str, options: dict) -> dict:
 
 def _other_separator(path: str, options: dict) -> str | None:
     """The separator, beside a comma, that cuts the header and most of the first rows into as many fields."""
+    import pandas as pd
+
     for separator in (";", "\t"):
         try:
             head = pd.read_csv(path, nrows=10, dtype=str, **options | {"sep": separator})

@@ -117,7 +117,11 @@ class BidirSeq2SeqGenerationMixin:
 
     def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs):
         ours = {name: kwargs.pop(name) for name in FLAGS if name in kwargs}
+        asked = [kwargs.get("max_new_tokens"), kwargs.get("max_length"), generation_config]
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        if asked[0] is not None and asked[1] is asked[2] is None:
+            # The checkpoint's length gives way to the one asked for; transformers would warn of two lengths each time.
+            generation_config.max_length = None
         for name, value in FLAGS.items():
             setattr(generation_config, name, ours.get(name, getattr(generation_config, name, value)))
         generation_config.decoding_direction = generation_config.decoding_direction or self.config.decoder_directions

@@ -269,7 +269,10 @@ class TitleTrainer(Seq2SeqTrainer):
         return sampler
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
-        """The loss of a batch; one that is not finite is remembered, and counted as 0 in the mean of the log."""
+        """The loss of a batch of `input_ids` `[B, S]` and `labels` `[B, T]`.
+
+        One that is not finite is remembered, and counted as 0 in the mean of the log.
+        """
         loss = super().training_step(*args, **kwargs)
         if torch.isfinite(loss):
             return loss
