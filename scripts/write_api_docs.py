@@ -50,7 +50,9 @@ PAGE = {
         "From files of pairs to a trained model; or use the parts with transformers' own `Trainer` and "
         "`DataCollatorForSeq2Seq`.",
         {
-            "training": "train ModelArguments DataArguments TrainingArguments",
+            "training": "train",
+            "training_arguments": "ModelArguments DataArguments TrainingArguments",
+            "trainer": "TitleTrainer",
             "data": "load_pairs load_file encode_pairs EncodingReport",
             "docstrings": "gather_docstrings",
             "allocator": "keep_freed_memory",

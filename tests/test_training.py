@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 
+from bidir_seq2seq.run_folder import last_checkpoint
 from bidir_seq2seq.tokenization import build_char_tokenizer
 from bidir_seq2seq.training import (
     DataArguments,
     ModelArguments,
     TrainingArguments,
-    last_checkpoint,
     load_or_build_model,
     plot_training_curve,
     train,

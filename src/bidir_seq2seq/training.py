@@ -1,32 +1,24 @@
-"""Training from raw pairs: arguments, the Trainer's set-up, and what is left in the output folder."""
+"""Training from raw pairs: the tokenizer, the model, the Trainer's set-up, and what is left in the output folder."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import math
-import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch.utils.data import Sampler
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     EarlyStoppingCallback,
     PreTrainedTokenizerBase,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
     TrainerCallback,
     set_seed,
 )
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging
 
 from .allocator import keep_freed_memory
@@ -34,295 +26,12 @@ from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .data import encode_pairs, load_pairs
 from .metrics import TitleScore
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
+from .run_folder import keep_run_settings, last_checkpoint, run_settings
 from .tokenization import build_bpe_tokenizer, build_char_tokenizer
+from .trainer import ElapsedTimeCallback, TitleTrainer, finite_or_none
+from .training_arguments import DataArguments, ModelArguments, TrainingArguments
 
 logger = logging.get_logger(__name__)
-
-TOKENIZER_SETTINGS = (
-    "model_name_or_path",
-    "tokenizer_name",
-    "tokenizer_type",
-    "vocab_size",
-    "min_frequency",
-    "lowercase",
-    "max_source_length",
-    "fingerprint of the training pairs",
-)
-
-
-@dataclass
-class ModelArguments:
-    """The model and its tokenizer: an existing one, or what to make."""
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Checkpoint to go on from. Default: a new model with the settings below."}
-    )
-    tokenizer_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Tokenizer to use; may be the checkpoint's with more tokens. Default: the checkpoint's, or a new "
-            "one built from the training pairs."
-        },
-    )
-    tokenizer_type: str = field(
-        default="char",
-        metadata={
-            "help": "What to build when there is no tokenizer: 'char' (Chinese, Japanese) or 'bpe' (spaced text).",
-            "choices": ["char", "bpe"],
-        },
-    )
-    vocab_size: int = field(default=8000, metadata={"help": "Largest vocabulary of a new tokenizer."})
-    min_frequency: int = field(
-        default=10, metadata={"help": "Characters (or pairs of pieces) seen less often get no id in a new tokenizer."}
-    )
-    lowercase: bool = field(default=False, metadata={"help": "Whether a new tokenizer lower-cases all text."})
-    embedding_size: int = field(default=128, metadata={"help": "Width of the embedding."})
-    hidden_size: int = field(default=128, metadata={"help": "Width of encoder and decoders."})
-    encoder_layers: int = field(default=2, metadata={"help": "Bidirectional layers of the encoder."})
-    decoder_layers: int = field(default=2, metadata={"help": "Layers of each decoder."})
-    num_attention_heads: int = field(default=8, metadata={"help": "Attention heads."})
-    attention_head_size: int = field(default=16, metadata={"help": "Width of an attention head."})
-    rnn_type: str = field(default="lstm", metadata={"help": "Recurrent cell.", "choices": ["lstm", "gru"]})
-    decoder_directions: str = field(
-        default="both", metadata={"help": "Twin decoders, or one.", "choices": ["both", "l2r", "r2l"]}
-    )
-    use_attention: bool = field(default=True, metadata={"help": "Attend to the source."})
-    use_prior: bool = field(default=True, metadata={"help": "Favour words of the source by a learned prior."})
-    prior_initial_scale: float = field(
-        default=6.0, metadata={"help": "Bonus of a source word before training; half of it reaches the logits."}
-    )
-    tie_word_embeddings: bool = field(
-        default=False, metadata={"help": "Use one matrix for the embedding and the output layer."}
-    )
-    twin_dropout: float = field(
-        default=0.5,
-        metadata={"help": "Share of training rows whose decoders do not see each other; 0 leaks the answer."},
-    )
-    dropout: float = field(default=0.0, metadata={"help": "Dropout."})
-    label_smoothing: float = field(default=0.0, metadata={"help": "Label smoothing, in both directions."})
-
-
-@dataclass
-class DataArguments:
-    """The pairs."""
-
-    train_file: str | None = field(default=None, metadata={"help": "Training pairs: .json(l), .csv or .tsv."})
-    validation_file: str | None = field(default=None, metadata={"help": "Validation pairs, for the best checkpoint."})
-    dataset_name: str | None = field(default=None, metadata={"help": "A dataset of the Hub instead of files."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    source_column: str | None = field(default=None, metadata={"help": "Column to read. Default: the first."})
-    target_column: str | None = field(default=None, metadata={"help": "Column to write. Default: the second."})
-    max_source_length: int = field(default=400, metadata={"help": "Longest source in tokens; the rest is cut."})
-    max_target_length: int = field(default=64, metadata={"help": "Longest target in tokens; the rest is cut."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on only the first so many pairs."})
-
-
-@dataclass
-class TrainingArguments(Seq2SeqTrainingArguments):
-    """transformers' own arguments, with defaults that suit a small model trained from nothing.
-
-    Raises:
-        ValueError: On `label_smoothing_factor`, which would reach one direction only; on a best checkpoint by a metric
-            that validation does not compute, or with validations and saves at different times.
-    """
-
-    output_dir: str = field(default="output", metadata={"help": "Folder for checkpoints and results."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: float = field(default=200, metadata={"help": "Warm-up updates (or, below 1, their share)."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs per update and device."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per validation batch and device."})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training pairs."})
-    train_sampling_strategy: str = field(
-        default="group_by_length", metadata={"help": "Batches of similar length pad less."}
-    )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to validate: 'epoch', 'steps' or 'no'."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save; as eval_strategy."})
-    logging_steps: float = field(default=50, metadata={"help": "Updates between two lines of the log."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best among them."})
-    load_best_model_at_end: bool | None = field(
-        default=None,
-        metadata={"help": "Keep the best checkpoint, not the last. Default: yes, if there are validations and saves."},
-    )
-    metric_for_best_model: str | None = field(
-        default=None,
-        metadata={"help": "What 'best' is measured by. Default: rougeL; loss without predict_with_generate."},
-    )
-    greater_is_better: bool | None = field(
-        default=None, metadata={"help": "Whether more of it is better. Default: yes, unless it is a loss."}
-    )
-    predict_with_generate: bool = field(default=True, metadata={"help": "Write titles in validation."})
-    generation_num_beams: int | None = field(default=3, metadata={"help": "Beams per direction in validation."})
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; for GPUs."}
-    )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after so many validations without a better one."}
-    )
-
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Log the mean of earlier losses for one that is not finite."}
-    )
-
-    def __post_init__(self):
-        self._choose_metric()
-        self._choose_best_model()
-        super().__post_init__()
-        if self.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor} would train the left-to-right direction only: "
-                "use label_smoothing, which smooths both"
-            )
-
-    def _choose_metric(self) -> None:
-        metric, default = self.metric_for_best_model, "rougeL" if self.predict_with_generate else "loss"
-        if metric is None:
-            self.metric_for_best_model, self.greater_is_better = default, default != "loss"
-            if default == "loss":
-                logger.warning_once("without predict_with_generate the best checkpoint is the one of the least loss")
-        elif not self.predict_with_generate and metric.removeprefix("eval_") != "loss":
-            raise ValueError(
-                f"metric_for_best_model={metric!r} needs titles, which predict_with_generate=False does not write: "
-                "use metric_for_best_model='loss', or leave predict_with_generate on"
-            )
-
-    def _choose_best_model(self) -> None:
-        validate, save = (getattr(x, "value", x) for x in (self.eval_strategy, self.save_strategy))
-        if self.load_best_model_at_end is None:
-            self.load_best_model_at_end = "no" not in (validate, save)
-            if not self.load_best_model_at_end:
-                logger.warning_once(
-                    f"eval_strategy={validate!r}, save_strategy={save!r}: the last model is kept, not the best one"
-                )
-        if self.load_best_model_at_end and save not in (validate, "best"):
-            raise ValueError(
-                f"eval_strategy={validate!r} and save_strategy={save!r} differ, so that the best model may not be "
-                "saved: make them equal, or set load_best_model_at_end to false"
-            )
-
-
-class ElapsedTimeCallback(TrainerCallback):
-    """Adds `elapsed_seconds` of training, earlier runs of a resumed training included, to every log entry."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Starts the clock, where an earlier run left it."""
-        before = max((entry.get("elapsed_seconds", 0.0) for entry in state.log_history), default=0.0)
-        self.start = time.monotonic() - before
-
-    def on_log(self, args, state, control, **kwargs):
-        """Reads the clock."""
-        if state.log_history and hasattr(self, "start"):
-            state.log_history[-1]["elapsed_seconds"] = round(time.monotonic() - self.start, 1)
-
-
-class EpochLengthSampler(Sampler[int]):
-    """Groups pairs of like length, in an order that depends on the seed and the epoch alone.
-
-    transformers' sampler draws from the common random state, which is another one after a training is resumed.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
-
-
-class EpochCallback(TrainerCallback):
-    """Tells the sampler the epoch; accelerate does not when it skips the batches before a checkpoint."""
-
-    def __init__(self, sampler: EpochLengthSampler):
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        """The epoch as a whole number; resumed in its middle, it is the same one."""
-        self.sampler.epoch = int((state.epoch or 0) + 1e-6)
-
-
-class TitleTrainer(Seq2SeqTrainer):
-    """Seq2SeqTrainer that skips updates which are not finite, and stops when they do not end.
-
-    A single bad batch is left out; weights, checkpoints and logs never hold NaN or infinity.
-
-    Raises:
-        ValueError: After three such updates in a row, on a validation loss that is not finite, and before a checkpoint
-            with weights that are not finite.
-    """
-
-    bad_loss = False
-    bad_updates = 0
-
-    def _get_train_sampler(self, train_dataset=None):
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        # `train_dataset` has lost the column of lengths, which the model does not take.
-        lengths = self.train_dataset[self.args.length_column_name]
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = EpochLengthSampler(lengths, batch_size, seed)
-        self.add_callback(EpochCallback(sampler))
-        return sampler
-
-    def training_step(self, *args, **kwargs) -> torch.Tensor:
-        """The loss of a batch of `input_ids` `[B, S]` and `labels` `[B, T]`.
-
-        One that is not finite is remembered, and counted as 0 in the mean of the log.
-        """
-        loss = super().training_step(*args, **kwargs)
-        if torch.isfinite(loss):
-            return loss
-        self.bad_loss = True
-        return loss if self.args.logging_nan_inf_filter else torch.zeros_like(loss)
-
-    def _get_grad_norm(self, model, grad_norm=None):
-        # The last look at the gradients before the optimizer takes them.
-        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        bad = self.bad_loss or not math.isfinite(float(grad_norm))
-        if self.accelerator.num_processes > 1:
-            # A process alone must not skip an update: the others would go on with different weights.
-            bad = bool(self.accelerator.gather(torch.tensor([bad], device=self.args.device)).any())
-        self.bad_loss, self.bad_updates = False, self.bad_updates + 1 if bad else 0
-        # float16's loss scaling overflows by design and skips updates itself until its scale fits.
-        if self.bad_updates >= (30 if self.args.fp16 else 3):
-            raise self._diverged(
-                f"update {self.state.global_step + 1}: {self.bad_updates} updates in a row had a loss"
-            )
-        if bad and not self.args.fp16:
-            model.zero_grad(set_to_none=True)
-        return grad_norm
-
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Validates; refuses a loss that is not finite, which would pass for the best one."""
-        metrics = super().evaluate(*args, **kwargs)
-        if not math.isfinite(metrics.get("eval_loss", 0.0)):
-            raise self._diverged(f"update {self.state.global_step}: the validation has a loss")
-        return metrics
-
-    def _save_checkpoint(self, model, trial):
-        if not all(bool(tensor.isfinite().all()) for tensor in self.model.parameters()):
-            raise self._diverged(f"update {self.state.global_step}: there are weights")
-        return super()._save_checkpoint(model, trial)
-
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Logs; what is not finite becomes None, since JSON has no word for it."""
-        super().log(finite_or_none(logs), *args, **kwargs)
-
-    def _diverged(self, what: str) -> ValueError:
-        return ValueError(
-            f"training diverged at {what} or gradient that is not finite, with learning_rate="
-            f"{self.args.learning_rate:g} ({self._get_learning_rate():g} at this update): use a lower learning_rate "
-            "or more warmup_steps, and leave out half precision; the checkpoints before are sound"
-        )
-
-
-def finite_or_none(values: dict) -> dict:
-    """A copy whose floats are finite or None."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> dict[str, float]:
@@ -408,64 +117,6 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         )
         plot_training_curve(trainer.state.log_history, output_dir / "training_curve.png")
     return metrics
-
-
-def run_settings(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, pairs
-) -> dict[str, object]:
-    """What must stay as it was for a run to be gone on with; how long it is, and what it logs, may change."""
-    names = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "seed")
-    return {
-        **asdict(model_args),
-        "max_source_length": data_args.max_source_length,
-        "max_target_length": data_args.max_target_length,
-        **{name: getattr(training_args, name) for name in names},
-        "number of training pairs": len(pairs),
-        "fingerprint of the training pairs": fingerprint(pairs),
-    }
-
-
-def fingerprint(pairs) -> str:
-    """A short hash of the texts in their order, wherever they were read from."""
-    digest = hashlib.sha256()
-    for start in range(0, len(pairs), 1000):
-        batch = pairs[start : start + 1000]
-        digest.update(json.dumps([batch["source"], batch["target"]]).encode())
-    return digest.hexdigest()[:16]
-
-
-def keep_run_settings(training_args: TrainingArguments, settings: dict[str, object]) -> None:
-    """Writes `settings` into a new run's folder, or compares them with those of the run that is there.
-
-    Raises:
-        ValueError: If they differ, naming each difference.
-    """
-    folder = Path(training_args.output_dir)
-    record = folder / "run_settings.json"
-    if record.exists():
-        before = json.loads(record.read_text(encoding="utf-8"))
-        # Through JSON, since that is how the others have come.
-        now = json.loads(json.dumps(settings))
-        trained = (folder / "model.safetensors").exists() or any(folder.glob("checkpoint-*"))
-        # Before there is a checkpoint, only the tokenizer is kept.
-        binding = now if trained else TOKENIZER_SETTINGS
-        changed = [name for name in binding if name in before and before[name] != now[name]]
-        if changed:
-            raise ValueError(
-                f"{folder} holds a run with other settings: "
-                + ", ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in changed)
-                + "; use another output_dir, or delete this one"
-            )
-        if trained:
-            return
-    # Nobody knows the settings of a run that an older version began.
-    began = not record.exists() and ((folder / "tokenizer.json").exists() or any(folder.glob("checkpoint-*")))
-    if began or not training_args.should_save:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = record.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(record)
 
 
 def load_or_build_tokenizer(
@@ -573,45 +224,6 @@ def title_metrics(tokenizer: PreTrainedTokenizerBase):
     return compute
 
 
-def last_checkpoint(training_args: TrainingArguments) -> str | None:
-    """The newest sound checkpoint of an earlier run; damaged and half-written ones are passed over with a warning."""
-    numbers = {}
-    for folder in Path(training_args.output_dir).glob("checkpoint-*"):
-        number = folder.name.removeprefix("checkpoint-")
-        # Somebody's checkpoint-best is theirs.
-        if number.isdecimal() and folder.is_dir():
-            numbers[folder] = int(number)
-    for folder in sorted(numbers, key=numbers.get, reverse=True):
-        damage = checkpoint_damage(folder)
-        if damage is None:
-            logger.warning_once(f"going on from {folder}")
-            return str(folder)
-        logger.warning_once(f"{folder} is passed over: {damage}")
-    return None
-
-
-def checkpoint_damage(folder: Path) -> str | None:
-    """What keeps a checkpoint from being gone on from, in words; None if nothing does."""
-    # The Trainer writes this file last.
-    state_file, weights_file = folder / "trainer_state.json", folder / "model.safetensors"
-    if not state_file.exists():
-        return "it is incomplete, without trainer_state.json"
-    try:
-        if not isinstance(json.loads(state_file.read_text(encoding="utf-8")), dict):
-            return "its trainer_state.json holds no settings"
-    except ValueError as error:
-        return f"its trainer_state.json is damaged ({error})"
-    if not weights_file.exists():
-        # Sharded training has files of other names.
-        return None if any(folder.glob("*model*")) else "it has no weights"
-    try:
-        with safe_open(weights_file, framework="pt") as weights:
-            sound = all(bool(weights.get_tensor(name).isfinite().all()) for name in weights.keys())  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        return f"its model.safetensors is damaged ({error})"
-    return None if sound else "its weights are not finite, its training diverged"
-
-
 def plot_training_curve(log_history: list[dict], path: str | Path) -> None:
     """Draws validation loss and ROUGE-L against training time in minutes; needs two validations or more."""
     points = [e for e in log_history if "eval_loss" in e and "elapsed_seconds" in e]
@@ -638,23 +250,13 @@ def plot_training_curve(log_history: list[dict], path: str | Path) -> None:
 
 __all__ = [
     "DataArguments",
-    "ElapsedTimeCallback",
-    "EpochCallback",
-    "EpochLengthSampler",
     "ModelArguments",
-    "TitleTrainer",
     "TrainingArguments",
     "check_autocast",
     "check_same_ids",
-    "checkpoint_damage",
-    "fingerprint",
-    "finite_or_none",
-    "keep_run_settings",
-    "last_checkpoint",
     "load_or_build_model",
     "load_or_build_tokenizer",
     "plot_training_curve",
-    "run_settings",
     "title_metrics",
     "train",
 ]

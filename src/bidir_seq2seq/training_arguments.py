@@ -1,0 +1,166 @@
+"""What a training can be told: the model, the pairs, and transformers' own arguments with defaults of ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import Seq2SeqTrainingArguments
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class ModelArguments:
+    """The model and its tokenizer: an existing one, or what to make."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to go on from. Default: a new model with the settings below."}
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokenizer to use; may be the checkpoint's with more tokens. Default: the checkpoint's, or a new "
+            "one built from the training pairs."
+        },
+    )
+    tokenizer_type: str = field(
+        default="char",
+        metadata={
+            "help": "What to build when there is no tokenizer: 'char' (Chinese, Japanese) or 'bpe' (spaced text).",
+            "choices": ["char", "bpe"],
+        },
+    )
+    vocab_size: int = field(default=8000, metadata={"help": "Largest vocabulary of a new tokenizer."})
+    min_frequency: int = field(
+        default=10, metadata={"help": "Characters (or pairs of pieces) seen less often get no id in a new tokenizer."}
+    )
+    lowercase: bool = field(default=False, metadata={"help": "Whether a new tokenizer lower-cases all text."})
+    embedding_size: int = field(default=128, metadata={"help": "Width of the embedding."})
+    hidden_size: int = field(default=128, metadata={"help": "Width of encoder and decoders."})
+    encoder_layers: int = field(default=2, metadata={"help": "Bidirectional layers of the encoder."})
+    decoder_layers: int = field(default=2, metadata={"help": "Layers of each decoder."})
+    num_attention_heads: int = field(default=8, metadata={"help": "Attention heads."})
+    attention_head_size: int = field(default=16, metadata={"help": "Width of an attention head."})
+    rnn_type: str = field(default="lstm", metadata={"help": "Recurrent cell.", "choices": ["lstm", "gru"]})
+    decoder_directions: str = field(
+        default="both", metadata={"help": "Twin decoders, or one.", "choices": ["both", "l2r", "r2l"]}
+    )
+    use_attention: bool = field(default=True, metadata={"help": "Attend to the source."})
+    use_prior: bool = field(default=True, metadata={"help": "Favour words of the source by a learned prior."})
+    prior_initial_scale: float = field(
+        default=6.0, metadata={"help": "Bonus of a source word before training; half of it reaches the logits."}
+    )
+    tie_word_embeddings: bool = field(
+        default=False, metadata={"help": "Use one matrix for the embedding and the output layer."}
+    )
+    twin_dropout: float = field(
+        default=0.5,
+        metadata={"help": "Share of training rows whose decoders do not see each other; 0 leaks the answer."},
+    )
+    dropout: float = field(default=0.0, metadata={"help": "Dropout."})
+    label_smoothing: float = field(default=0.0, metadata={"help": "Label smoothing, in both directions."})
+
+
+@dataclass
+class DataArguments:
+    """The pairs."""
+
+    train_file: str | None = field(default=None, metadata={"help": "Training pairs: .json(l), .csv or .tsv."})
+    validation_file: str | None = field(default=None, metadata={"help": "Validation pairs, for the best checkpoint."})
+    dataset_name: str | None = field(default=None, metadata={"help": "A dataset of the Hub instead of files."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    source_column: str | None = field(default=None, metadata={"help": "Column to read. Default: the first."})
+    target_column: str | None = field(default=None, metadata={"help": "Column to write. Default: the second."})
+    max_source_length: int = field(default=400, metadata={"help": "Longest source in tokens; the rest is cut."})
+    max_target_length: int = field(default=64, metadata={"help": "Longest target in tokens; the rest is cut."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on only the first so many pairs."})
+
+
+@dataclass
+class TrainingArguments(Seq2SeqTrainingArguments):
+    """transformers' own arguments, with defaults that suit a small model trained from nothing.
+
+    Raises:
+        ValueError: On `label_smoothing_factor`, which would reach one direction only; on a best checkpoint by a metric
+            that validation does not compute, or with validations and saves at different times.
+    """
+
+    output_dir: str = field(default="output", metadata={"help": "Folder for checkpoints and results."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(default=200, metadata={"help": "Warm-up updates (or, below 1, their share)."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs per update and device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per validation batch and device."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training pairs."})
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "Batches of similar length pad less."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to validate: 'epoch', 'steps' or 'no'."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save; as eval_strategy."})
+    logging_steps: float = field(default=50, metadata={"help": "Updates between two lines of the log."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best among them."})
+    load_best_model_at_end: bool | None = field(
+        default=None,
+        metadata={"help": "Keep the best checkpoint, not the last. Default: yes, if there are validations and saves."},
+    )
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={"help": "What 'best' is measured by. Default: rougeL; loss without predict_with_generate."},
+    )
+    greater_is_better: bool | None = field(
+        default=None, metadata={"help": "Whether more of it is better. Default: yes, unless it is a loss."}
+    )
+    predict_with_generate: bool = field(default=True, metadata={"help": "Write titles in validation."})
+    generation_num_beams: int | None = field(default=3, metadata={"help": "Beams per direction in validation."})
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; for GPUs."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many validations without a better one."}
+    )
+
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Log the mean of earlier losses for one that is not finite."}
+    )
+
+    def __post_init__(self):
+        self._choose_metric()
+        self._choose_best_model()
+        super().__post_init__()
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} would train the left-to-right direction only: "
+                "use label_smoothing, which smooths both"
+            )
+
+    def _choose_metric(self) -> None:
+        metric, default = self.metric_for_best_model, "rougeL" if self.predict_with_generate else "loss"
+        if metric is None:
+            self.metric_for_best_model, self.greater_is_better = default, default != "loss"
+            if default == "loss":
+                logger.warning_once("without predict_with_generate the best checkpoint is the one of the least loss")
+        elif not self.predict_with_generate and metric.removeprefix("eval_") != "loss":
+            raise ValueError(
+                f"metric_for_best_model={metric!r} needs titles, which predict_with_generate=False does not write: "
+                "use metric_for_best_model='loss', or leave predict_with_generate on"
+            )
+
+    def _choose_best_model(self) -> None:
+        validate, save = (getattr(x, "value", x) for x in (self.eval_strategy, self.save_strategy))
+        if self.load_best_model_at_end is None:
+            self.load_best_model_at_end = "no" not in (validate, save)
+            if not self.load_best_model_at_end:
+                logger.warning_once(
+                    f"eval_strategy={validate!r}, save_strategy={save!r}: the last model is kept, not the best one"
+                )
+        if self.load_best_model_at_end and save not in (validate, "best"):
+            raise ValueError(
+                f"eval_strategy={validate!r} and save_strategy={save!r} differ, so that the best model may not be "
+                "saved: make them equal, or set load_best_model_at_end to false"
+            )
+
+
+__all__ = ["DataArguments", "ModelArguments", "TrainingArguments"]
