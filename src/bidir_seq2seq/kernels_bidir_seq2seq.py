@@ -89,7 +89,7 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 def is_read_at_once(x: torch.Tensor) -> bool:
-    """Whether values of `x` `[...]` may decide what to do: elsewhere looking at them would stall the device, or fail."""
+    """Whether the values of `x` `[...]` may decide what to do: elsewhere looking at them would stall the device."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
