@@ -9,7 +9,7 @@ size, H hidden size, N attention heads of size Z, A = N * Z, t tokens written so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,14 +44,18 @@ class DecoderSteps:
 
     Args:
         decoders: One `Decoder`, or two that read each other, left-to-right first.
-        embed_tokens: The embedding that they share.
+        embed_tokens: What turns ids `[...]` into the embeddings `[..., E]` that they share.
         encoder_outputs: Of the documents.
         twin_memory: As in the config: what the second of two decoders reads of the first.
     """
 
     @torch.no_grad()
     def __init__(
-        self, decoders: Sequence[nn.Module], embed_tokens: nn.Embedding, encoder_outputs, twin_memory: str = "hidden"
+        self,
+        decoders: Sequence[nn.Module],
+        embed_tokens: Callable[[torch.Tensor], torch.Tensor],
+        encoder_outputs,
+        twin_memory: str = "hidden",
     ):
         self.decoders, self.embed_tokens = decoders, embed_tokens
         self._shows_features = twin_memory == "features"
@@ -129,7 +133,7 @@ class FastDecoderSteps:
 
     Args:
         decoders: One plain `Decoder`, or two that read each other, left-to-right first.
-        embed_tokens: The embedding that they share.
+        embed_tokens: What turns ids `[...]` into the embeddings `[..., E]` that they share.
         encoder_outputs: Of the documents.
         twin_memory: As in the config: what the second of two decoders reads of the first.
 
@@ -139,7 +143,11 @@ class FastDecoderSteps:
 
     @torch.no_grad()
     def __init__(
-        self, decoders: Sequence[nn.Module], embed_tokens: nn.Embedding, encoder_outputs, twin_memory: str = "hidden"
+        self,
+        decoders: Sequence[nn.Module],
+        embed_tokens: Callable[[torch.Tensor], torch.Tensor],
+        encoder_outputs,
+        twin_memory: str = "hidden",
     ):
         self.embed_tokens = embed_tokens
         self.num_directions = len(decoders)
