@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: quickstart test test-hf benchmark format clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/python scripts/gather_docstrings.py --output_dir quickstart/data
+	$(BIN)/python examples/docstring_pairs.py --output_dir quickstart/data
 	$(BIN)/python scripts/train.py scripts/quickstart.yaml
 	$(BIN)/python scripts/score.py --model_name_or_path quickstart/model --test_file quickstart/data/test.jsonl \
 		--num_examples 6 --output_dir quickstart/scores
