@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .extras import extra
+
 # datasets and pandas take seconds to import, which who writes a title for a text has no need of.
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -82,8 +84,10 @@ def load_pairs(
     Raises:
         ValueError: On an unknown file type, an unreadable file, a missing column or one without text, or when
             neither files nor a name are given.
+        ImportError: Without the extra `train`.
     """
-    from datasets import DatasetDict, load_dataset
+    with extra("train"):
+        from datasets import DatasetDict, load_dataset
 
     files = {split: path for split, path in (files or {}).items() if path is not None}
     if bool(files) == bool(dataset_name):
@@ -102,10 +106,12 @@ def load_file(path: str, cache_dir: str | None = None) -> Dataset:
 
     Raises:
         ValueError: On another file type, or if the file cannot be read (naming the place).
+        ImportError: Without the extra `train`.
     """
-    import pandas as pd
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
+    with extra("train"):
+        import pandas as pd
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetGenerationError
 
     extension = path.rsplit(".", 1)[-1].lower()
     if extension not in FILE_FORMATS:

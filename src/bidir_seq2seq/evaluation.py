@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .metrics import TitleScore, lead_baseline, pair_scores, paired_bootstrap
 from .titles import write_titles
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # What can be scored, and how `generate` is told to do it. "lead" copies the opening of the document.
 SYSTEMS = {

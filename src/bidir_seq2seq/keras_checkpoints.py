@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from .configuration_bidir_seq2seq import REFERENCE_PRESET, BidirSeq2SeqConfig
+from .extras import extra
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 from .tokenization import SPECIAL_TOKENS, as_fast_tokenizer, char_backend
 
@@ -159,10 +160,8 @@ def build_reference_model(
 
 
 def _read_h5(path: Path) -> dict[str, np.ndarray]:
-    try:
+    with extra("reference"):
         import h5py
-    except ImportError as error:
-        raise ImportError(f"reading {str(path)!r} needs h5py: pip install h5py") from error
 
     with h5py.File(path, "r") as file:
         root = file.get("model_weights", file)

@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import Any, Literal, get_args
 
-import datasets
-import evaluate
 import numpy as np
-import regex
-from rouge_score import rouge_scorer, tokenizers
-from sacrebleu.metrics import BLEU
+
+from .extras import extra
+
+with extra("train"):
+    import datasets
+    import evaluate
+    import regex
+    from rouge_score import rouge_scorer, tokenizers
+    from sacrebleu.metrics import BLEU
 
 Tokenization = Literal["auto", "char", "word"]
 References = Sequence[str] | Sequence[Sequence[str]]

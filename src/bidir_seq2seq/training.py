@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -24,12 +25,16 @@ from transformers.utils import logging
 from .allocator import keep_freed_memory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .data import encode_pairs, load_pairs
+from .extras import extra
 from .metrics import TitleScore
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 from .run_folder import keep_run_settings, last_checkpoint, run_settings
 from .tokenization import build_bpe_tokenizer, build_char_tokenizer
 from .trainer import ElapsedTimeCallback, TitleTrainer, finite_or_none
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments
+
+with extra("train"):
+    import accelerate  # noqa: F401 - transformers' Trainer needs it, and would say so later
 
 logger = logging.get_logger(__name__)
 
@@ -225,9 +230,13 @@ def title_metrics(tokenizer: PreTrainedTokenizerBase):
 
 
 def plot_training_curve(log_history: list[dict], path: str | Path) -> None:
-    """Draws validation loss and ROUGE-L against training time in minutes; needs two validations or more."""
+    """Draws validation loss and ROUGE-L against training time in minutes; needs two validations and matplotlib."""
     points = [e for e in log_history if "eval_loss" in e and "elapsed_seconds" in e]
     if len(points) < 2:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        # No reason to fail after a training.
+        logger.warning_once(f"{path} is not drawn, as matplotlib is not installed: pip install 'bidir_seq2seq[plots]'")
         return
     import matplotlib
 
