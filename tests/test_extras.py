@@ -38,7 +38,7 @@ import importlib, re, sys
 for missing in ("evaluate", "rouge_score", "sacrebleu", "accelerate"):
     sys.modules[missing] = None
     for module in ("bidir_seq2seq.metrics", "bidir_seq2seq.training"):
-        for loaded in ("bidir_seq2seq.metrics", "bidir_seq2seq.training"):
+        for loaded in ("bidir_seq2seq.metrics", "bidir_seq2seq.trainer", "bidir_seq2seq.training"):
             sys.modules.pop(loaded, None)
         try:
             importlib.import_module(module)

@@ -7,8 +7,15 @@ import time
 
 import torch
 from torch.utils.data import Sampler
-from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from .extras import extra
+
+with extra("train"):
+    # Without it there is no Trainer, and transformers does not say why.
+    import accelerate  # noqa: F401
+    from transformers import Seq2SeqTrainer
 
 
 class ElapsedTimeCallback(TrainerCallback):

@@ -25,16 +25,12 @@ from transformers.utils import logging
 from .allocator import keep_freed_memory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .data import encode_pairs, load_pairs
-from .extras import extra
 from .metrics import TitleScore
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 from .run_folder import keep_run_settings, last_checkpoint, run_settings
 from .tokenization import build_bpe_tokenizer, build_char_tokenizer
 from .trainer import ElapsedTimeCallback, TitleTrainer, finite_or_none
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments
-
-with extra("train"):
-    import accelerate  # noqa: F401 - transformers' Trainer needs it, and would say so later
 
 logger = logging.get_logger(__name__)
 
