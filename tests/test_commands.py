@@ -140,7 +140,8 @@ def test_the_wheel_alone_trains_and_writes_titles(installed, tmp_path):
     where = _output(installed / "python", "-c", "import bidir_seq2seq; print(bidir_seq2seq.__file__)", cwd=tmp_path)
     assert installed.parent in Path(where.strip()).parents
     command = installed / "bidir-seq2seq"
-    assert all(name in _output(command, "--help", cwd=tmp_path) for name in cli.COMMANDS)
+    help_page = _output(command, "--help", cwd=tmp_path)
+    assert all(name in help_page for name in cli.COMMANDS)
     pairs = [{"document": f"{word} {word[::-1]}", "title": word} for word in ("abc", "bcd", "cde", "dab") * 5]
     (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
     _output(
