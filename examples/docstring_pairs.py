@@ -92,7 +92,8 @@ def pairs_of_file(path: Path) -> tuple[list[Pair], Counter]:
     Returns:
         The pairs in the order of the file, and how many files or docstrings each rule dropped.
     """
-    pairs, dropped = [], Counter()
+    pairs: list[Pair] = []
+    dropped: Counter[str] = Counter()
     try:
         source = path.read_bytes()
         # Parsing is nearly all of the run time, and generated files repeat the docstrings they are generated from.
@@ -102,7 +103,7 @@ def pairs_of_file(path: Path) -> tuple[list[Pair], Counter]:
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
         module = path.parent.name if path.stem == "__init__" else path.stem
-        documented = [(f"module {_words(module)}", tree)]
+        documented: list[tuple[str, ast.Module | _Definition]] = [(f"module {_words(module)}", tree)]
         documented += [(_heading(node, owner), node) for node, owner in _definitions(tree)]
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return pairs, Counter({"unreadable file": 1})
@@ -181,7 +182,8 @@ def gather_pairs(
 
 
 def _read(files: list[Path], num_workers: int) -> tuple[list[Pair], Counter]:
-    pairs, dropped = [], Counter()
+    pairs: list[Pair] = []
+    dropped: Counter[str] = Counter()
 
     def collect(results: Iterable[tuple[list[Pair], Counter]]) -> None:
         for found, problems in tqdm(results, total=len(files), desc="Reading docstrings", unit="file"):
@@ -198,7 +200,9 @@ def _read(files: list[Path], num_workers: int) -> tuple[list[Pair], Counter]:
 
 def _without_repeats(pairs: Iterable[Pair], dropped: Counter) -> list[Pair]:
     """Drops equal pairs and the surplus of frequent summaries and bodies, in an order that favours no package."""
-    kept, summaries, bodies = {}, Counter(), Counter()
+    kept: dict[tuple[str, str], Pair] = {}
+    summaries: Counter[str] = Counter()
+    bodies: Counter[str] = Counter()
     for pair in sorted(pairs, key=_digest):
         summary, body = _normal(pair.summary), _normal(pair.body)
         if (summary, body) in kept:
