@@ -30,6 +30,8 @@ INTERNAL_MODULES = {
     "search_bidir_seq2seq",
     "kernels_bidir_seq2seq",
     "steps_bidir_seq2seq",
+    "directions_bidir_seq2seq",
+    "output_bidir_seq2seq",
     "version",
 }
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from conftest import random_pairs, tiny_model
-from transformers import EosTokenCriteria, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import EosTokenCriteria, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import LogitsProcessor, LogitsProcessorList
 
 from bidir_seq2seq.generation_bidir_seq2seq import Beam
@@ -93,10 +93,8 @@ def test_sampling_both_among_one_token_is_greedy():
 
 
 def sampling_beam(batch_size: int, num_beams: int) -> Beam:
-    config = GenerationConfig(max_length=9, length_penalty=1.0, early_stopping=False, do_sample=True)
-    config._pad_token_tensor = torch.tensor(PAD)
     criteria = StoppingCriteriaList([EosTokenCriteria(END)])
-    return Beam(batch_size, num_beams, [START], [criteria], config, torch.device("cpu"))
+    return Beam(torch.full((batch_size,), START), num_beams, [criteria], max_length=9, pad_id=PAD, do_sample=True)
 
 
 def test_one_sampled_hypothesis_follows_the_probabilities():

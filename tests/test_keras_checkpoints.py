@@ -116,7 +116,7 @@ def step_by_step(golden: Golden, source: torch.Tensor, topk: int):
     """The same from the states that our decoders keep."""
     model = golden.model
     encoded = model.get_encoder()(source)
-    prior = model.source_prior(encoded)
+    words = model.words(encoded)
     steps = model.model.start_steps(encoded, model.config.decoder_directions)
 
     @torch.no_grad()
@@ -130,7 +130,7 @@ def step_by_step(golden: Golden, source: torch.Tensor, topk: int):
         features = list(steps.step(torch.stack(last_ids)).features)
         if golden.twin:
             features[1] = features[1].transpose(1, 2)
-        return [model.output_logits(x, prior).softmax(-1).numpy() for x in features]
+        return [words.logits(x).softmax(-1).numpy() for x in features]
 
     return next_probs
 

@@ -3,8 +3,9 @@ import torch
 from conftest import random_pairs, tiny_model
 from torch.nn import functional as F
 
-from bidir_seq2seq import loss_bidir_seq2seq
-from bidir_seq2seq.loss_bidir_seq2seq import MANY_ROWS, projected_cross_entropy
+from bidir_seq2seq import kernels_bidir_seq2seq
+from bidir_seq2seq.kernels_bidir_seq2seq import MANY_ROWS
+from bidir_seq2seq.loss_bidir_seq2seq import projected_cross_entropy
 
 
 def random_inputs(num_targets: int = 23, num_documents: int = 4, vocab_size: int = 30, size: int = 7):
@@ -18,7 +19,7 @@ def random_inputs(num_targets: int = 23, num_documents: int = 4, vocab_size: int
 @pytest.mark.parametrize("block_rows", [1, 5, 23, 100])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 def test_it_is_the_cross_entropy_of_the_logits(block_rows, label_smoothing, monkeypatch):
-    monkeypatch.setitem(loss_bidir_seq2seq.BLOCK_ROWS, "cpu", block_rows)
+    monkeypatch.setitem(kernels_bidir_seq2seq.BLOCK_ROWS, "cpu", block_rows)
     assert_cross_entropy(*random_inputs(), label_smoothing)
 
 

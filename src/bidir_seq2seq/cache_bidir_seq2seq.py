@@ -7,9 +7,13 @@ size, N attention heads, D head size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+if TYPE_CHECKING:
+    from .output_bidir_seq2seq import Words
 
 
 @dataclass
@@ -130,13 +134,13 @@ class BidirSeq2SeqCache(Cache):
 
     Attributes:
         memory: The decoder's `SourceMemory`, filled at the first step.
-        prior: The output prior `[B, V]` of the documents, filled by the language-modelling head.
+        words: What makes words of features about the documents, filled by the model's head.
     """
 
     def __init__(self, num_layers: int):
         super().__init__(layers=[RecurrentStateLayer() for _ in range(num_layers)])
         self.memory: SourceMemory | None = None
-        self.prior: torch.Tensor | None = None
+        self.words: Words | None = None
 
 
 __all__ = ["BidirSeq2SeqCache", "RecurrentStateLayer", "SourceMemory"]

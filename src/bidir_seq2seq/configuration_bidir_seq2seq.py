@@ -15,6 +15,7 @@ FORMAT_VERSION = 1
 # * twin_dropout: 0 makes teacher-forced training show each decoder the second half of its own answer.
 # * prior_initial_scale: the prior has one number a word, which an optimiser moves slowly; at 1 a word of the source
 #   starts only half a nat above any other.
+# * use_copy: they have no copies; their prior alone favours words of the source.
 # * prior_special_tokens: an unknown character in the source should not make an unknown one likelier in the title.
 REFERENCE_PRESET: dict[str, Any] = {
     "embedding_size": 128,
@@ -30,6 +31,7 @@ REFERENCE_PRESET: dict[str, Any] = {
     "label_smoothing": 0.0,
     "prior_initial_scale": 1.0,
     "prior_special_tokens": True,
+    "use_copy": False,
 }
 
 
@@ -57,6 +59,8 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         use_prior (`bool`): Whether words of the source get a learned bonus in the output.
         prior_initial_scale (`float`): Bonus of a source word before training; half of it reaches the logits.
         prior_special_tokens (`bool`): Whether pad, unknown, start and end ids in the source count for the prior.
+        use_copy (`bool`): Whether words may be copied from the source by an attention to its tokens, beside being
+            chosen from the vocabulary; also words that the vocabulary does not have.
         twin_dropout (`float`): Probability that a training row gets no twin context (zeros in its place). Above 0
             the same weights are an honest left-to-right model, an honest right-to-left model and a twin.
         twin_memory (`"hidden"` or `"features"`): What the right-to-left side reads of its twin: its hidden states
@@ -101,6 +105,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
     use_prior: bool = True
     prior_initial_scale: float | int = 6.0
     prior_special_tokens: bool = False
+    use_copy: bool = False
     twin_dropout: float | int = 0.5
     twin_memory: str = "hidden"
     dropout: float | int = 0.0

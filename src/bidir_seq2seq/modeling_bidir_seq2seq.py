@@ -10,7 +10,9 @@ decoders follow Zhou, Zhang and Zong 2019 (https://arxiv.org/abs/1905.04847).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import torch
 from torch import nn
@@ -22,15 +24,15 @@ from transformers.utils import can_return_tuple, logging
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
+from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, directions_of, pack_labels
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
-from .kernels_bidir_seq2seq import Linear, are_enabled, is_plain
-from .loss_bidir_seq2seq import projected_cross_entropy, projected_log_probs
+from .kernels_bidir_seq2seq import MatmulLinear, are_enabled, attention, is_plain, is_read_at_once
+from .output_bidir_seq2seq import Copies, CopyAttention, SourcePrior, Words
 from .steps_bidir_seq2seq import DecoderSteps, FastDecoderSteps
 
 logger = logging.get_logger(__name__)
 
 RNN_CLASSES = {"lstm": nn.LSTM, "gru": nn.GRU}
-IGNORE_INDEX = -100
 
 
 @dataclass
@@ -42,11 +44,13 @@ class BidirSeq2SeqEncoderOutput(BaseModelOutput):
         pooler_output: `[B, H]`, the maximum over unpadded positions; zero for an empty document.
         source_mask: `[B, S]` bool, true where there is a token.
         source_words: `[B, V]` bool, true for ids that occur in the document; `None` without prior.
+        source_ids: `[B, S]`, for words to copy, V and above outside the vocabulary; `None` without copies.
     """
 
     pooler_output: torch.Tensor | None = None
     source_mask: torch.Tensor | None = None
     source_words: torch.Tensor | None = None
+    source_ids: torch.Tensor | None = None
 
 
 @dataclass
@@ -106,9 +110,9 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, query_size: int, memory_size: int, num_heads: int, head_size: int):
         super().__init__()
         self.num_heads, self.head_size = num_heads, head_size
-        self.query = Linear(query_size, num_heads * head_size, bias=False)
-        self.key = Linear(memory_size, num_heads * head_size, bias=False)
-        self.value = Linear(memory_size, num_heads * head_size, bias=False)
+        self.query = MatmulLinear(query_size, num_heads * head_size, bias=False)
+        self.key = MatmulLinear(memory_size, num_heads * head_size, bias=False)
+        self.value = MatmulLinear(memory_size, num_heads * head_size, bias=False)
 
     def memory(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What is attended to, `[..., M, memory_size]`, to keys and values, each `[..., N, M, D]`."""
@@ -141,22 +145,11 @@ class MultiHeadAttention(nn.Module):
             weights = scores.softmax(-1)
             context = weights @ values
         else:
-            weights, context = None, _fused_attention(queries, keys, values, mask)
+            weights, context = None, attention(queries, keys, values, mask)
         return context.transpose(-2, -3).flatten(-2), weights
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_size)).transpose(-2, -3)
-
-
-def _fused_attention(queries, keys, values, mask: torch.Tensor | None) -> torch.Tensor:
-    """Queries `[..., N, Q, D]`, keys and values `[..., N, M, D]` and a mask to the context `[..., N, Q, D]`."""
-    is_half = queries.dtype in (torch.bfloat16, torch.float16)
-    if not (is_half and queries.device.type == "cpu" and torch.is_grad_enabled()):
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-    # On a CPU the kernel's backward pass takes two to nine times as long in half precision.
-    with torch.autocast("cpu", enabled=False):
-        in_full = (x.float() for x in (queries, keys, values))
-        return F.scaled_dot_product_attention(*in_full, attn_mask=mask).to(queries.dtype)
 
 
 class EncoderLayer(nn.Module):
@@ -198,6 +191,7 @@ class Encoder(nn.Module):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        extended_input_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> BidirSeq2SeqEncoderOutput:
         """Encodes documents. Padding may stand on either side, and anywhere else.
@@ -205,8 +199,11 @@ class Encoder(nn.Module):
         Args:
             input_ids: `[B, S]` token ids.
             attention_mask: `[B, S]`, 1 at tokens, 0 at padding; default: wherever `input_ids` is not the pad id.
-            inputs_embeds: `[B, S, E]` instead of `input_ids`; the prior then knows no source word.
+            inputs_embeds: `[B, S, E]` instead of `input_ids`; the prior then knows no source word, and nothing is
+                copied unless `extended_input_ids` says what stands there.
             output_hidden_states: Whether to return embeddings and every layer's output.
+            extended_input_ids: `[B, S]`, for a model that copies: `input_ids`, but each word outside the vocabulary by
+                an id of its own from V on, which counts within its row. Default: `input_ids`.
 
         Raises:
             ValueError: If neither or both of `input_ids` and `inputs_embeds` are given, or an id is outside the
@@ -260,7 +257,18 @@ class Encoder(nn.Module):
             pooler_output=pooled.masked_fill(lengths[:, None] == 0, 0),
             source_mask=mask.T,
             source_words=self._source_words(given if input_ids is not None else None, mask.T),
+            source_ids=self._source_ids(given if input_ids is not None else None, extended_input_ids),
         )
+
+    def _source_ids(self, ids: torch.Tensor | None, extended_ids: torch.Tensor | None) -> torch.Tensor | None:
+        if not self.config.use_copy or extended_ids is None or extended_ids.shape[1] == 0:
+            return ids if self.config.use_copy else None
+        if ids is not None and ids.shape != extended_ids.shape:
+            raise ValueError(
+                f"extended_input_ids of shape {tuple(extended_ids.shape)} beside input_ids of {tuple(ids.shape)}: "
+                "each token has both"
+            )
+        return extended_ids
 
     def _source_words(self, ids: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor | None:
         if not self.config.use_prior:
@@ -273,30 +281,6 @@ class Encoder(nn.Module):
             names += ("unk_token_id", "bos_token_id", "eos_token_id")
         words[:, [getattr(self.config, name) for name in names]] = False
         return words
-
-
-class SourcePrior(nn.Module):
-    """The learned prior over source words: exp(log_scale) * chi + shift, chi marking the words that occur.
-
-    It also counts how often each word stands in the titles that the model learns from (of several processes in those
-    of the first), which is what a vocabulary shortlist is made of. Weights tell that badly: features are far from zero
-    on average, so the largest biases are not the likeliest words.
-    """
-
-    def __init__(self, vocab_size: int):
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(vocab_size))
-        self.shift = nn.Parameter(torch.zeros(vocab_size))
-        self.register_buffer("title_counts", torch.zeros(vocab_size, dtype=torch.long))
-
-    def count(self, labels: torch.LongTensor) -> None:
-        """Counts the words of titles `[B, T]`, -100 where there is none."""
-        is_word = labels != IGNORE_INDEX
-        self.title_counts.index_add_(0, labels.where(is_word, 0).flatten(), is_word.flatten().long())
-
-    def forward(self, source_words: torch.Tensor) -> torch.Tensor:
-        """`[B, V]` bool to `[B, V]`."""
-        return torch.addcmul(self.shift, source_words.to(self.shift.dtype), self.log_scale.exp())
 
 
 class Decoder(nn.Module):
@@ -322,7 +306,7 @@ class Decoder(nn.Module):
             heads[0] * heads[1] if twin_memory_size is not None else 0,
             heads[0] * heads[1] if config.use_attention else 0,
         )
-        self.feature = Linear(sum(self.feature_sizes), config.embedding_size)
+        self.feature = MatmulLinear(sum(self.feature_sizes), config.embedding_size)
         self.dropout = nn.Dropout(config.dropout)
 
     def read_source(self, encoder_outputs: BidirSeq2SeqEncoderOutput) -> SourceMemory:
@@ -466,7 +450,7 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
 class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
     """Encoder and decoders without output layer."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^prior\."]
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^prior\.", r"^copy_attention\."]
 
     def __init__(self, config: BidirSeq2SeqConfig):
         super().__init__(config)
@@ -525,6 +509,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        extended_input_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> BidirSeq2SeqModelOutput:
         """Encodes the source and runs one decoder, or both over known targets.
@@ -546,6 +531,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             use_cache: Whether to return the past of the one direction that runs.
             output_attentions: Whether to return the source attention weights `[R, N, T, S]`.
             output_hidden_states: Whether to return every layer's states.
+            extended_input_ids: `[B, S]`, see [`Encoder.forward`].
 
         Raises:
             ValueError: On contradictory or missing inputs.
@@ -562,6 +548,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
                 attention_mask,
                 inputs_embeds=inputs_embeds,
                 output_hidden_states=output_hidden_states,
+                extended_input_ids=extended_input_ids,
                 return_dict=True,
             )
         if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -597,6 +584,9 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
     def _embed(self, ids: torch.Tensor | None, embeds: torch.Tensor | None) -> torch.Tensor:
         if embeds is not None:
             return embeds
+        if self.config.use_copy:
+            # The decoder has no vector for a word outside the vocabulary that it has copied.
+            ids = ids.where(ids < self.config.vocab_size, self.config.unk_token_id)
         check_ids("decoder_input_ids", ids, self.config.vocab_size)
         return self.encoder.embed_tokens(ids)
 
@@ -673,6 +663,9 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         super().__init__(config)
         self.model = BidirSeq2SeqModel(config)
         self.prior = SourcePrior(config.vocab_size) if config.use_prior else None
+        self.copy_attention = (
+            CopyAttention(config.embedding_size, config.hidden_size, config.hidden_size) if config.use_copy else None
+        )
         self.lm_head = nn.Linear(config.embedding_size, config.vocab_size)
         self.post_init()
         self.init_generation_defaults()
@@ -706,7 +699,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """`[B, T]` labels to left-to-right decoder inputs `[B, T]`: the start id, then the labels but the last."""
-        return self._shift_right(pack_labels(labels), self.config.bos_token_id)
+        return directions_of(self.config, "l2r")[0].decoder_inputs(pack_labels(labels))
 
     @can_return_tuple
     def forward(
@@ -728,13 +721,16 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         output_hidden_states: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool | None = None,
+        extended_input_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> BidirSeq2SeqLMOutput:
         """As [`BidirSeq2SeqModel.forward`], and further:
 
         Args:
             labels: `[B, T]` target ids ending in the end id, -100 where there is none. The right-to-left targets
-                are made from them; logits come out with each row's targets pushed to the left.
+                are made from them; logits come out with each row's targets pushed to the left. Of a model that
+                copies they may hold ids of `extended_input_ids`. Without labels or decoder inputs the source itself
+                is read, as by BART.
             num_items_in_batch: Number of target tokens that the loss is averaged over; default: those in `labels`.
             skip_logits: Whether to return no logits beside the loss, which is much faster and smaller: see
                 `projected_cross_entropy`. Default: in training with `labels`.
@@ -742,20 +738,24 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         Raises:
             ValueError: On contradictory or missing inputs, and on labels outside the vocabulary (checked on CPU).
         """
-        r2l_labels = None
+        if encoder_outputs is None and (past_key_values is None or past_key_values.memory is None):
+            encoder_outputs = self.model.encoder(
+                input_ids,
+                attention_mask,
+                inputs_embeds=inputs_embeds,
+                output_hidden_states=output_hidden_states,
+                extended_input_ids=extended_input_ids,
+                return_dict=True,
+            )
+        targets: list[torch.LongTensor] = []
         if labels is not None:
-            labels = pack_labels(labels)
-            check_ids("labels", labels.masked_fill(labels == IGNORE_INDEX, 0), self.config.vocab_size)
-            if self.training and self.prior is not None:
-                self.prior.count(labels)
-            use_cache = False
-            if self.config.decoder_directions != "l2r":
-                r2l_labels = self.reverse_labels(labels)
-                r2l_decoder_input_ids = self._shift_right(r2l_labels, self.config.eos_token_id)
-            if self.config.decoder_directions == "r2l":
-                labels, decoder_input_ids, r2l_decoder_input_ids = r2l_labels, r2l_decoder_input_ids, None
-            elif decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self._shift_right(labels, self.config.bos_token_id)
+            labels, use_cache = pack_labels(labels), False
+            self._check_labels(labels, encoder_outputs)
+            targets = [direction.targets(labels) for direction in self.directions]
+            first, *r2l = (direction.decoder_inputs(target) for direction, target in zip(self.directions, targets))
+            r2l_decoder_input_ids = r2l[0] if r2l else None
+            if self.config.decoder_directions == "r2l" or (decoder_input_ids is decoder_inputs_embeds is None):
+                decoder_input_ids = first
         elif (
             num_items_in_batch is not None
             and self.config.decoder_directions != "l2r"
@@ -770,15 +770,10 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             )
         elif use_cache is None:
             use_cache = self.config.use_cache and not self.training and r2l_decoder_input_ids is None
+        if decoder_input_ids is decoder_inputs_embeds is None and input_ids is not None:
+            (direction,) = directions_of(self.config, decoding_direction)[:1]
+            decoder_input_ids = direction.decoder_inputs(input_ids)
 
-        if encoder_outputs is None and (past_key_values is None or past_key_values.memory is None):
-            encoder_outputs = self.model.encoder(
-                input_ids,
-                attention_mask,
-                inputs_embeds=inputs_embeds,
-                output_hidden_states=output_hidden_states,
-                return_dict=True,
-            )
         outputs = self.model(
             decoder_input_ids=decoder_input_ids,
             r2l_decoder_input_ids=r2l_decoder_input_ids,
@@ -792,22 +787,20 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        prior = self.source_prior(encoder_outputs, outputs.past_key_values)
+        words = self.words(encoder_outputs, outputs.past_key_values)
         features = [x for x in (outputs.last_hidden_state, outputs.r2l_last_hidden_state) if x is not None]
-        targets = [labels, r2l_labels][: len(features)]
-        loss, logits = None, [None, None]
-        skips = labels is not None and (self.training if skip_logits is None else skip_logits)
-        if skips and self._is_output_plain:
-            loss = self._loss_from_features(features, targets, prior, num_items_in_batch)
+        loss, logits = None, []
+        # Smoothed targets are for learning; measured outside training, the loss stays the plain cross-entropy.
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        if labels is None:
+            logits = [words.logits(x) for x in features]
+        elif self.training if skip_logits is None else skip_logits:
+            loss = words.loss(features, targets, num_items_in_batch, smoothing)
         else:
-            logits = [self.output_logits(x, prior) for x in features]
-            if labels is not None:
-                loss = self._loss_from_logits(logits, targets, num_items_in_batch)
-            if skips:
-                logits = [None, None]
+            logits, loss = words.logits_and_loss(features, targets, num_items_in_batch, smoothing)
         return BidirSeq2SeqLMOutput(
             loss=loss,
-            logits=logits[0],
+            logits=logits[0] if logits else None,
             r2l_logits=logits[1] if len(logits) > 1 else None,
             past_key_values=outputs.past_key_values,
             decoder_hidden_states=outputs.decoder_hidden_states,
@@ -816,62 +809,43 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             encoder_hidden_states=outputs.encoder_hidden_states,
         )
 
-    def source_prior(
-        self, encoder_outputs: BidirSeq2SeqEncoderOutput | None, cache: BidirSeq2SeqCache | None = None
-    ) -> torch.Tensor | None:
-        """The prior `[B, V]` of B documents, taken from or left in the cache; `None` for a model without."""
-        if self.prior is None:
-            return None
-        if cache is None:
-            return self.prior(encoder_outputs.source_words)
-        if cache.prior is None:
-            cache.prior = self.prior(encoder_outputs.source_words)
-        return cache.prior
+    def _check_labels(self, labels: torch.LongTensor, encoder_outputs: BidirSeq2SeqEncoderOutput) -> None:
+        num_words = self.config.vocab_size
+        if encoder_outputs.source_ids is not None and is_read_at_once(labels) and labels.numel():
+            num_words = max(num_words, int(encoder_outputs.source_ids.max()) + 1)
+        check_ids("labels", labels.masked_fill(labels == IGNORE_INDEX, 0), num_words)
 
     @property
-    def _is_output_plain(self) -> bool:
-        """Whether the output layer's weight may be used past the layer."""
-        return are_enabled() and is_plain(self.lm_head)
+    def directions(self) -> tuple[Direction, ...]:
+        """Those that the model has, left-to-right first."""
+        return directions_of(self.config)
 
-    def output_base(self, prior: torch.Tensor | None) -> tuple[float, torch.Tensor]:
-        """The prior `[B, V]` to (scale, base `[B, V]` or `[1, V]`): logits are scale * features @ weight.T + base.
+    def words(
+        self, encoder_outputs: BidirSeq2SeqEncoderOutput | None, cache: BidirSeq2SeqCache | None = None
+    ) -> Words:
+        """What makes words of features about B documents, taken from or left in the cache."""
+        if cache is not None and cache.words is not None:
+            return cache.words
+        prior = copies = None
+        if self.prior is not None:
+            prior = self.prior(encoder_outputs.source_words)
+        if self.copy_attention is not None and encoder_outputs.source_ids is not None:
+            keys = self.copy_attention.key(encoder_outputs.last_hidden_state)
+            copies = Copies(self.copy_attention, keys, encoder_outputs.source_ids, encoder_outputs.source_mask)
+        words = Words(self.lm_head, prior, copies)
+        if cache is not None:
+            cache.words = words
+        return words
 
-        Where the output layer is not the plain one (`is_plain`), they are scale * lm_head(features) + base.
+    def count_titles(self, titles: Iterable[Sequence[int]]) -> None:
+        """Counts the words of titles that the model learns from, which `vocabulary_shortlist` goes by.
+
+        Args:
+            titles: The ids of each, such as a column of labels. Those of an earlier call stay counted.
         """
-        is_read = is_plain(self.lm_head)
-        bias = self.lm_head.bias if is_read else torch.zeros(self.config.vocab_size, device=self.device)
-        if prior is None:
-            return 1.0, bias[None]
-        return 0.5, (prior + bias) / 2
-
-    def output_logits(self, features: torch.Tensor, prior: torch.Tensor | None) -> torch.Tensor:
-        """Features `[R, ..., E]` and prior `[B, V]` to logits `[R, ..., V]`: (logits + prior) / 2."""
-        if prior is None:
-            return self.lm_head(features)
-        if not self._is_output_plain:
-            logits = self.lm_head(features)
-            by_document = logits.reshape(prior.shape[0], -1, logits.shape[-1])
-            return ((by_document + prior.to(logits.dtype)[:, None]) / 2).view_as(logits)
-        folded = features.reshape(prior.shape[0], -1, features.shape[-1])
-        # Halving the features and joining bias and prior leaves one pass over the V logits instead of three.
-        scale, base = self.output_base(prior)
-        logits = F.linear(folded * scale, self.lm_head.weight)
-        return logits.add_(base.to(logits.dtype)[:, None]).view(*features.shape[:-1], -1)
-
-    def reverse_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
-        """Left-to-right targets `[B, T]`, padded on the right, to right-to-left targets `[B, T]`.
-
-        The content is reversed and the start id takes the place of the end id. Targets without end id (cut ones)
-        have none on the other side either, so both directions count the same tokens.
-        """
-        lengths = (labels != IGNORE_INDEX).sum(1, keepdim=True)
-        last = labels.gather(1, (lengths - 1).clamp(min=0))
-        ended = (last == self.config.eos_token_id) & (lengths > 0)
-        content = lengths - ended.long()
-        positions = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
-        mirrored = labels.gather(1, (content - 1 - positions).clamp(min=0))
-        reversed_labels = torch.where(positions < content, mirrored, IGNORE_INDEX)
-        return torch.where(ended & (positions == content), self.config.bos_token_id, reversed_labels)
+        titles = iter(titles)
+        while self.prior is not None and (some := list(islice(titles, 1000))):
+            self.prior.count(torch.tensor(list(chain.from_iterable(some)), dtype=torch.long, device=self.device))
 
     @torch.no_grad()
     def sequence_log_probs(
@@ -886,95 +860,19 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         Returns:
             For each direction of the model, `[R]` natural log-probabilities of the whole title and its end.
         """
-        labels = pack_labels(labels)
-        prior = self.source_prior(encoder_outputs)
-        targets = {"l2r": (labels, self.config.bos_token_id)}
-        if self.config.decoder_directions != "l2r":
-            targets["r2l"] = (self.reverse_labels(labels), self.config.eos_token_id)
-        if self.config.decoder_directions == "r2l":
-            del targets["l2r"]
+        labels, words = pack_labels(labels), self.words(encoder_outputs)
         log_probs = {}
-        for direction, (target, start_id) in targets.items():
+        for direction in self.directions:
+            targets = direction.targets(labels)
             outputs = self.model(
-                decoder_input_ids=self._shift_right(target, start_id),
+                decoder_input_ids=direction.decoder_inputs(targets),
                 encoder_outputs=encoder_outputs,
-                decoding_direction=direction,
+                decoding_direction=direction.name,
                 use_cache=False,
                 return_dict=True,
             )
-            log_probs[direction] = self._target_log_probs(outputs.last_hidden_state, prior, target).sum(1)
+            log_probs[direction.name] = words.log_probs(outputs.last_hidden_state, targets).sum(1)
         return log_probs
-
-    def _target_log_probs(
-        self, features: torch.Tensor, prior: torch.Tensor | None, target: torch.LongTensor
-    ) -> torch.Tensor:
-        """Of features `[R, T, E]` the log-probability of each target `[R, T]`, float32, 0 where there is none."""
-        is_target = target != IGNORE_INDEX
-        if not self._is_output_plain:
-            log_probs = self.output_logits(features, prior).float().log_softmax(-1)
-            return log_probs.gather(2, target.where(is_target, 0)[..., None]).squeeze(2) * is_target
-        scale, base = self.output_base(prior)
-        found = features.new_zeros(target.shape, dtype=torch.float32)
-        documents = torch.arange(len(target), device=target.device) // (len(target) // base.shape[0])
-        found[is_target] = projected_log_probs(
-            features[is_target] * scale,
-            self.lm_head.weight,
-            base,
-            documents[:, None].expand_as(target)[is_target],
-            target[is_target],
-        )
-        return found
-
-    def _loss_from_logits(self, logits: list, targets: list, num_items: torch.Tensor | int | None) -> torch.Tensor:
-        """Mean over the directions of the cross-entropy of logits `[R, T, V]` per target of `[R, T]`."""
-        total = sum(
-            F.cross_entropy(
-                x.flatten(0, 1).float(),
-                target.flatten(),
-                ignore_index=IGNORE_INDEX,
-                reduction="sum",
-                label_smoothing=self._label_smoothing,
-            )
-            for x, target in zip(logits, targets)
-        )
-        return total / self._num_targets(targets, num_items)
-
-    def _loss_from_features(
-        self, features: list, targets: list, prior: torch.Tensor | None, num_items: torch.Tensor | int | None
-    ) -> torch.Tensor:
-        """The same from features `[R, T, E]` and prior `[B, V]`: both directions at once, no logits at padding."""
-        rows, length, size = features[0].shape
-        flat = torch.cat(targets).flatten()
-        positions = (flat != IGNORE_INDEX).nonzero().squeeze(1)
-        x = torch.cat(features).view(-1, size).index_select(0, positions)
-        scale, base = self.output_base(prior)
-        documents = positions // length % rows // (rows // base.shape[0])
-        total = projected_cross_entropy(
-            x * scale, self.lm_head.weight, base, documents, flat[positions], self._label_smoothing
-        )
-        return total / self._num_targets(targets, num_items)
-
-    @property
-    def _label_smoothing(self) -> float:
-        # Smoothed targets are for learning; measured outside training, the loss stays the plain cross-entropy.
-        return self.config.label_smoothing if self.training else 0.0
-
-    @staticmethod
-    def _num_targets(targets: list, num_items: torch.Tensor | int | None) -> torch.Tensor | int:
-        if num_items is None:
-            num_items = (targets[0] != IGNORE_INDEX).sum().clamp(min=1)
-        return num_items * len(targets)
-
-    def _shift_right(self, labels: torch.LongTensor, start_id: int) -> torch.LongTensor:
-        start = labels.new_full((labels.shape[0], 1), start_id)
-        shifted = torch.cat([start, labels[:, :-1]], dim=1)
-        return shifted.masked_fill(shifted == IGNORE_INDEX, self.config.pad_token_id)
-
-
-def pack_labels(labels: torch.LongTensor) -> torch.LongTensor:
-    """Pushes each row's targets `[B, T]` to the left, so that labels padded on the left mean the same."""
-    ignored = labels == IGNORE_INDEX
-    return labels.gather(1, ignored.to(torch.uint8).argsort(dim=1, stable=True))
 
 
 def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
@@ -988,7 +886,7 @@ def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
     Raises:
         ValueError: Naming the first such id.
     """
-    if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
+    if ids.numel() == 0 or not is_read_at_once(ids):
         return
     low, high = (int(bound) for bound in ids.aminmax())
     if low < 0 or high >= vocab_size:
@@ -1038,7 +936,5 @@ __all__ = [
     "EncoderLayer",
     "ModulatedLayerNorm",
     "MultiHeadAttention",
-    "SourcePrior",
     "check_ids",
-    "pack_labels",
 ]

@@ -85,6 +85,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
             )
         logger.warning_once(f"{name}: {report}")
 
+    model.count_titles(encoded["train"]["labels"])
     model.generation_config.max_length = data_args.max_target_length + 1
     model.generation_config.num_beams = training_args.generation_num_beams or 1
     if model.config.decoder_directions == "both" and model.config.twin_dropout > 0:

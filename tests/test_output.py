@@ -1,10 +1,10 @@
-"""The parts of the search beside plain ways to compute the same."""
+"""Scores of next tokens beside plain ways to compute the same."""
 
 import pytest
 import torch
 from torch import nn
 
-from bidir_seq2seq.search_bidir_seq2seq import NextTokens, Shortlist
+from bidir_seq2seq.output_bidir_seq2seq import NextTokens, Shortlist, Words
 
 B, K, E = 3, 2, 8
 # With and without columns that fill the words up, few to choose from and many.
@@ -33,6 +33,11 @@ def layer_of(weight: torch.Tensor) -> nn.Linear:
     return layer
 
 
+def next_tokens_of(weight: torch.Tensor, base: torch.Tensor, shortlist: Shortlist | None = None) -> NextTokens:
+    """Of logits `features @ weight.T / 2 + base`."""
+    return Words(layer_of(weight), 2 * base).next_tokens(shortlist)
+
+
 def shortlist_of(allowed: torch.BoolTensor) -> Shortlist:
     """From `[B, V]`; every other word that all documents share is among the documents' own too."""
     shared = allowed.all(0).nonzero().squeeze(1)
@@ -52,7 +57,7 @@ def test_probabilities_are_those_of_the_plain_layer(layer, pairs, num_documents,
     if pairs:
         partners = torch.rand(num_documents, 2 * K, K).softmax(-1)
         plain = torch.einsum("bqp,bqpv->bqv", partners, plain.exp()).log()
-    next_tokens = NextTokens(layer_of(weight), base, 0.5)
+    next_tokens = next_tokens_of(weight, base)
     torch.testing.assert_close(next_tokens.log_probs(features, partners), plain)
 
     forbidden = [torch.tensor([0, 3]), torch.tensor([0, 5])]
@@ -69,7 +74,7 @@ def test_probabilities_are_those_of_the_plain_layer(layer, pairs, num_documents,
 @pytest.mark.parametrize("shortlist", [False, True])
 def test_where_too_few_words_are_possible_the_rest_are_words_too(pairs, shortlist):
     allowed = shortlist_of(torch.arange(13).expand(B, 13) < 9) if shortlist else None
-    next_tokens = NextTokens(nn.Linear(E, 13), torch.randn(B, 13), 1.0, allowed)
+    next_tokens = next_tokens_of(torch.randn(13, E), torch.randn(B, 13), allowed)
     features = torch.randn(B, 2 * K, *[K] * pairs, E)
     partners = torch.full((B, 2 * K, K), 1 / K) if pairs else None
     forbidden = torch.tensor([0, 2, 3, 5, 6, 7])
@@ -86,11 +91,11 @@ def test_words_that_are_not_allowed_are_not_written(layer, num_documents, copies
     base = base[:num_documents]
     allowed = torch.rand_like(base) < 0.5
     allowed[:, :6] = True
-    next_tokens = NextTokens(layer_of(weight), base, 1.0, shortlist_of(allowed))
+    next_tokens = next_tokens_of(weight, base, shortlist_of(allowed))
     # Each document may be there several times, as in sampling.
     base, allowed = (x.repeat_interleave(copies, dim=0) for x in (base, allowed))
     features = torch.randn(len(base), K, E)
-    plain = (features @ weight.T + base[:, None]).masked_fill(~allowed[:, None], float("-inf")).log_softmax(-1)
+    plain = (0.5 * features @ weight.T + base[:, None]).masked_fill(~allowed[:, None], float("-inf")).log_softmax(-1)
     torch.testing.assert_close(next_tokens.log_probs(features), plain)
     plain[..., [0, 3]] = float("-inf")
     scores = torch.randn(len(base), 1, K)
@@ -103,9 +108,9 @@ def test_stand_ins_stand_for_words_that_are_not_listed(layer, pairs):
     vocab_size, ratio = len(weight), 2.5
     shared = torch.randperm(vocab_size)[: vocab_size // 2]
     own = torch.rand_like(base) < 0.1
-    next_tokens = NextTokens(layer_of(weight), base, 1.0, Shortlist(shared, own, num_stand_ins=7, ratio=ratio))
+    next_tokens = next_tokens_of(weight, base, Shortlist(shared, own, num_stand_ins=7, ratio=ratio))
     features = torch.randn(B, 2 * K, *[K] * pairs, E)
-    logits = torch.einsum("b...e,ve->b...v", features, weight) + base.view(B, *[1] * (features.dim() - 2), -1)
+    logits = torch.einsum("b...e,ve->b...v", features / 2, weight) + base.view(B, *[1] * (features.dim() - 2), -1)
     probs = logits.softmax(-1)
     is_stand_in = torch.zeros_like(own)
     is_stand_in[:, shared[-7:]] = True
@@ -128,7 +133,7 @@ def test_stand_ins_stand_for_words_that_are_not_listed(layer, pairs):
 def test_half_precision_products_have_float_probabilities(layer):
     weight, base = layer
     features = torch.randn(B, K, E)
-    next_tokens = NextTokens(layer_of(weight).bfloat16(), base.bfloat16(), 0.5)
+    next_tokens = next_tokens_of(weight.bfloat16(), base.bfloat16())
     found = next_tokens.log_probs(features.bfloat16())
     assert found.dtype == torch.float32
     plain = (0.5 * features @ weight.T + base[:, None]).log_softmax(-1)
@@ -141,8 +146,8 @@ def test_half_precision_products_have_float_probabilities(layer):
 def test_autocast_rounds_products_only(layer):
     weight, base = layer
     features = torch.randn(B, K, E)
-    plain = (features @ weight.T + base[:, None]).log_softmax(-1)
+    plain = (0.5 * features @ weight.T + base[:, None]).log_softmax(-1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = NextTokens(layer_of(weight), base, 1.0).log_probs(features)
+        found = next_tokens_of(weight, base).log_probs(features)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, plain, rtol=0.02, atol=0.1)
