@@ -185,7 +185,11 @@ class Words:
         return self._mix(features, self._vocabulary_logits(features))
 
     def logits_and_loss(
-        self, features: Sequence[torch.Tensor], targets: Sequence[torch.LongTensor], num_items=None, smoothing=0.0
+        self,
+        features: Sequence[torch.Tensor],
+        targets: Sequence[torch.LongTensor],
+        num_items: int | torch.Tensor | None = None,
+        smoothing: float = 0.0,
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The logits of each direction, and [`loss`] by means of them."""
         logits = [self._vocabulary_logits(x) for x in features]

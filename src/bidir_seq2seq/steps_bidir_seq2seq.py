@@ -10,7 +10,7 @@ size, H hidden size, N attention heads of size Z, A = N * Z, t tokens written so
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -51,7 +51,11 @@ class DecoderSteps:
 
     @torch.no_grad()
     def __init__(
-        self, decoders: Sequence[nn.Module], embed_tokens: nn.Embedding, encoder_outputs, twin_memory: str = "hidden"
+        self,
+        decoders: Sequence[nn.Module],
+        embed_tokens: nn.Embedding,
+        encoder_outputs: Any,
+        twin_memory: str = "hidden",
     ):
         self.decoders, self.embed_tokens = decoders, embed_tokens
         self._shows_features = twin_memory == "features"
@@ -139,7 +143,11 @@ class FastDecoderSteps:
 
     @torch.no_grad()
     def __init__(
-        self, decoders: Sequence[nn.Module], embed_tokens: nn.Embedding, encoder_outputs, twin_memory: str = "hidden"
+        self,
+        decoders: Sequence[nn.Module],
+        embed_tokens: nn.Embedding,
+        encoder_outputs: Any,
+        twin_memory: str = "hidden",
     ):
         self.embed_tokens = embed_tokens
         self.num_directions = len(decoders)
@@ -384,7 +392,7 @@ class TwinMemory:
         length: Steps so far, t.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         # [M, N, Z, room] and [M, N, room, Z], and as much again.
         self._keys = self._values = self._other_keys = self._other_values = torch.empty(0)
         self.length = 0
