@@ -54,7 +54,6 @@ PAGE = {
             "training_arguments": "ModelArguments DataArguments TrainingArguments",
             "trainer": "TitleTrainer",
             "data": "load_pairs load_file encode_pairs EncodingReport",
-            "docstrings": "gather_docstrings",
             "allocator": "keep_freed_memory",
         },
     ),

@@ -24,6 +24,7 @@ INTERNAL_MODULES = {
     "run_folder",
     "arguments",
     "commands",
+    "extras",
     "cache_bidir_seq2seq",
     "loss_bidir_seq2seq",
     "search_bidir_seq2seq",

@@ -7,7 +7,7 @@ size, N attention heads, D head size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -46,7 +46,7 @@ class RecurrentStateLayer(CacheLayerMixin):
     is_croppable = True
     supports_early_init = False
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.state: tuple[torch.Tensor, ...] | None = None
         self.seq_length = 0
@@ -82,10 +82,10 @@ class RecurrentStateLayer(CacheLayerMixin):
             del self._past_states[tokens_to_remove:]
             self.seq_length += tokens_to_remove
 
-    def lazy_initialization(self, key_states, value_states) -> None:
+    def lazy_initialization(self, key_states: Any, value_states: Any) -> None:
         """Nothing to allocate: the first `advance` brings the state."""
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
         """Not an attention layer.
 
         Raises:

@@ -1,5 +1,7 @@
 """Configuration of the bidirectional LSTM/GRU encoder-decoder: every field, its meaning and its check."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -15,7 +17,7 @@ FORMAT_VERSION = 1
 #   starts only half a nat above any other.
 # * use_copy: they have no copies; their prior alone favours words of the source.
 # * prior_special_tokens: an unknown character in the source should not make an unknown one likelier in the title.
-REFERENCE_PRESET = {
+REFERENCE_PRESET: dict[str, Any] = {
     "embedding_size": 128,
     "hidden_size": 128,
     "encoder_layers": 2,
@@ -123,11 +125,11 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def reference(cls, **overrides) -> "BidirSeq2SeqConfig":
+    def reference(cls, **overrides: Any) -> "BidirSeq2SeqConfig":
         """The published Keras programs' settings (`REFERENCE_PRESET`); `overrides` are ordinary config fields."""
         return cls(**{**REFERENCE_PRESET, **overrides})
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         for name in ("vocab_size", "embedding_size", "hidden_size", "encoder_layers", "decoder_layers"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
@@ -154,7 +156,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         )
         self._validate_special_ids()
 
-    def _validate_special_ids(self):
+    def _validate_special_ids(self) -> None:
         owners: dict[int, str] = {}
         for name in ("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id"):
             value = getattr(self, name)
@@ -178,7 +180,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         )
 
 
-def _check(condition: bool, name: str, value, remedy: str):
+def _check(condition: bool, name: str, value: object, remedy: str) -> None:
     if not condition:
         raise ValueError(f"{name}={value!r} {remedy}")
 

@@ -14,14 +14,19 @@ with its start id, M candidates of a document.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor
-from transformers.generation.utils import GenerateBeamEncoderDecoderOutput, GenerateEncoderDecoderOutput
+from transformers.generation.utils import (
+    GenerateBeamEncoderDecoderOutput,
+    GenerateEncoderDecoderOutput,
+    GenerateOutput,
+)
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
 from .directions_bidir_seq2seq import Direction, directions_of
@@ -127,7 +132,7 @@ class BidirSeq2SeqGenerationMixin:
             is estimated. Needs a model with `use_prior`. Default: the whole vocabulary.
     """
 
-    def init_generation_defaults(self):
+    def init_generation_defaults(self) -> None:
         """Puts our flags on `generation_config`, so that `generate` takes them and checkpoints keep them."""
         for name, value in FLAGS.items():
             setattr(self.generation_config, name, value)
@@ -135,7 +140,9 @@ class BidirSeq2SeqGenerationMixin:
         # A config derived from the model's would lose custom entries when it is loaded again.
         self.generation_config._from_model_config = False
 
-    def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs):
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: Any
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
         ours = {name: kwargs.pop(name) for name in FLAGS if name in kwargs}
         asked = [kwargs.get("max_new_tokens"), kwargs.get("max_length"), generation_config]
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
@@ -174,7 +181,7 @@ class BidirSeq2SeqGenerationMixin:
         generation_config.ranking, generation_config.joint_rescoring = rule, rule == "joint"
 
     @staticmethod
-    def _validate_numbers(generation_config: GenerationConfig):
+    def _validate_numbers(generation_config: GenerationConfig) -> None:
         for name in ("num_beams", "num_return_sequences"):
             value = getattr(generation_config, name)
             if not isinstance(value, int) or value < 1:
@@ -185,7 +192,7 @@ class BidirSeq2SeqGenerationMixin:
         if shortlist is not None and (isinstance(shortlist, bool) or not isinstance(shortlist, int)):
             raise ValueError(f"vocabulary_shortlist={shortlist!r} must be a whole number of words, or None")
 
-    def _validate_direction(self, generation_config: GenerationConfig):
+    def _validate_direction(self, generation_config: GenerationConfig) -> None:
         direction, built = generation_config.decoding_direction, self.config.decoder_directions
         if direction not in DIRECTIONS:
             raise ValueError(f"decoding_direction={direction!r} must be one of {', '.join(DIRECTIONS)}")
@@ -219,7 +226,12 @@ class BidirSeq2SeqGenerationMixin:
                 f"num_beams={generation_config.num_beams}: raise num_beams"
             )
 
-    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+    def _validate_generation_mode(
+        self,
+        generation_mode: GenerationMode,
+        generation_config: GenerationConfig,
+        generation_mode_kwargs: dict[str, Any],
+    ) -> None:
         direction = generation_config.decoding_direction
         if direction != "l2r":
             if generation_mode_kwargs.get("streamer") is not None:
@@ -230,12 +242,12 @@ class BidirSeq2SeqGenerationMixin:
             raise ValueError(f"candidates can be tried in one direction only: {ONE_WAY} or 'r2l'")
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
 
-    def _prepare_special_tokens(self, generation_config: GenerationConfig, *args, **kwargs):
+    def _prepare_special_tokens(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> None:
         super()._prepare_special_tokens(generation_config, *args, **kwargs)
         if generation_config.decoding_direction == "r2l":
             self._turn_round(generation_config)
 
-    def _turn_round(self, generation_config: GenerationConfig):
+    def _turn_round(self, generation_config: GenerationConfig) -> None:
         """Makes a prepared config speak of a title written from the right: ends swapped, token orders reversed."""
         device = generation_config._pad_token_tensor.device
         (direction,) = directions_of(self.config, "r2l")
@@ -257,7 +269,13 @@ class BidirSeq2SeqGenerationMixin:
         turned.decoding_direction = "r2l"
         return turned
 
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.LongTensor | None, dict[str, Any]]:
         # Hypotheses of one document share its encoding (rows R = B * G), so it is never copied.
         encoder_outputs = model_kwargs.pop("encoder_outputs")
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
@@ -265,7 +283,9 @@ class BidirSeq2SeqGenerationMixin:
         )
         return input_ids, {**model_kwargs, "encoder_outputs": encoder_outputs}
 
-    def _prepare_cache_for_generation(self, generation_config: GenerationConfig, model_kwargs: dict, *args):
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict, *args: Any
+    ) -> None:
         direction = generation_config.decoding_direction
         if generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(
@@ -282,7 +302,9 @@ class BidirSeq2SeqGenerationMixin:
             if generation_config.is_assistant:
                 model_kwargs["past_key_values"].activate_past_recording()
 
-    def _get_logits_processor(self, generation_config: GenerationConfig, *args, **kwargs) -> LogitsProcessorList:
+    def _get_logits_processor(
+        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
+    ) -> LogitsProcessorList:
         direction = generation_config.decoding_direction
         if direction != "l2r" and kwargs.get("prefix_allowed_tokens_fn") is not None:
             raise ValueError(f"prefix_allowed_tokens_fn reads titles from the left: {ONE_WAY}")
@@ -303,29 +325,59 @@ class BidirSeq2SeqGenerationMixin:
             processors.r2l = self._get_logits_processor(mirrored, *args, **kwargs)
         return processors
 
-    def _get_stopping_criteria(self, generation_config: GenerationConfig, *args, **kwargs) -> StoppingCriteriaList:
+    def _get_stopping_criteria(
+        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
+    ) -> StoppingCriteriaList:
         criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)
         if generation_config.decoding_direction == "both":
             criteria = _TwoWayCriteria(criteria)
             criteria.r2l = super()._get_stopping_criteria(self._turned_round(generation_config), *args, **kwargs)
         return criteria
 
-    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+    def _sample(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> GenerateOutput | torch.LongTensor:
         one_way = super()._sample
         return self._decode(one_way, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
-    def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+    def _beam_search(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> GenerateOutput | torch.LongTensor:
         one_way = super()._beam_search
         return self._decode(one_way, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
     def _assisted_decoding(
-        self, input_ids, logits_processor, stopping_criteria, generation_config, inputs_tensor=None, **kwargs
-    ):
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        inputs_tensor: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> GenerateOutput | torch.LongTensor:
         # `generate` looks for the name `inputs_tensor` in this signature.
         one_way, kwargs["inputs_tensor"] = super()._assisted_decoding, inputs_tensor
         return self._decode(one_way, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
-    def _decode(self, one_way, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+    def _decode(
+        self,
+        one_way: Callable[..., Any],
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> GenerateOutput | torch.LongTensor:
         direction = generation_config.decoding_direction
         if direction != "l2r" and input_ids.shape[1] > 1:
             raise ValueError(f"decoder_input_ids fix the left end, where {direction!r} does not start: {ONE_WAY}")
@@ -351,7 +403,13 @@ class BidirSeq2SeqGenerationMixin:
             result.scores.decoding_direction = direction
         return result
 
-    def _can_search_one_way(self, input_ids, logits_processor, generation_config: GenerationConfig, kwargs) -> bool:
+    def _can_search_one_way(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        generation_config: GenerationConfig,
+        kwargs: dict[str, Any],
+    ) -> bool:
         """Whether a search in one direction is the plain case that `_search` is for."""
         past = kwargs.get("past_key_values")
         plain = (
@@ -413,10 +471,10 @@ class BidirSeq2SeqGenerationMixin:
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        encoder_outputs=None,
+        encoder_outputs: Any = None,
         past_key_values: BidirSeq2SeqCache | None = None,
         synced_gpus: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> GenerateBeamEncoderDecoderOutput | BidirBeamSearchOutput | torch.LongTensor:
         """The search of one direction, or of both in lock-step, each hypothesis of one reading all of the other.
 
@@ -473,7 +531,7 @@ class BidirSeq2SeqGenerationMixin:
             past_key_values=past_key_values,
         )
 
-    def _next_tokens(self, encoder_outputs, directions: Sequence[Direction], size: int | None) -> NextTokens:
+    def _next_tokens(self, encoder_outputs: Any, directions: Sequence[Direction], size: int | None) -> NextTokens:
         shortlist = None
         if size is not None and size < self.config.vocab_size:
             shortlist = Shortlist.of(self.config, encoder_outputs, self.prior, self.lm_head, size)
@@ -486,7 +544,9 @@ class BidirSeq2SeqGenerationMixin:
         asked = (generation_config.output_scores, generation_config.output_logits, generation_config.output_attentions)
         return StepRecords(*([] if is_asked else None for is_asked in asked))
 
-    def _gather_results(self, beam: Beam, records, encoder_outputs, generation_config):
+    def _gather_results(
+        self, beam: Beam, records: list[StepRecords], encoder_outputs: Any, generation_config: GenerationConfig
+    ) -> GenerateOutput | torch.LongTensor:
         """Merges both directions' pools: one ranking, no sequence twice."""
         paths = beam.finished_paths[:, :, : beam.length].chunk(2)
         sides = [self._pool_details(*side) for side in zip(paths, records, directions_of(self.config, "both"))]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -130,7 +130,7 @@ _PLAIN_TYPES = (
 class _Product(torch.autograd.Function):
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu")
-    def forward(ctx, x, weight, bias):
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         outputs = matmul(x, weight.T)
         return outputs if bias is None else outputs.add_(bias)
@@ -138,7 +138,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
@@ -293,17 +293,17 @@ class _OneDNNProducts:
     It is the whole process's: it lasts from the first thread that asks for it to the last.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock, self._holders, self._before = Lock(), 0, None
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         with self._lock:
             if self._holders == 0:
                 self._before = torch.backends.mkldnn.matmul.fp32_precision
                 torch.backends.mkldnn.matmul.fp32_precision = "bf16"
             self._holders += 1
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         with self._lock:
             self._holders -= 1
             if self._holders == 0:

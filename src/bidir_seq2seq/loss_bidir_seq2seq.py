@@ -13,6 +13,7 @@ Letters: P target tokens, B documents, V vocabulary, E embedding size.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -75,7 +76,9 @@ def projected_log_probs(
     return log_probs
 
 
-def _logits_in_blocks(features, weight, base, documents) -> Iterator[tuple[slice, torch.Tensor]]:
+def _logits_in_blocks(
+    features: torch.Tensor, weight: torch.Tensor, base: torch.Tensor, documents: torch.Tensor
+) -> Iterator[tuple[slice, torch.Tensor]]:
     """Some rows at a time and their logits `[n, V]`, float32, in a buffer that the next ones overwrite."""
     block_rows = block_size(features)
     buffer = base.new_empty(min(block_rows, len(features)), weight.shape[0])
@@ -91,7 +94,17 @@ def _logits_in_blocks(features, weight, base, documents) -> Iterator[tuple[slice
 
 class _ProjectedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, weight, base, documents, targets, label_smoothing, copied, generated):
+    def forward(
+        ctx: Any,
+        features: torch.Tensor,
+        weight: torch.Tensor,
+        base: torch.Tensor,
+        documents: torch.Tensor,
+        targets: torch.LongTensor,
+        label_smoothing: float,
+        copied: torch.Tensor | None,
+        generated: torch.Tensor | None,
+    ) -> torch.Tensor:
         wants_grad = any(ctx.needs_input_grad)
         vocab_size = weight.shape[0]
         total = base.new_zeros(())
@@ -145,7 +158,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_total):
+    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grads = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors]
         return (*grads[:3], None, None, None, *grads[3:])
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -192,7 +193,7 @@ class Encoder(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         extended_input_ids: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BidirSeq2SeqEncoderOutput:
         """Encodes documents. Padding may stand on either side, and anywhere else.
 
@@ -411,7 +412,7 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = False
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         """Keras's own scheme, under which the published programs learn: Glorot, orthogonal, forget gate 1."""
         if isinstance(module, nn.Embedding):
             init.uniform_(module.weight, -0.05, 0.05)
@@ -436,7 +437,7 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
             init.constant_(module.follow.bias, 2.0)
 
     @staticmethod
-    def _init_rnn(rnn: nn.RNNBase):
+    def _init_rnn(rnn: nn.RNNBase) -> None:
         size = rnn.hidden_size
         # One [D, gates * H] kernel in Keras, so Glorot's fan counts all gates.
         init.xavier_uniform_(rnn.weight_ih_l0)
@@ -474,11 +475,11 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         """The embedding shared by source and both decoders."""
         return self.encoder.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Embedding):
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replaces the shared embedding."""
         self.encoder.embed_tokens = value
 
-    def get_encoder(self, *args, **kwargs) -> Encoder:
+    def get_encoder(self, *args: Any, **kwargs: Any) -> Encoder:
         """The encoder."""
         return self.encoder
 
@@ -514,7 +515,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         extended_input_ids: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BidirSeq2SeqModelOutput:
         """Encodes the source and runs one decoder, or both over known targets.
 
@@ -597,7 +598,14 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         # There is no vector for a word outside the vocabulary that has been copied.
         return self.encoder.embed_tokens(ids.where(ids < self.config.vocab_size, self.config.unk_token_id))
 
-    def _run_one(self, direction: str, embeds, encoder_outputs, cache: BidirSeq2SeqCache | None, need_weights) -> dict:
+    def _run_one(
+        self,
+        direction: str,
+        embeds: torch.Tensor,
+        encoder_outputs: Any,
+        cache: BidirSeq2SeqCache | None,
+        need_weights: bool,
+    ) -> dict:
         decoder = self.direction_decoder(direction)
         memory = cache.memory if cache is not None else None
         if memory is None:
@@ -609,7 +617,14 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         features = decoder.features(decoder.concatenate(hidden_states[-1], None, source_context))
         return {"features": features, "hidden_states": hidden_states, "weights": weights}
 
-    def _run_both(self, l2r_embeds, r2l_embeds, encoder_outputs, use_twin: bool | None, need_weights: bool) -> dict:
+    def _run_both(
+        self,
+        l2r_embeds: torch.Tensor,
+        r2l_embeds: torch.Tensor,
+        encoder_outputs: Any,
+        use_twin: bool | None,
+        need_weights: bool,
+    ) -> dict:
         l2r, r2l = self.direction_decoder("l2r"), self.direction_decoder("r2l")
         l2r_memory, r2l_memory = l2r.read_source(encoder_outputs), r2l.read_source(encoder_outputs)
         l2r_states, r2l_states = l2r.recur(l2r_embeds, l2r_memory), r2l.recur(r2l_embeds, r2l_memory)
@@ -683,15 +698,15 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         """The output layer shared by both directions."""
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Linear):
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replaces the output layer."""
         self.lm_head = new_embeddings
 
-    def get_encoder(self, *args, **kwargs) -> Encoder:
+    def get_encoder(self, *args: Any, **kwargs: Any) -> Encoder:
         """The encoder."""
         return self.model.encoder
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resizes embedding, output layer and the prior's tables; new words start with the initial prior."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         size = embeddings.num_embeddings
@@ -731,7 +746,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         num_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool | None = None,
         extended_input_ids: torch.LongTensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BidirSeq2SeqLMOutput:
         """As [`BidirSeq2SeqModel.forward`], and further:
 
@@ -934,12 +949,12 @@ class _Permute(torch.autograd.Function):
     """Permutes rows; the gradient goes back by a lookup too, where autograd's own would add up into zeros."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(inverse, index)
         return x.index_select(0, index)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return _Permute.apply(grad, *ctx.saved_tensors), None, None
 
 

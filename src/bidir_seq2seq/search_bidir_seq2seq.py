@@ -316,7 +316,7 @@ class Beam:
         self.length += 1
         return paths
 
-    def _keep_finished(self, paths: torch.Tensor, scores: torch.Tensor, ends: torch.Tensor):
+    def _keep_finished(self, paths: torch.Tensor, scores: torch.Tensor, ends: torch.Tensor) -> None:
         normalised = scores / (self.length - 1) ** self.length_penalty
         normalised = normalised.masked_fill(~(ends & self.open), IMPOSSIBLE)
         pool_size = self.scores.shape[1]
@@ -325,7 +325,7 @@ class Beam:
         self.finished_paths = select(torch.cat([self.finished_paths, paths], dim=1), order)
         self._worst = self.finished_scores[:, -1:]
 
-    def _close(self):
+    def _close(self) -> None:
         if self.length >= self.max_length:
             self.open = torch.zeros_like(self.open)
             return

@@ -10,7 +10,7 @@ size, H hidden size, N attention heads of size Z, A = N * Z, t tokens written so
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -54,7 +54,7 @@ class DecoderSteps:
         self,
         decoders: Sequence[nn.Module],
         embed_tokens: Callable[[torch.Tensor], torch.Tensor],
-        encoder_outputs,
+        encoder_outputs: Any,
         twin_memory: str = "hidden",
     ):
         self.decoders, self.embed_tokens = decoders, embed_tokens
@@ -146,7 +146,7 @@ class FastDecoderSteps:
         self,
         decoders: Sequence[nn.Module],
         embed_tokens: Callable[[torch.Tensor], torch.Tensor],
-        encoder_outputs,
+        encoder_outputs: Any,
         twin_memory: str = "hidden",
     ):
         self.embed_tokens = embed_tokens
@@ -392,7 +392,7 @@ class TwinMemory:
         length: Steps so far, t.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         # [M, N, Z, room] and [M, N, room, Z], and as much again.
         self._keys = self._values = self._other_keys = self._other_values = torch.empty(0)
         self.length = 0

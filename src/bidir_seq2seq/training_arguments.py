@@ -132,7 +132,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         default=False, metadata={"help": "Log the mean of earlier losses for one that is not finite."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._choose_metric()
         self._choose_best_model()
         super().__post_init__()
