@@ -5,6 +5,9 @@ import torch
 from conftest import random_pairs, tiny_model
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, TextStreamer, WatermarkingConfig
 from transformers.generation import utils as generation_utils
+from transformers.modeling_outputs import BaseModelOutput
+
+from bidir_seq2seq.tokenization import build_bpe_tokenizer
 
 PAD, UNK, START, END = 0, 1, 2, 3
 SEARCHES = [
@@ -456,3 +459,36 @@ def test_a_length_asked_for_takes_the_place_of_the_checkpoints(monkeypatch):
     assert said == []
     model.generate(input_ids=input_ids, max_length=5, max_new_tokens=4)
     assert len(said) == 1 and "max_new_tokens" in said[0]
+
+
+def test_stop_strings_end_a_title_whatever_the_tokenizer():
+    tokenizer = build_bpe_tokenizer(["the red cat runs", "the cat the cat red runs runs"] * 5, min_frequency=1)
+    model = tiny_model(vocab_size=len(tokenizer))
+    batch = tokenizer(["the red cat runs"], return_tensors="pt")
+    settings = {"decoding_direction": "l2r", "max_new_tokens": 12}
+    for num_beams in (1, 3):
+        plain = model.generate(**batch, **settings, num_beams=num_beams)
+        text = tokenizer.decode(plain[0], skip_special_tokens=True)
+        stop = text[-3:-1]
+        found = model.generate(**batch, **settings, num_beams=num_beams, stop_strings=stop, tokenizer=tokenizer)
+        written = tokenizer.decode(found[0], skip_special_tokens=True)
+        assert stop in written
+        if num_beams == 1:
+            assert text.startswith(written) and stop not in tokenizer.decode(found[0][:-1], skip_special_tokens=True)
+    with pytest.raises(ValueError, match="tokenizer"):
+        model.generate(**batch, **settings, stop_strings=["x"])
+
+
+@pytest.mark.parametrize("as_tuple", [False, True])
+@pytest.mark.parametrize("variant", [{}, {"use_copy": True}], ids=str)
+def test_encoder_outputs_of_transformers_own_kind_are_taken(as_tuple, variant):
+    model, (input_ids, labels) = tiny_model(**variant), random_pairs()
+    mask = (input_ids != PAD).long()
+    states = model.get_encoder()(input_ids, mask).last_hidden_state
+    given = (states,) if as_tuple else BaseModelOutput(last_hidden_state=states)
+    batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+    assert torch.equal(model(**batch, encoder_outputs=given).loss, model(**batch).loss)
+    plain = model.generate(input_ids, attention_mask=mask, max_new_tokens=6)
+    given = BaseModelOutput(last_hidden_state=states)
+    found = model.generate(input_ids, attention_mask=mask, encoder_outputs=given, max_new_tokens=6)
+    assert torch.equal(found, plain)

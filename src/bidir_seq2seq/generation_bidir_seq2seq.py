@@ -19,7 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor
 from transformers.generation.utils import (
@@ -32,7 +38,7 @@ from .cache_bidir_seq2seq import BidirSeq2SeqCache
 from .directions_bidir_seq2seq import Direction, directions_of
 from .output_bidir_seq2seq import IMPOSSIBLE, NextTokens, Shortlist
 from .ranking_bidir_seq2seq import ASKS_BOTH, RANKING_RULES, Candidates
-from .search_bidir_seq2seq import Beam, StepRecords, forbidden_tokens, search, select
+from .search_bidir_seq2seq import Beam, BeamHistory, StepRecords, forbidden_tokens, search, select
 
 # What transformers keeps to itself and this module builds on, all of it: methods of `GenerationMixin` that the mixin
 # below extends, and names that its `generate` leaves on a prepared `GenerationConfig`.
@@ -45,6 +51,7 @@ PRIVATE_HOOKS = (
     "_has_unfinished_sequences",
     "_prepare_cache_for_generation",
     "_prepare_generation_config",
+    "_prepare_model_inputs",
     "_prepare_special_tokens",
     "_sample",
     "_validate_generation_mode",
@@ -79,6 +86,7 @@ class BidirBeamSearchOutput(GenerateBeamEncoderDecoderOutput):
         l2r_scores, r2l_scores: For each step, `[B * K, V]` processed log-probabilities of the next token. With
             `output_scores`.
         l2r_logits, r2l_logits: The same before processing. With `output_logits`.
+        history: How the beams grew, step by step ([`BeamHistory`]). With `output_attentions`, which takes longer.
         encoder_hidden_states: As the encoder gave them. With `output_hidden_states`.
 
     The fields of transformers' own class that are not named here are `None`: they describe a single direction.
@@ -93,6 +101,30 @@ class BidirBeamSearchOutput(GenerateBeamEncoderDecoderOutput):
     r2l_scores: tuple[torch.Tensor, ...] | None = None
     l2r_logits: tuple[torch.Tensor, ...] | None = None
     r2l_logits: tuple[torch.Tensor, ...] | None = None
+    history: BeamHistory | None = None
+
+
+class StopTexts(StoppingCriteria):
+    """Ends a title with the token that completes one of the stop strings, told from its text.
+
+    transformers' own criterion takes tokens apart, and knows only vocabularies that have the letters a to f.
+
+    Args:
+        tokenizer: The model's.
+        stop_strings: One, or several.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: str | list[str]):
+        self.tokenizer = tokenizer
+        self.stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor, **kwargs: Any) -> torch.BoolTensor:
+        """`[R, L]` tokens to `[R]`, which rows end."""
+        before, after = (
+            self.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (input_ids[:, :-1], input_ids)
+        )
+        ends = [any(x in now and x not in then for x in self.stop_strings) for then, now in zip(before, after)]
+        return torch.tensor(ends, dtype=torch.bool, device=input_ids.device)
 
 
 class DirectedScores(tuple):
@@ -156,6 +188,19 @@ class BidirSeq2SeqGenerationMixin:
         self._choose_ranking(generation_config, ours)
         self._validate_direction(generation_config)
         return generation_config, model_kwargs
+
+    def _prepare_model_inputs(
+        self, inputs: torch.Tensor | None, bos_token_id: torch.Tensor | None, model_kwargs: dict
+    ) -> tuple[torch.Tensor, str | None, dict]:
+        ids = inputs if inputs is not None else model_kwargs.get("input_ids")
+        inputs, name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+        if model_kwargs.get("encoder_outputs") is not None:
+            asked = (model_kwargs.get(key) for key in ("encoder_outputs", "attention_mask", "extended_input_ids"))
+            outputs, attention_mask, extended_input_ids = asked
+            model_kwargs["encoder_outputs"] = self.get_encoder().complete(
+                outputs, ids, attention_mask, extended_input_ids
+            )
+        return inputs, name, model_kwargs
 
     def _choose_ranking(self, generation_config: GenerationConfig, given: dict) -> None:
         """One rule from its two names, of which what this call has `given` comes before what the model has stored."""
@@ -328,6 +373,12 @@ class BidirSeq2SeqGenerationMixin:
     def _get_stopping_criteria(
         self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
     ) -> StoppingCriteriaList:
+        tokenizer = kwargs.get("tokenizer")
+        if generation_config.stop_strings is not None and tokenizer is not None:
+            own = StopTexts(tokenizer, generation_config.stop_strings)
+            generation_config = copy.copy(generation_config)
+            generation_config.stop_strings = None
+            kwargs["stopping_criteria"] = StoppingCriteriaList([own, *(kwargs.get("stopping_criteria") or ())])
         criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)
         if generation_config.decoding_direction == "both":
             criteria = _TwoWayCriteria(criteria)
@@ -505,16 +556,19 @@ class BidirSeq2SeqGenerationMixin:
             early_stopping=generation_config.num_beams == len(directions) == 1 or generation_config.early_stopping,
             do_sample=generation_config.do_sample,
         )
-        steps = self.model.start_steps(encoder_outputs, generation_config.decoding_direction)
         next_tokens = self._next_tokens(encoder_outputs, directions, generation_config.vocabulary_shortlist)
         records = [self._start_records(generation_config) for _ in directions]
+        history = BeamHistory() if len(directions) == 2 and records[0].weights is not None else None
+        steps = self.model.start_steps(
+            encoder_outputs, generation_config.decoding_direction, need_twin_weights=history is not None
+        )
 
         def goes_on(done: bool) -> bool:
             return self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device)
 
-        search(steps, next_tokens, beam, processors, records, goes_on)
+        search(steps, next_tokens, beam, processors, records, goes_on, history)
         if len(directions) == 2:
-            return self._gather_results(beam, records, encoder_outputs, generation_config)
+            return self._gather_results(beam, records, history, encoder_outputs, generation_config)
 
         count = generation_config.num_return_sequences
         sequences = beam.finished_paths[:, :count, :, 0].flatten(0, 1)
@@ -545,7 +599,12 @@ class BidirSeq2SeqGenerationMixin:
         return StepRecords(*([] if is_asked else None for is_asked in asked))
 
     def _gather_results(
-        self, beam: Beam, records: list[StepRecords], encoder_outputs: Any, generation_config: GenerationConfig
+        self,
+        beam: Beam,
+        records: list[StepRecords],
+        history: BeamHistory | None,
+        encoder_outputs: Any,
+        generation_config: GenerationConfig,
     ) -> GenerateOutput | torch.LongTensor:
         """Merges both directions' pools: one ranking, no sequence twice."""
         paths = beam.finished_paths[:, :, : beam.length].chunk(2)
@@ -588,6 +647,7 @@ class BidirSeq2SeqGenerationMixin:
             r2l_scores=_as_tuple(records[1].scores),
             l2r_logits=_as_tuple(records[0].logits),
             r2l_logits=_as_tuple(records[1].logits),
+            history=history,
             encoder_hidden_states=encoder_outputs.hidden_states,
             **found,
         )

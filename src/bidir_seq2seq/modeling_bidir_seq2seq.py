@@ -256,10 +256,45 @@ class Encoder(nn.Module):
             last_hidden_state=hidden_states[-1],
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             pooler_output=pooled.masked_fill(lengths[:, None] == 0, 0),
-            source_mask=mask.T,
-            source_words=self._source_words(given if input_ids is not None else None, mask.T),
-            source_ids=self._source_ids(given if input_ids is not None else None, extended_input_ids),
+            **self._source(given if input_ids is not None else None, mask.T, extended_input_ids),
         )
+
+    def complete(
+        self,
+        outputs: BaseModelOutput | tuple,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
+        extended_input_ids: torch.LongTensor | None = None,
+    ) -> BidirSeq2SeqEncoderOutput:
+        """Of states that somebody else has kept, as other models of transformers take them, our own output.
+
+        Args:
+            outputs: With `last_hidden_state` `[B, S, H]`, or that as the first of a tuple.
+            input_ids, attention_mask, extended_input_ids: `[B, S]`, as for `forward`; without ids there is no prior
+                for any word, and nothing to copy.
+        """
+        if isinstance(outputs, BidirSeq2SeqEncoderOutput):
+            return outputs
+        states = outputs[0]
+        if attention_mask is not None:
+            mask = attention_mask.bool()
+        else:
+            mask = states.new_ones(states.shape[:2], dtype=torch.bool)
+            mask = mask if input_ids is None else input_ids != self.config.pad_token_id
+        pooled = states.masked_fill(~mask[..., None], float("-inf")).amax(1)
+        return BidirSeq2SeqEncoderOutput(
+            last_hidden_state=states * mask[..., None],
+            hidden_states=getattr(outputs, "hidden_states", None),
+            pooler_output=pooled.masked_fill(~mask.any(1, keepdim=True), 0),
+            **self._source(input_ids, mask, extended_input_ids),
+        )
+
+    def _source(self, ids: torch.Tensor | None, mask: torch.Tensor, extended_ids: torch.Tensor | None) -> dict:
+        return {
+            "source_mask": mask,
+            "source_words": self._source_words(ids, mask),
+            "source_ids": self._source_ids(ids, extended_ids),
+        }
 
     def _source_ids(self, ids: torch.Tensor | None, extended_ids: torch.Tensor | None) -> torch.Tensor | None:
         if not self.config.use_copy or extended_ids is None or extended_ids.shape[1] == 0:
@@ -545,9 +580,11 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        if past_key_values is not None and past_key_values.memory is not None:
-            encoder_outputs = encoder_outputs if encoder_outputs is not None else BidirSeq2SeqEncoderOutput()
-        elif encoder_outputs is None:
+        if encoder_outputs is not None:
+            encoder_outputs = self.encoder.complete(encoder_outputs, input_ids, attention_mask, extended_input_ids)
+        elif past_key_values is not None and past_key_values.memory is not None:
+            encoder_outputs = BidirSeq2SeqEncoderOutput()
+        else:
             encoder_outputs = self.encoder(
                 input_ids,
                 attention_mask,
@@ -653,9 +690,11 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         }
 
     def start_steps(
-        self, encoder_outputs: BidirSeq2SeqEncoderOutput, direction: str
+        self, encoder_outputs: BidirSeq2SeqEncoderOutput, direction: str, need_twin_weights: bool = False
     ) -> DecoderSteps | FastDecoderSteps:
         """What writes about documents a token at a time: `"l2r"`, `"r2l"`, or `"both"` reading each other.
+
+        Those that can tell what twins read of each other take longer.
 
         Raises:
             ValueError: If the model has no such decoder.
@@ -663,8 +702,8 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         directions = ("l2r", "r2l") if direction == "both" else (direction,)
         decoders = [self.direction_decoder(name) for name in directions]
         own_types = (Decoder, ModulatedLayerNorm, MultiHeadAttention)
-        is_fast = are_enabled() and all(is_plain(decoder, *own_types) for decoder in decoders)
-        steps = FastDecoderSteps if is_fast else DecoderSteps
+        are_plain = all(is_plain(decoder, *own_types) for decoder in decoders)
+        steps = FastDecoderSteps if are_plain and are_enabled() and not need_twin_weights else DecoderSteps
         embed = self._embed_words if self.config.use_copy else self.encoder.embed_tokens
         return steps(decoders, embed, encoder_outputs, self.config.twin_memory)
 
@@ -762,7 +801,10 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         Raises:
             ValueError: On contradictory or missing inputs, and on labels outside the vocabulary (checked on CPU).
         """
-        if encoder_outputs is None and (past_key_values is None or past_key_values.memory is None):
+        if encoder_outputs is not None:
+            encoder = self.model.encoder
+            encoder_outputs = encoder.complete(encoder_outputs, input_ids, attention_mask, extended_input_ids)
+        elif past_key_values is None or past_key_values.memory is None:
             encoder_outputs = self.model.encoder(
                 input_ids,
                 attention_mask,

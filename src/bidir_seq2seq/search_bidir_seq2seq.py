@@ -11,7 +11,7 @@ C candidates of a row, t tokens written so far.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -68,6 +68,7 @@ def search(
     processors: Sequence[LogitsProcessorList],
     records: Sequence[StepRecords],
     goes_on: Callable[[bool], bool] = lambda done: not done,
+    history: BeamHistory | None = None,
 ) -> None:
     """Writes until the beam is done; the finished titles are in its pool.
 
@@ -81,6 +82,7 @@ def search(
         records: Of each direction.
         goes_on: Asked before each step whether to take it, told whether the beam is done; one that is goes on stepping
             only to keep other processes company.
+        history: Empty; what it keeps of each step is added.
     """
     num_directions, _, num_beams = hypotheses = beam.hypotheses
     done = False
@@ -110,6 +112,8 @@ def search(
                 records[index].add(logits, scores[index], weights)
             parents = beam.advance(*beam.candidates(torch.cat(scores).unflatten(0, (-1, num_beams))))
         done = not bool(beam.open.any())
+        if history is not None:
+            history.add(beam, step, parents.view(hypotheses))
         steps.reorder(parents.view(hypotheses))
 
 
@@ -365,10 +369,54 @@ class StepRecords:
             self.weights.append(weights)
 
 
+@dataclass
+class BeamHistory:
+    """How the beams grew, step by step.
+
+    Attributes:
+        tokens: `[D, B, K]` for each step, what each running hypothesis wrote.
+        parents: `[D, B, K]` for each step, which hypothesis of the step before it continues; what no other continues
+            has ended or died.
+        scores: `[D, B, K]` for each step, summed log-probabilities; minus infinity for one that does not exist.
+        source_attentions: `[D, B, K, S]` for each step, what it read of the source to write that, the mean over the
+            heads; empty for a model without source attention.
+        partner_attentions: `[D, B, K, K, t]` for each step, what it read of each partner, the hypotheses of the other
+            direction before this step, and of their t tokens, the start among them.
+        finished_tokens, finished_parents: `[D, B, K, t]`, the best finished hypotheses as they were written, the end
+            included and padded after it, and which hypothesis each token continued, -1 at padding.
+        finished_scores: `[D, B, K]`, summed log-probabilities divided by length ** length_penalty, best first.
+    """
+
+    tokens: list[torch.Tensor] = field(default_factory=list)
+    parents: list[torch.Tensor] = field(default_factory=list)
+    scores: list[torch.Tensor] = field(default_factory=list)
+    source_attentions: list[torch.Tensor] = field(default_factory=list)
+    partner_attentions: list[torch.Tensor] = field(default_factory=list)
+    finished_tokens: torch.Tensor | None = None
+    finished_parents: torch.Tensor | None = None
+    finished_scores: torch.Tensor | None = None
+
+    def add(self, beam: Beam, step: Step, parents: torch.LongTensor) -> None:
+        """One step of a beam that has taken it, whose hypotheses continue `parents`, `[D, B, K]`."""
+        shape = beam.hypotheses
+        self.tokens.append(beam.last_ids.view(shape))
+        self.parents.append(parents)
+        self.scores.append(beam.scores.view(shape))
+        rows = parents.flatten(0, 1)
+        if step.weights is not None:
+            read = step.weights.mean(2).unflatten(1, shape[1:]).flatten(0, 1)
+            self.source_attentions.append(select(read, rows).unflatten(0, shape[:2]))
+        if step.twin_weights is not None:
+            self.partner_attentions.append(select(step.twin_weights.flatten(0, 1), rows).unflatten(0, shape[:2]))
+        finished = beam.finished_paths[:, :, 1 : beam.length].unflatten(0, shape[:2])
+        self.finished_tokens, self.finished_parents = finished.unbind(-1)
+        self.finished_scores = beam.finished_scores.view(shape)
+
+
 def select(x: torch.Tensor, index: torch.LongTensor) -> torch.Tensor:
     """`x` `[B, M, ...]` at the entries `index` `[B, K]` of its second dimension."""
     rows = index + torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)[:, None]
     return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)
 
 
-__all__ = ["Beam", "Scorer", "StepRecords", "Steps", "forbidden_tokens", "search", "select"]
+__all__ = ["Beam", "BeamHistory", "Scorer", "StepRecords", "Steps", "forbidden_tokens", "search", "select"]

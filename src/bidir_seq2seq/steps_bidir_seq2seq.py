@@ -30,10 +30,13 @@ class Step(NamedTuple):
         features: `[D, B, K, E]` of one direction; `[D, B, K, K, E]` of two, for each hypothesis beside each of its
             partners, the hypotheses of the other direction.
         weights: Source attention `[D, B * K, N, S]`; `None` if not asked for, or there is none.
+        twin_weights: What each hypothesis reads of each partner's tokens, the mean over the heads, `[D, B, K, K, t]`;
+            `None` unless asked for, of one direction, and by `FastDecoderSteps`.
     """
 
     features: torch.Tensor
     weights: torch.Tensor | None
+    twin_weights: torch.Tensor | None = None
 
 
 class DecoderSteps:
@@ -70,7 +73,7 @@ class DecoderSteps:
 
         Args:
             ids: `[D, B, K]`, or as many rows more as each document has of them, one after another.
-            need_weights: Whether to return the source attention.
+            need_weights: Whether to return the attention to the source and the twin.
         """
         hidden, contexts, weights = [], [], []
         for decoder, cache, own_ids in zip(self.decoders, self.caches, ids):
@@ -89,17 +92,19 @@ class DecoderSteps:
             [None if x is None else x.view(*ids.shape[1:], 1, 1, -1).expand(*shape, 1, -1) for x in of_directions]
             for of_directions in (hidden, contexts)
         )
-        features, offer = [], hidden[1]
+        features, twin_weights, offer = [], [], hidden[1]
         for index, decoder in enumerate(self.decoders):
             # Offered by the partners, whose own place among the pairs is the first.
             self._show(1 - index, offer)
-            twin = decoder.twin_attention(
-                hidden[index], *decoder.twin_attention.memory(self._shown[1 - index].transpose(1, 2))
-            )[0]
+            memory = decoder.twin_attention.memory(self._shown[1 - index].transpose(1, 2))
+            twin, read = decoder.twin_attention(hidden[index], *memory, need_weights=need_weights)
+            twin_weights.append(read)
             concatenated = decoder.concatenate(hidden[index], twin, contexts[index])
             features.append(decoder.features(concatenated).squeeze(3))
             offer = concatenated if self._shows_features else hidden[0]
-        return Step(torch.stack(features), weights)
+        if not need_weights:
+            return Step(torch.stack(features), weights)
+        return Step(torch.stack(features), weights, torch.stack(twin_weights).mean(-3).squeeze(-2))
 
     def reorder(self, parents: torch.LongTensor) -> None:
         """Hypothesis k continues hypothesis `parents[d, b, k]` of its direction and document, `[D, B, K]`."""
