@@ -36,6 +36,7 @@ from transformers import set_seed
 from bidir_seq2seq import BidirSeq2SeqConfig, BidirSeq2SeqForConditionalGeneration
 from bidir_seq2seq.allocator import keep_freed_memory
 from bidir_seq2seq.kernels_bidir_seq2seq import FixedLinear
+from bidir_seq2seq.output_bidir_seq2seq import Written
 
 FLOAT_BYTES = 4
 PRODUCT_SIZE = 1024
@@ -241,11 +242,11 @@ def training_jobs(size: Size, batch_size: int) -> dict[str, Callable[[], None]]:
     def project():
         heads = c.num_attention_heads * c.attention_head_size
         context = hidden[0].new_zeros(*hidden[0].shape[:2], 2 * heads)
-        features = [
-            decoder.features(torch.cat([h.requires_grad_(), context], dim=-1))
+        written = [
+            Written(decoder.features(torch.cat([h.requires_grad_(), context], dim=-1)))
             for decoder, h in zip((model.model.decoder, model.model.r2l_decoder), hidden)
         ]
-        model.words(encoded).loss(features, [labels, r2l_labels]).backward()
+        model.words(encoded).loss(written, [labels, r2l_labels]).backward()
 
     return {
         "whole": whole,

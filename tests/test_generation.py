@@ -44,7 +44,7 @@ def check_form(sequences: torch.Tensor):
 
 @pytest.mark.parametrize("direction", ["l2r", "r2l"])
 @pytest.mark.parametrize("settings", [{"num_beams": 1}, {"num_beams": 3}, {"num_beams": 3, "length_penalty": 0.0}])
-@pytest.mark.parametrize("variant", [{}, {"rnn_type": "gru"}, {"use_attention": False}], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"rnn_type": "gru"}, {"use_attention": False}, {"use_copy": True}], ids=str)
 def test_cached_steps_equal_reruns(direction, settings, variant):
     model = tiny_model(**variant)
     input_ids, _ = random_pairs()
@@ -133,7 +133,9 @@ def greedy_twins(model, input_ids, max_length: int):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("variant", [{}, {"twin_memory": "features"}, {"rnn_type": "gru"}], ids=str)
+@pytest.mark.parametrize(
+    "variant", [{}, {"twin_memory": "features"}, {"rnn_type": "gru"}, {"use_copy": True}], ids=str
+)
 def test_one_beam_is_the_greedy_twin_rerun_from_scratch(variant):
     model = tiny_model(**variant)
     input_ids, _ = random_pairs(batch_size=6)
@@ -185,7 +187,7 @@ def exhaustive_search(model, input_ids, max_length: int, length_penalty: float):
 @torch.no_grad()
 @pytest.mark.parametrize("vocab_size", [5, 6])
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-@pytest.mark.parametrize("variant", [{}, {"twin_memory": "features"}], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"twin_memory": "features"}, {"use_copy": True}], ids=str)
 def test_a_wide_search_finds_what_brute_force_finds(vocab_size, length_penalty, variant):
     model = tiny_model(vocab_size=vocab_size, **variant)
     for length in (2, 3):
@@ -241,8 +243,9 @@ def test_without_twin_attention_it_is_two_independent_beams(settings, num_beams)
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("settings", [{}, {"joint_rescoring": True}, {"decoding_direction": "r2l"}], ids=str)
-def test_a_row_does_not_depend_on_its_batch_or_its_padding(side, settings):
-    model = tiny_model()
+@pytest.mark.parametrize("variant", [{}, {"use_copy": True}], ids=str)
+def test_a_row_does_not_depend_on_its_batch_or_its_padding(side, settings, variant):
+    model = tiny_model(**variant)
     settings = {**settings, "num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 8}
     settings |= {"return_dict_in_generate": True, "output_scores": True}
     input_ids, _ = random_pairs(batch_size=5)

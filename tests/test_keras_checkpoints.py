@@ -21,6 +21,7 @@ from bidir_seq2seq.keras_checkpoints import (
     read_characters,
     read_keras_weights,
 )
+from bidir_seq2seq.output_bidir_seq2seq import Written
 
 SMALL = Path(__file__).parent / "golden"
 FULL = Path(os.environ.get("BIDIR_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
@@ -130,7 +131,7 @@ def step_by_step(golden: Golden, source: torch.Tensor, topk: int):
         features = list(steps.step(torch.stack(last_ids)).features)
         if golden.twin:
             features[1] = features[1].transpose(1, 2)
-        return [words.logits(x).softmax(-1).numpy() for x in features]
+        return [words.logits(Written(x)).softmax(-1).numpy() for x in features]
 
     return next_probs
 

@@ -79,12 +79,15 @@ def test_autocast_rounds_products_only():
         {"decoder_directions": "r2l"},
         {"use_prior": False},
         {"tie_word_embeddings": True, "label_smoothing": 0.1},
+        {"use_copy": True},
+        {"use_copy": True, "label_smoothing": 0.1, "decoder_directions": "r2l"},
+        {"use_copy": True, "use_prior": False, "copy_context": 1},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("num_items", [None, 17])
 def test_skipping_logits_changes_no_loss_and_no_gradient(variant, num_items):
-    model = tiny_model(**{"twin_dropout": 0.0, **variant}).train()
+    model = tiny_model(spread=0.4, **{"twin_dropout": 0.0, **variant}).train()
     input_ids, labels = random_pairs()
     results = []
     for skip_logits in (True, False):

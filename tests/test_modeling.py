@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, BidirSeq2SeqModel
 from bidir_seq2seq.modeling_bidir_seq2seq import MultiHeadAttention
-from bidir_seq2seq.output_bidir_seq2seq import Words
+from bidir_seq2seq.output_bidir_seq2seq import Words, Written
 
 VARIANTS = [
     {},
@@ -22,6 +22,8 @@ VARIANTS = [
     {"decoder_directions": "l2r", "use_attention": False, "use_prior": False},
     {"encoder_layers": 1, "decoder_layers": 3},
     {"tie_word_embeddings": True},
+    {"use_copy": True},
+    {"use_copy": True, "use_prior": False, "decoder_directions": "r2l"},
 ]
 
 
@@ -165,7 +167,7 @@ def test_the_prior_enters_as_the_mean_with_the_logits():
     expected_prior = model.prior.log_scale.exp() * words + model.prior.shift
     torch.testing.assert_close(prior, expected_prior)
     expected = (features @ model.lm_head.weight.T + model.lm_head.bias + expected_prior[:, None]) / 2
-    torch.testing.assert_close(Words(model.lm_head, prior).logits(features), expected)
+    torch.testing.assert_close(Words(model.lm_head, prior).logits(Written(features)), expected)
 
 
 # What a decoder may see of the answer

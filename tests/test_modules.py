@@ -48,7 +48,7 @@ def with_random_adapter(model, target):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"rnn_type": "gru", "twin_memory": "features"}, {"use_prior": False}], ids=str
+    "settings", [{}, {"rnn_type": "gru", "twin_memory": "features"}, {"use_prior": False}, {"use_copy": True}], ids=str
 )
 @pytest.mark.parametrize("place", TARGETS)
 def test_an_active_adapter_equals_the_merged_one(place, settings):
@@ -134,7 +134,9 @@ def test_what_is_plain():
     assert not is_plain(layers)
 
 
-@pytest.mark.parametrize("settings", [{}, {"rnn_type": "gru"}, {"twin_memory": "features"}, {"use_attention": False}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"rnn_type": "gru"}, {"twin_memory": "features"}, {"use_attention": False}, {"use_copy": True}]
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_plain_kernels_write_and_learn_the_same(way, settings):
     model, (input_ids, labels) = tiny_model(**settings), random_pairs()

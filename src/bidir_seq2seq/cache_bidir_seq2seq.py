@@ -135,12 +135,50 @@ class BidirSeq2SeqCache(Cache):
     Attributes:
         memory: The decoder's `SourceMemory`, filled at the first step.
         words: What makes words of features about the documents, filled by the model's head.
+        written: `[R, t]`, the tokens read so far; kept by a model that copies.
     """
 
     def __init__(self, num_layers: int):
         super().__init__(layers=[RecurrentStateLayer() for _ in range(num_layers)])
         self.memory: SourceMemory | None = None
         self.words: Words | None = None
+        self.written: torch.LongTensor | None = None
+
+    def read(self, ids: torch.LongTensor) -> torch.LongTensor:
+        """Remembers tokens `[R, T]`; all of them so far, `[R, t]`."""
+        self.written = ids if self.written is None else torch.cat([self.written, ids], dim=1)
+        return self.written
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Row r continues hypothesis `beam_idx[r]`; `beam_idx` is `[R]`."""
+        super().reorder_cache(beam_idx)
+        self._select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row becomes `repeats` rows in a row."""
+        super().batch_repeat_interleave(repeats)
+        if self.written is not None:
+            self.written = self.written.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps the rows `indices`, `[R]`."""
+        super().batch_select_indices(indices)
+        self._select(indices)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back the last `-tokens_to_remove` tokens."""
+        super().crop(tokens_to_remove)
+        if self.written is not None:
+            self.written = self.written[:, : self.get_seq_length()]
+
+    def reset(self) -> None:
+        """Forgets everything read."""
+        super().reset()
+        self.written = None
+
+    def _select(self, rows: torch.LongTensor) -> None:
+        if self.written is not None:
+            self.written = self.written.index_select(0, rows.to(self.written.device))
 
 
 __all__ = ["BidirSeq2SeqCache", "RecurrentStateLayer", "SourceMemory"]

@@ -61,6 +61,8 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         prior_special_tokens (`bool`): Whether pad, unknown, start and end ids in the source count for the prior.
         use_copy (`bool`): Whether words may be copied from the source by an attention to its tokens, beside being
             chosen from the vocabulary; also words that the vocabulary does not have.
+        copy_context (`int`): So many of the last words written are looked for in the source: what follows them there
+            is likely to be copied next.
         twin_dropout (`float`): Probability that a training row gets no twin context (zeros in its place). Above 0
             the same weights are an honest left-to-right model, an honest right-to-left model and a twin.
         twin_memory (`"hidden"` or `"features"`): What the right-to-left side reads of its twin: its hidden states
@@ -106,6 +108,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
     prior_initial_scale: float | int = 6.0
     prior_special_tokens: bool = False
     use_copy: bool = False
+    copy_context: int = 2
     twin_dropout: float | int = 0.5
     twin_memory: str = "hidden"
     dropout: float | int = 0.0
@@ -130,7 +133,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         for name in ("vocab_size", "embedding_size", "hidden_size", "encoder_layers", "decoder_layers"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        for name in ("num_attention_heads", "attention_head_size"):
+        for name in ("num_attention_heads", "attention_head_size", "copy_context"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         _check(self.hidden_size % 2 == 0, "hidden_size", self.hidden_size, "must be even: half for each direction")
         choices = {

@@ -33,6 +33,7 @@ class Direction:
     start_id: int
     end_id: int
     pad_id: int
+    is_reversed = False
 
     def targets(self, labels: torch.LongTensor) -> torch.LongTensor:
         """Labels `[B, T]`, packed to the left, in writing order."""
@@ -63,6 +64,8 @@ class Direction:
 
 class RightToLeft(Direction):
     """The last token first."""
+
+    is_reversed = True
 
     def targets(self, labels: torch.LongTensor) -> torch.LongTensor:
         """Labels `[B, T]`, packed to the left, in writing order: their content reversed, then this direction's end.

@@ -14,7 +14,7 @@ with its start id, M candidates of a document.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -506,7 +506,7 @@ class BidirSeq2SeqGenerationMixin:
             do_sample=generation_config.do_sample,
         )
         steps = self.model.start_steps(encoder_outputs, generation_config.decoding_direction)
-        next_tokens = self._next_tokens(encoder_outputs, generation_config.vocabulary_shortlist)
+        next_tokens = self._next_tokens(encoder_outputs, directions, generation_config.vocabulary_shortlist)
         records = [self._start_records(generation_config) for _ in directions]
 
         def goes_on(done: bool) -> bool:
@@ -522,6 +522,7 @@ class BidirSeq2SeqGenerationMixin:
         if not generation_config.return_dict_in_generate:
             return sequences
         steps.leave_in(past_key_values)
+        past_key_values.written = beam.running[:, :, :-1].flatten(0, 1)
         if generation_config.num_beams == 1:
             return GenerateEncoderDecoderOutput(sequences=sequences, past_key_values=past_key_values)
         return GenerateBeamEncoderDecoderOutput(
@@ -530,11 +531,11 @@ class BidirSeq2SeqGenerationMixin:
             past_key_values=past_key_values,
         )
 
-    def _next_tokens(self, encoder_outputs: Any, size: int | None) -> NextTokens:
+    def _next_tokens(self, encoder_outputs: Any, directions: Sequence[Direction], size: int | None) -> NextTokens:
         shortlist = None
         if size is not None and size < self.config.vocab_size:
             shortlist = Shortlist.of(self.config, encoder_outputs, self.prior, self.lm_head, size)
-        return self.words(encoder_outputs).next_tokens(shortlist)
+        return self.words(encoder_outputs).next_tokens(shortlist, [direction.name for direction in directions])
 
     @staticmethod
     def _start_records(generation_config: GenerationConfig) -> StepRecords:

@@ -28,7 +28,7 @@ from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, directions_of, pack_labels
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
 from .kernels_bidir_seq2seq import MatmulLinear, are_enabled, attention, is_plain, is_read_at_once
-from .output_bidir_seq2seq import Copies, CopyAttention, SourcePrior, Words
+from .output_bidir_seq2seq import Copies, CopyAttention, SourcePrior, Words, Written
 from .steps_bidir_seq2seq import DecoderSteps, FastDecoderSteps
 
 logger = logging.get_logger(__name__)
@@ -431,6 +431,10 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
             init.constant_(module.log_scale, math.log(self.config.prior_initial_scale))
             init.zeros_(module.shift)
             init.zeros_(module.title_counts)
+        elif isinstance(module, CopyAttention):
+            # After two words that stand side by side in the source the third is e**4 times as likely as others.
+            init.zeros_(module.follow.weight)
+            init.constant_(module.follow.bias, 2.0)
 
     @staticmethod
     def _init_rnn(rnn: nn.RNNBase) -> None:
@@ -586,10 +590,13 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         if embeds is not None:
             return embeds
         if self.config.use_copy:
-            # The decoder has no vector for a word outside the vocabulary that it has copied.
-            ids = ids.where(ids < self.config.vocab_size, self.config.unk_token_id)
+            return self._embed_words(ids)
         check_ids("decoder_input_ids", ids, self.config.vocab_size)
         return self.encoder.embed_tokens(ids)
+
+    def _embed_words(self, ids: torch.LongTensor) -> torch.Tensor:
+        # There is no vector for a word outside the vocabulary that has been copied.
+        return self.encoder.embed_tokens(ids.where(ids < self.config.vocab_size, self.config.unk_token_id))
 
     def _run_one(
         self,
@@ -658,7 +665,8 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         own_types = (Decoder, ModulatedLayerNorm, MultiHeadAttention)
         is_fast = are_enabled() and all(is_plain(decoder, *own_types) for decoder in decoders)
         steps = FastDecoderSteps if is_fast else DecoderSteps
-        return steps(decoders, self.encoder.embed_tokens, encoder_outputs, self.config.twin_memory)
+        embed = self._embed_words if self.config.use_copy else self.encoder.embed_tokens
+        return steps(decoders, embed, encoder_outputs, self.config.twin_memory)
 
     def _twin_keep(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[R, 1, 1]`: 0 where a training row loses its twin context, else 1 (twin dropout)."""
@@ -678,9 +686,10 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         super().__init__(config)
         self.model = BidirSeq2SeqModel(config)
         self.prior = SourcePrior(config.vocab_size) if config.use_prior else None
-        self.copy_attention = (
-            CopyAttention(config.embedding_size, config.hidden_size, config.hidden_size) if config.use_copy else None
-        )
+        self.copy_attention = None
+        if config.use_copy:
+            attentions = {direction.name: CopyAttention(config, direction) for direction in self.directions}
+            self.copy_attention = nn.ModuleDict(attentions)
         self.lm_head = nn.Linear(config.embedding_size, config.vocab_size)
         self.post_init()
         self.init_generation_defaults()
@@ -803,16 +812,18 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             return_dict=True,
         )
         words = self.words(encoder_outputs, outputs.past_key_values)
-        features = [x for x in (outputs.last_hidden_state, outputs.r2l_last_hidden_state) if x is not None]
+        written = [self._written(outputs, decoding_direction, decoder_input_ids)]
+        if outputs.r2l_last_hidden_state is not None:
+            written.append(Written(outputs.r2l_last_hidden_state, "r2l", r2l_decoder_input_ids))
         loss, logits = None, []
         # Smoothed targets are for learning; measured outside training, the loss stays the plain cross-entropy.
         smoothing = self.config.label_smoothing if self.training else 0.0
         if labels is None:
-            logits = [words.logits(x) for x in features]
+            logits = [words.logits(own) for own in written]
         elif self.training if skip_logits is None else skip_logits:
-            loss = words.loss(features, targets, num_items_in_batch, smoothing)
+            loss = words.loss(written, targets, num_items_in_batch, smoothing)
         else:
-            logits, loss = words.logits_and_loss(features, targets, num_items_in_batch, smoothing)
+            logits, loss = words.logits_and_loss(written, targets, num_items_in_batch, smoothing)
         return BidirSeq2SeqLMOutput(
             loss=loss,
             logits=logits[0] if logits else None,
@@ -823,6 +834,22 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
         )
+
+    def _written(
+        self,
+        outputs: BidirSeq2SeqModelOutput,
+        direction: str | None,
+        inputs: torch.LongTensor | None,
+    ) -> Written:
+        """What the only or left-to-right direction makes words of."""
+        if self.copy_attention is not None:
+            if inputs is None:
+                raise ValueError(
+                    "decoder_inputs_embeds do not say which words were written, and a model with use_copy=True looks "
+                    "for them in the source: give decoder_input_ids"
+                )
+            inputs = inputs if outputs.past_key_values is None else outputs.past_key_values.read(inputs)
+        return Written(outputs.last_hidden_state, direction or self.directions[0].name, inputs)
 
     def _check_labels(self, labels: torch.LongTensor, encoder_outputs: BidirSeq2SeqEncoderOutput) -> None:
         num_words = self.config.vocab_size
@@ -845,8 +872,13 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         if self.prior is not None:
             prior = self.prior(encoder_outputs.source_words)
         if self.copy_attention is not None and encoder_outputs.source_ids is not None:
-            keys = self.copy_attention.key(encoder_outputs.last_hidden_state)
-            copies = Copies(self.copy_attention, keys, encoder_outputs.source_ids, encoder_outputs.source_mask)
+            ids, mask = encoder_outputs.source_ids, encoder_outputs.source_mask
+            for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+                mask = mask & (ids != getattr(self.config, name))
+            copies = {
+                name: Copies(attention, encoder_outputs.last_hidden_state, ids, mask)
+                for name, attention in self.copy_attention.items()
+            }
         words = Words(self.lm_head, prior, copies)
         if cache is not None:
             cache.words = words
@@ -879,14 +911,16 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         log_probs = {}
         for direction in self.directions:
             targets = direction.targets(labels)
+            inputs = direction.decoder_inputs(targets)
             outputs = self.model(
-                decoder_input_ids=direction.decoder_inputs(targets),
+                decoder_input_ids=inputs,
                 encoder_outputs=encoder_outputs,
                 decoding_direction=direction.name,
                 use_cache=False,
                 return_dict=True,
             )
-            log_probs[direction.name] = words.log_probs(outputs.last_hidden_state, targets).sum(1)
+            written = Written(outputs.last_hidden_state, direction.name, inputs)
+            log_probs[direction.name] = words.log_probs(written, targets).sum(1)
         return log_probs
 
 

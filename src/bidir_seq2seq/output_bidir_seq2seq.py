@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .directions_bidir_seq2seq import IGNORE_INDEX
+from .directions_bidir_seq2seq import IGNORE_INDEX, Direction
 from .kernels_bidir_seq2seq import (
     FixedLinear,
     MatmulLinear,
@@ -76,31 +77,45 @@ class SourcePrior(nn.Module):
 
 
 class CopyAttention(nn.Module):
-    """Where in the source the next word may stand, and whether to take it from there."""
+    """Where in the source a direction finds its next word, and whether to take it from there.
 
-    def __init__(self, feature_size: int, memory_size: int, size: int):
+    Most of what is copied goes on where the last words came from. So a place gets a bonus where the words before it
+    (in the order of writing) are the last ones that were written: one number for each word more that agrees, made of
+    the features. Attention alone takes long to learn as much.
+
+    Args:
+        config: The model's.
+        direction: Whose it is.
+    """
+
+    def __init__(self, config: BidirSeq2SeqConfig, direction: Direction):
         super().__init__()
-        self.query = MatmulLinear(feature_size, size, bias=False)
-        self.key = MatmulLinear(memory_size, size, bias=False)
-        self.share = nn.Linear(feature_size, 1)
+        self.direction, self.context = direction, config.copy_context
+        self.query = MatmulLinear(config.embedding_size, config.hidden_size, bias=False)
+        self.key = MatmulLinear(config.hidden_size, config.hidden_size, bias=False)
+        self.share = nn.Linear(config.embedding_size, 1)
+        self.follow = nn.Linear(config.embedding_size, config.copy_context)
 
     def forward(
-        self, x: torch.Tensor, keys: torch.Tensor, mask: torch.BoolTensor
+        self, x: torch.Tensor, keys: torch.Tensor, mask: torch.BoolTensor, followed: torch.LongTensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Looks for the next words.
 
         Args:
             x: Features `[B, Q, E]`.
-            keys: `[B, S, size]`, of the encoder's states.
-            mask: `[B, S]`, true where there is a token.
+            keys: `[B, S, H]`, of the encoder's states.
+            mask: `[B, S]`, true where there is a word to copy.
+            followed: `[B, Q, S]`, how many of the last words written stand before each place.
 
         Returns:
             The attention `[B, Q, S]` and the logit of the share of copies `[B, Q, 1]`, float32.
         """
-        scores = (self.query(x) @ keys.mT).float() * keys.shape[-1] ** -0.5
-        # A document without tokens has nothing to copy; its attention must be defined all the same.
-        scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
-        share = self.share(x).float().masked_fill(~mask.any(1)[:, None, None], torch.finfo(scores.dtype).min)
+        impossible = torch.finfo(torch.float32).min
+        scores = (self.query(x) * keys.shape[-1] ** -0.5 @ keys.mT).float()
+        bonus = F.pad(self.follow(x).float().cumsum(-1), (1, 0))
+        scores = (scores + bonus.gather(-1, followed)).masked_fill(~mask[:, None], impossible)
+        # A document without words has nothing to copy; its attention must be defined all the same.
+        share = self.share(x).float().masked_fill(~mask.any(1)[:, None, None], impossible)
         return scores.softmax(-1), share
 
 
@@ -109,31 +124,90 @@ class Copies:
 
     Args:
         attention: The module.
-        keys: `[B, S, size]`.
+        states: `[B, S, H]`, the encoder's.
         ids: `[B, S]`, of the source's tokens; V and above for words outside the vocabulary.
-        mask: `[B, S]`, true where there is a token.
+        mask: `[B, S]`, true where there is a word to copy.
     """
 
-    def __init__(self, attention: CopyAttention, keys: torch.Tensor, ids: torch.LongTensor, mask: torch.BoolTensor):
-        self.attention, self.keys, self.ids, self.mask = attention, keys, ids, mask
+    def __init__(self, attention: CopyAttention, states: torch.Tensor, ids: torch.LongTensor, mask: torch.BoolTensor):
+        self.attention, self.ids, self.mask = attention, ids, mask
+        self.keys = attention.key(states)
+        self.before = torch.stack(list(self._neighbours()))
 
-    def __call__(self, x: torch.Tensor, documents: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features `[b, Q, E]` of some documents to the probabilities of copying each of their source's tokens,
-        `[b, Q, S]`, and of none, `[b, Q, 1]`; together 1."""
-        attention, share = self.attention(x, self.keys[documents], self.mask[documents])
+    def _neighbours(self) -> Iterator[torch.LongTensor]:
+        """`[B, S]`, the word before each place, and then the one before that, in the order of writing; -2 for none."""
+        direction, mask = self.attention.direction, self.mask.long()
+        number = mask.flip(1).cumsum(1).flip(1) if direction.is_reversed else mask.cumsum(1)
+        is_first = self.mask & (number == 1)
+        before = self.ids.masked_fill(~self.mask, -2)
+        for distance in range(1, self.attention.context + 1):
+            cut, padding = (before[:, 1:], (0, 1)) if direction.is_reversed else (before[:, :-1], (1, 0))
+            before = F.pad(cut, padding, value=-2)
+            if distance == 1:
+                # What starts a title stands before the first word, for titles that begin as their documents do.
+                before = before.masked_fill(is_first, direction.start_id)
+            yield before
+
+    def __call__(
+        self, x: torch.Tensor, written: torch.LongTensor, documents: slice = slice(None)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The probabilities of copying each word of the source, and of copying none; together 1.
+
+        Args:
+            x: Features `[b, Q, E]` of some documents.
+            written: `[b, Q, context]`, the last words of each hypothesis, the last one at the end; -1 for none.
+            documents: Which.
+
+        Returns:
+            `[b, Q, S]` and `[b, Q, 1]`.
+        """
+        agrees, followed = True, 0
+        for distance, before in enumerate(self.before, start=1):
+            agrees = agrees & (before[documents, None] == written[..., -distance, None])
+            followed = followed + agrees.long()
+        attention, share = self.attention(x, self.keys[documents], self.mask[documents], followed)
         return attention * share.sigmoid(), (-share).sigmoid()
 
-    def of_targets(self, features: torch.Tensor, targets: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of features `[R, T, E]` the probability that the target `[R, T]` is copied, and that none is, `[R, T]`."""
+    def of_targets(
+        self, features: torch.Tensor, inputs: torch.LongTensor, targets: torch.LongTensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of features `[R, T, E]` and the decoder's inputs `[R, T]` the probability that each target `[R, T]` is
+        copied, and that none is, `[R, T]`."""
         num_documents = len(self.keys)
-        copied, generated = self(features.reshape(num_documents, -1, features.shape[-1]))
+        written = last_words(inputs, self.attention.context).reshape(num_documents, -1, self.attention.context)
+        copied, generated = self(features.reshape(num_documents, -1, features.shape[-1]), written)
         is_target = self.ids[:, None] == targets.reshape(num_documents, -1, 1)
         return (copied * is_target).sum(-1).view(targets.shape), generated.view(targets.shape)
 
-    def repeated(self, times: int) -> Copies:
-        """With each document so many times, one after another."""
-        parts = (x.repeat_interleave(times, dim=0) for x in (self.keys, self.ids, self.mask))
-        return Copies(self.attention, *parts)
+    def repeat(self, times: int) -> None:
+        """Each document so many times, one after another."""
+        if times > 1:
+            self.keys, self.ids, self.mask = (
+                x.repeat_interleave(times, dim=0) for x in (self.keys, self.ids, self.mask)
+            )
+            self.before = self.before.repeat_interleave(times, dim=1)
+
+
+def last_words(written: torch.LongTensor, number: int) -> torch.LongTensor:
+    """Of sequences `[R, T]` at each place the last words up to it, `[R, T, number]`, the last one at the end; -1 where
+    there are not so many."""
+    return F.pad(written, (number - 1, 0), value=-1).unfold(1, number, 1)
+
+
+@dataclass
+class Written:
+    """What a decoder makes words of, at T places of R rows.
+
+    Attributes:
+        features: `[R, T, E]`.
+        direction: The decoder's, by name.
+        inputs: `[R, t]`, what it has read, up to and with the last place, from the start or not; needed for copies
+            alone.
+    """
+
+    features: torch.Tensor
+    direction: str = "l2r"
+    inputs: torch.LongTensor | None = None
 
 
 class Words:
@@ -142,13 +216,15 @@ class Words:
     Args:
         output_layer: A linear layer to V words. Only where it is exactly that its weight is read past it.
         prior: Of the documents, `[B, V]`; `None` for a model without.
-        copies: Of the documents; `None` for a model without.
+        copies: Of the documents, for each direction; `None` for a model without.
 
     Attributes:
         num_words: V + X.
     """
 
-    def __init__(self, output_layer: nn.Module, prior: torch.Tensor | None = None, copies: Copies | None = None):
+    def __init__(
+        self, output_layer: nn.Module, prior: torch.Tensor | None = None, copies: dict[str, Copies] | None = None
+    ):
         self.layer, self.copies = output_layer, copies
         self._prior = prior
         self._is_read = is_plain(output_layer)
@@ -163,9 +239,8 @@ class Words:
     @cached_property
     def num_words(self) -> int:
         """V + X."""
-        if self.copies is None or self.copies.ids.numel() == 0:
-            return self.vocab_size
-        return max(self.vocab_size, int(self.copies.ids.max()) + 1)
+        ids = None if self.copies is None else next(iter(self.copies.values())).ids
+        return self.vocab_size if ids is None or ids.numel() == 0 else max(self.vocab_size, int(ids.max()) + 1)
 
     @cached_property
     def base(self) -> torch.Tensor:
@@ -180,26 +255,25 @@ class Words:
         like = next(self.layer.parameters(), torch.empty(0))
         return like.new_zeros(1, self.layer.out_features)
 
-    def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """Of features `[R, ..., E]` the logits `[R, ..., V]`; with copies log-probabilities `[R, ..., V + X]`."""
-        return self._mix(features, self._vocabulary_logits(features))
+    def logits(self, written: Written) -> torch.Tensor:
+        """Of R rows and T places logits `[R, T, V]`; of a model that copies log-probabilities, `[R, T, V + X]`."""
+        return self._mix(written, self._vocabulary_logits(written.features))
 
     def logits_and_loss(
         self,
-        features: Sequence[torch.Tensor],
+        written: Sequence[Written],
         targets: Sequence[torch.LongTensor],
-        num_items: int | torch.Tensor | None = None,
+        num_items: torch.Tensor | int | None = None,
         smoothing: float = 0.0,
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The logits of each direction, and [`loss`] by means of them."""
-        logits = [self._vocabulary_logits(x) for x in features]
-        total = sum(self._cross_entropy(*direction, smoothing) for direction in zip(features, logits, targets))
-        loss = total / _num_targets(targets, num_items)
-        return [self._mix(x, y) for x, y in zip(features, logits)], loss
+        """The [`logits`] of each direction, and by means of them the [`loss`] of its targets `[R, T]`."""
+        logits = [self._vocabulary_logits(own.features) for own in written]
+        total = sum(self._cross_entropy(*direction, smoothing) for direction in zip(written, logits, targets))
+        return [self._mix(*direction) for direction in zip(written, logits)], total / _number(targets, num_items)
 
     def loss(
         self,
-        features: Sequence[torch.Tensor],
+        written: Sequence[Written],
         targets: Sequence[torch.LongTensor],
         num_items: torch.Tensor | int | None = None,
         smoothing: float = 0.0,
@@ -207,36 +281,36 @@ class Words:
         """The cross-entropy per target, averaged over the directions; without logits at padding, nor all at once.
 
         Args:
-            features: Of each direction, `[R, T, E]`.
+            written: By each direction.
             targets: Of each direction, `[R, T]`, -100 where there is none; a scalar of mean nats comes of them.
             num_items: Targets of one direction to average over. Default: those that are there.
             smoothing: Share of the targets that is spread evenly over the vocabulary.
         """
         if not (self._is_read and are_enabled()):
-            return self.logits_and_loss(features, targets, num_items, smoothing)[1]
+            return self.logits_and_loss(written, targets, num_items, smoothing)[1]
         flat = torch.cat(list(targets)).flatten()
-        rows, length = features[0].shape[:2]
+        rows, length = targets[0].shape
         positions = (flat != IGNORE_INDEX).nonzero().squeeze(1)
-        x = torch.cat(list(features)).flatten(0, 1).index_select(0, positions)
+        x = torch.cat([own.features for own in written]).flatten(0, 1).index_select(0, positions)
         documents = positions // length % rows // (rows // len(self.base))
         mixture = []
         if self.copies is not None:
-            shares = zip(*(self.copies.of_targets(*direction) for direction in zip(features, targets)))
+            shares = zip(*(self._copies_of(*direction) for direction in zip(written, targets)))
             mixture = [torch.cat(share).flatten().index_select(0, positions) for share in shares]
         total = projected_cross_entropy(
             x * self.scale, self.layer.weight, self.base, documents, flat[positions], smoothing, *mixture
         )
-        return total / _num_targets(targets, num_items)
+        return total / _number(targets, num_items)
 
     @torch.no_grad()
-    def log_probs(self, features: torch.Tensor, targets: torch.LongTensor) -> torch.Tensor:
-        """Of features `[R, T, E]` the log-probability of each target `[R, T]`, float32, 0 where there is none."""
+    def log_probs(self, written: Written, targets: torch.LongTensor) -> torch.Tensor:
+        """The log-probability of each target `[R, T]`, float32, 0 where there is none."""
         is_target = targets != IGNORE_INDEX
         if self._is_read and are_enabled():
-            found = features.new_zeros(targets.shape, dtype=torch.float32)
+            found = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
             documents = torch.arange(len(targets), device=targets.device) // (len(targets) // len(self.base))
             found[is_target] = projected_log_probs(
-                features[is_target] * self.scale,
+                written.features[is_target] * self.scale,
                 self.layer.weight,
                 self.base,
                 documents[:, None].expand_as(targets)[is_target],
@@ -244,18 +318,21 @@ class Words:
             )
             found.masked_fill_(targets >= self.vocab_size, IMPOSSIBLE)
         else:
-            found = self._gather(self._vocabulary_logits(features).float().log_softmax(-1), targets)
+            found = self._gather(self._vocabulary_logits(written.features).float().log_softmax(-1), targets)
         if self.copies is not None:
-            found = _mixed(found, *self.copies.of_targets(features, targets))
+            found = _mixed(found, *self._copies_of(written, targets))
         return found.where(is_target, 0)
 
-    def next_tokens(self, shortlist: Shortlist | None = None) -> NextTokens:
-        """Scores of next tokens for a search, of all words or of those of a shortlist.
+    def _copies_of(self, written: Written, targets: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.copies[written.direction].of_targets(written.features, written.inputs, targets)
+
+    def next_tokens(self, shortlist: Shortlist | None = None, directions: Sequence[str] = ("l2r",)) -> NextTokens:
+        """Scores of next tokens for a search in some directions, of all words or of those of a shortlist.
 
         Raises:
             ValueError: On a shortlist beside a layer whose weight cannot be read.
         """
-        return NextTokens(self, shortlist)
+        return NextTokens(self, shortlist, directions)
 
     def _vocabulary_logits(self, features: torch.Tensor) -> torch.Tensor:
         """`[R, ..., E]` to `[R, ..., V]`, copies apart."""
@@ -269,22 +346,27 @@ class Words:
         by_document = products.reshape(len(self.base), -1, products.shape[-1])
         return by_document.add_(self.base.to(products.dtype)[:, None]).view(products.shape)
 
-    def _mix(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Features `[R, ..., E]` and the logits `[R, ..., V]` to the mixture's `[R, ..., V + X]`."""
+    def _mix(self, written: Written, logits: torch.Tensor) -> torch.Tensor:
+        """The vocabulary's logits `[R, T, V]` to the mixture's `[R, T, V + X]`."""
         if self.copies is None:
             return logits
-        num_documents = len(self.copies.keys)
-        copied, generated = self.copies(features.reshape(num_documents, -1, features.shape[-1]))
-        probs = logits.float().softmax(-1).reshape(num_documents, -1, logits.shape[-1]) * generated
+        copies = self.copies[written.direction]
+        last = last_words(written.inputs, copies.attention.context)[:, -logits.shape[1] :]
+        # All rows of a document read it together.
+        features, last, probs = (
+            x.reshape(len(copies.keys), -1, x.shape[-1]) for x in (written.features, last, logits.float().softmax(-1))
+        )
+        copied, generated = copies(features, last)
+        probs = probs * generated
         probs = F.pad(probs, (0, self.num_words - self.vocab_size))
-        probs = probs.scatter_add(2, self.copies.ids[:, None].expand_as(copied), copied)
+        probs = probs.scatter_add(2, copies.ids[:, None].expand_as(copied), copied)
         log_probs = probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
         return log_probs.view(*logits.shape[:-1], -1)
 
     def _cross_entropy(
-        self, features: torch.Tensor, logits: torch.Tensor, targets: torch.LongTensor, smoothing: float
+        self, written: Written, logits: torch.Tensor, targets: torch.LongTensor, smoothing: float
     ) -> torch.Tensor:
-        """The sum over the targets `[R, T]` from features `[R, T, E]` and logits `[R, T, V]`."""
+        """The sum over the targets `[R, T]`, from the vocabulary's logits `[R, T, V]`."""
         if self.copies is None:
             return F.cross_entropy(
                 logits.flatten(0, 1).float(),
@@ -294,7 +376,7 @@ class Words:
                 label_smoothing=smoothing,
             )
         log_probs = logits.float().log_softmax(-1)
-        found = _mixed(self._gather(log_probs, targets), *self.copies.of_targets(features, targets))
+        found = _mixed(self._gather(log_probs, targets), *self._copies_of(written, targets))
         losses = -(1 - smoothing) * found - smoothing * log_probs.mean(-1)
         return losses.where(targets != IGNORE_INDEX, 0).sum()
 
@@ -309,7 +391,7 @@ def _mixed(log_probs: torch.Tensor, copied: torch.Tensor, generated: torch.Tenso
     return torch.logaddexp(generated.log() + log_probs, copied.clamp(min=torch.finfo(copied.dtype).tiny).log())
 
 
-def _num_targets(targets: Sequence[torch.LongTensor], num_items: torch.Tensor | int | None) -> torch.Tensor | int:
+def _number(targets: Sequence[torch.LongTensor], num_items: torch.Tensor | int | None) -> torch.Tensor | int:
     if num_items is None:
         num_items = (targets[0] != IGNORE_INDEX).sum().clamp(min=1)
     return num_items * len(targets)
@@ -505,13 +587,15 @@ class NextTokens:
     Args:
         words: Of the documents.
         shortlist: The words that titles may use. Default: all.
+        directions: The names of those that write.
 
     Raises:
         ValueError: On a shortlist beside a layer whose weight cannot be read.
     """
 
-    def __init__(self, words: Words, shortlist: Shortlist | None = None):
-        self.scale, self.copies = words.scale, words.copies
+    def __init__(self, words: Words, shortlist: Shortlist | None = None, directions: Sequence[str] = ("l2r",)):
+        self.scale = words.scale
+        self.copies = None if words.copies is None else [copy(words.copies[name]) for name in directions]
         self.columns = Columns(words, shortlist)
         # Words outside the vocabulary have columns of their own after the others.
         self._num_words, self._num_unknown = words.num_words, words.num_words - words.vocab_size
@@ -520,17 +604,23 @@ class NextTokens:
         # Of a step: always the same piece of memory.
         self._probs: torch.Tensor | None = None
 
-    def log_probs(self, features: torch.Tensor, partners: torch.Tensor | None = None) -> torch.Tensor:
+    def log_probs(
+        self,
+        features: torch.Tensor,
+        partners: torch.Tensor | None = None,
+        written: torch.LongTensor | None = None,
+    ) -> torch.Tensor:
         """Log-probabilities of all words.
 
         Args:
             features: `[B, Q, E]`, or `[B, Q, P, E]` of hypotheses beside each of their partners.
             partners: `[B, Q, P]`, for the latter: the weight of each partner in the mean probability.
+            written: `[B, Q, t]`, the tokens of each hypothesis, one direction after another; for copies.
 
         Returns:
             `[B, Q, V + X]`, float32.
         """
-        result = torch.cat([scores.clone() for _, scores in self._scores(features, partners)])
+        result = torch.cat([scores.clone() for _, scores in self._scores(features, partners, written)])
         if not self._is_log(partners):
             result.clamp_(min=torch.finfo(result.dtype).tiny).log_()
         number = self.columns.number
@@ -545,11 +635,12 @@ class NextTokens:
         count: int,
         forbidden: Sequence[torch.LongTensor],
         partners: torch.Tensor | None = None,
+        written: torch.LongTensor | None = None,
     ) -> tuple[torch.Tensor, torch.LongTensor, torch.LongTensor]:
         """The best continuations of each document's hypotheses in each of D directions, by one token.
 
         Args:
-            features, partners: As for `log_probs`; Q = D * K, one direction after another.
+            features, partners, written: As for `log_probs`; Q = D * K, one direction after another.
             scores: `[B, D, K]`, the summed log-probabilities of the hypotheses.
             count: How many, C.
             forbidden: For each direction the ids that may not be written.
@@ -559,7 +650,7 @@ class NextTokens:
         """
         is_log = self._is_log(partners)
         found = []
-        for documents, words in self._scores(features, partners):
+        for documents, words in self._scores(features, partners, written):
             words = words.view(-1, *scores.shape[1:], words.shape[-1])
             for direction, ids in zip(words.unbind(1), forbidden):
                 self.columns.forbid(direction, documents, ids, IMPOSSIBLE if is_log else 0)
@@ -576,7 +667,9 @@ class NextTokens:
         """Whether `_scores` are log-probabilities: there is no mean nor mixture of them to make."""
         return partners is None and self.copies is None
 
-    def _scores(self, features: torch.Tensor, partners: torch.Tensor | None) -> Iterator[tuple[slice, torch.Tensor]]:
+    def _scores(
+        self, features: torch.Tensor, partners: torch.Tensor | None, written: torch.LongTensor | None
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
         """For some documents at a time their (log-)probabilities `[b, Q, columns]`."""
         num_documents, rows_each = features.shape[0], features[0, ..., 0].numel()
         # Blocks of the same size, as a small one at the end is slow for its size.
@@ -597,7 +690,7 @@ class NextTokens:
             torch.softmax(logits, -1, out=probs)
             probs = probs.view(len(of_documents), -1, probs.shape[-1])
             if self.copies is not None:
-                probs = self._mix(of_documents.flatten(1, -2), probs, documents)
+                probs = self._mix(of_documents, probs, written[documents], documents)
             if partners is not None:
                 weights = partners[documents].flatten(0, 1)[:, None]
                 probs = torch.bmm(weights, probs.view(*weights.shape[::2], -1)).view(*of_documents.shape[:2], -1)
@@ -606,9 +699,18 @@ class NextTokens:
                 probs[..., self.columns.stand_ins].div_(1 + self.columns.ratio)
             yield documents, probs
 
-    def _mix(self, x: torch.Tensor, probs: torch.Tensor, documents: slice) -> torch.Tensor:
-        """Features `[b, q, E]` and the vocabulary's probabilities `[b, q, columns]` to the mixture's."""
-        copied, generated = self.copies(x, documents)
+    def _mix(self, x: torch.Tensor, probs: torch.Tensor, written: torch.LongTensor, documents: slice) -> torch.Tensor:
+        """Features `[b, Q, (P,) E]` and the vocabulary's probabilities `[b, Q * P, columns]` to the mixture's."""
+        shares = []
+        # Each direction's hypotheses have its own attention.
+        for own, copies in zip(x.chunk(len(self.copies), dim=1), self.copies):
+            context = copies.attention.context
+            last, written = written[:, : own.shape[1], -context:], written[:, own.shape[1] :]
+            last = F.pad(last, (context - last.shape[-1], 0), value=-1)
+            if own.dim() == 4:
+                last = last.repeat_interleave(own.shape[2], dim=1)
+            shares.append(copies(own.flatten(1, -2), last, documents))
+        copied, generated = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0] for parts in zip(*shares))
         probs = probs.mul_(generated)
         if self._num_unknown:
             probs = F.pad(probs, (0, self._num_unknown))
@@ -617,9 +719,10 @@ class NextTokens:
     def _prepare(self, num_documents: int, num_rows: int) -> None:
         """Prepares for `num_rows` rows at a time, of so many documents, each of them perhaps there several times."""
         self.columns.repeat(num_documents)
+        for copies in self.copies or ():
+            copies.repeat(num_documents // len(copies.keys))
         if self.copies is not None:
-            self.copies = self.copies.repeated(num_documents // len(self.copies.keys))
-            ids, vocab_size = self.copies.ids, self.columns.vocab_size
+            ids, vocab_size = self.copies[0].ids, self.columns.vocab_size
             known = self.columns.of_words(ids.clamp(max=vocab_size - 1))
             self._copy_columns = torch.where(ids < vocab_size, known, ids - vocab_size + self.columns.number)
         self._probs = self.columns.base.new_empty(num_rows, self.columns.number)
@@ -656,4 +759,15 @@ def _padded_ids(words: torch.BoolTensor, padding: int) -> torch.LongTensor:
     return padded
 
 
-__all__ = ["IMPOSSIBLE", "Columns", "Copies", "CopyAttention", "NextTokens", "Shortlist", "SourcePrior", "Words"]
+__all__ = [
+    "IMPOSSIBLE",
+    "Columns",
+    "Copies",
+    "CopyAttention",
+    "NextTokens",
+    "Shortlist",
+    "SourcePrior",
+    "Words",
+    "Written",
+    "last_words",
+]

@@ -41,7 +41,12 @@ class Steps(Protocol):
 class Scorer(Protocol):
     """What scores next tokens, as [`NextTokens`] does; its methods say how."""
 
-    def log_probs(self, features: torch.Tensor, partners: torch.Tensor | None = None) -> torch.Tensor:
+    def log_probs(
+        self,
+        features: torch.Tensor,
+        partners: torch.Tensor | None = None,
+        written: torch.LongTensor | None = None,
+    ) -> torch.Tensor:
         """Features `[B, Q, E]`, or `[B, Q, P, E]` with weights `[B, Q, P]`, to `[B, Q, V]`."""
 
     def best(
@@ -51,6 +56,7 @@ class Scorer(Protocol):
         count: int,
         forbidden: Sequence[torch.LongTensor],
         partners: torch.Tensor | None = None,
+        written: torch.LongTensor | None = None,
     ) -> tuple[torch.Tensor, torch.LongTensor, torch.LongTensor]:
         """The `count` best sums of `scores` `[B, D, K]` and log-probabilities, their hypotheses and tokens."""
 
@@ -85,14 +91,15 @@ def search(
         # A document's hypotheses of all directions together: [B, Q, E], or [B, Q, K, E] beside their partners.
         features = step.features.transpose(0, 1).flatten(1, 2)
         partners = _equal_weights(beam.alive.view(hypotheses)) if num_directions == 2 else None
+        written = beam.running.view(*hypotheses, -1).transpose(0, 1).flatten(1, 2)
         forbidden = [forbidden_tokens(own, beam.length) for own in processors]
         looks_at_all = beam.do_sample or any(ids is None for ids in forbidden)
         if not looks_at_all and all(record.is_empty for record in records):
             scores = beam.scores.view(hypotheses).transpose(0, 1)
-            found = next_tokens.best(features, scores, 2 * num_beams, forbidden, partners)
+            found = next_tokens.best(features, scores, 2 * num_beams, forbidden, partners, written)
             parents = beam.advance(*(x.transpose(0, 1).flatten(0, 1) for x in found))
         else:
-            log_probs = _by_direction(next_tokens.log_probs(features, partners), num_directions)
+            log_probs = _by_direction(next_tokens.log_probs(features, partners, written), num_directions)
             scores = []
             for index, (running, logits) in enumerate(
                 zip(beam.running.chunk(num_directions), log_probs.chunk(num_directions))
@@ -103,8 +110,7 @@ def search(
                 records[index].add(logits, scores[index], weights)
             parents = beam.advance(*beam.candidates(torch.cat(scores).unflatten(0, (-1, num_beams))))
         done = not bool(beam.open.any())
-        if not done:
-            steps.reorder(parents.view(hypotheses))
+        steps.reorder(parents.view(hypotheses))
 
 
 def _equal_weights(alive: torch.BoolTensor) -> torch.Tensor:

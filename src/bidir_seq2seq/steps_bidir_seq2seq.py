@@ -9,7 +9,7 @@ size, H hidden size, N attention heads of size Z, A = N * Z, t tokens written so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +44,7 @@ class DecoderSteps:
 
     Args:
         decoders: One `Decoder`, or two that read each other, left-to-right first.
-        embed_tokens: The embedding that they share.
+        embed_tokens: What turns ids `[...]` into the embeddings `[..., E]` that they share.
         encoder_outputs: Of the documents.
         twin_memory: As in the config: what the second of two decoders reads of the first.
     """
@@ -53,7 +53,7 @@ class DecoderSteps:
     def __init__(
         self,
         decoders: Sequence[nn.Module],
-        embed_tokens: nn.Embedding,
+        embed_tokens: Callable[[torch.Tensor], torch.Tensor],
         encoder_outputs: Any,
         twin_memory: str = "hidden",
     ):
@@ -133,7 +133,7 @@ class FastDecoderSteps:
 
     Args:
         decoders: One plain `Decoder`, or two that read each other, left-to-right first.
-        embed_tokens: The embedding that they share.
+        embed_tokens: What turns ids `[...]` into the embeddings `[..., E]` that they share.
         encoder_outputs: Of the documents.
         twin_memory: As in the config: what the second of two decoders reads of the first.
 
@@ -145,7 +145,7 @@ class FastDecoderSteps:
     def __init__(
         self,
         decoders: Sequence[nn.Module],
-        embed_tokens: nn.Embedding,
+        embed_tokens: Callable[[torch.Tensor], torch.Tensor],
         encoder_outputs: Any,
         twin_memory: str = "hidden",
     ):
