@@ -172,7 +172,7 @@ def told_in_a_line(folder: Path, what: str) -> Iterator[None]:
 
 def _is_storage_fault(error: Exception) -> bool:
     # torch's writer raises RuntimeError, tokenizers' bare Exceptions.
-    words = ("os error", "inline_container", "PytorchStreamWriter", "Parent directory")
+    words = ("os error", "inline_container", "iostream error", "PytorchStreamWriter", "Parent directory")
     return isinstance(error, OSError | SafetensorError) or any(word in str(error) for word in words)
 
 
@@ -182,7 +182,7 @@ def _storage_state(folder: Path, error: Exception) -> str:
     if not os.access(folder, os.W_OK):
         return "the folder is read-only"
     words = str(error).strip().splitlines()[0]
-    if "inline_container" in words or "No space" in words:
+    if any(word in words for word in ("inline_container", "iostream error", "No space")):
         words = "no space left on the disk"
     return f"{words} ({shutil.disk_usage(folder).free / 1e6:,.1f} MB are free)"
 

@@ -4,6 +4,7 @@ transformers has no public hook for some of this. [`TitleTrainer`] overrides the
 calls `_get_learning_rate` (a test holds them to the parameters that are passed on):
 
 * `_get_train_sampler`: the order of the pairs depends on seed and epoch alone;
+* `_run_epoch`: a run that has ended makes no further update;
 * `_get_grad_norm`: the last look at the gradients before the optimizer takes them;
 * `_save_checkpoint`, `_get_output_dir`, `_push_from_checkpoint`: a checkpoint is written aside;
 * `_load_best_model`: the best checkpoint may have been damaged since.
@@ -86,10 +87,10 @@ class PatienceCallback(EarlyStoppingCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Takes the count from the checkpoint, but not the patience: that may have been changed."""
         super().on_train_begin(args, state, control, **kwargs)
-        before = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {}) if state.global_step else {}
-        before = before or state.stateful_callbacks.get(type(self).__name__, {})
-        name = "early_stopping_patience_counter"
-        self.early_stopping_patience_counter = before.get("attributes", {}).get(name, 0) if state.global_step else 0
+        if state.global_step:
+            before = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
+            self.early_stopping_patience_counter = before.get("early_stopping_patience_counter", 0)
+            control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
 class PunctualSaveCallback(TrainerCallback):
@@ -214,6 +215,11 @@ class TitleTrainer(Seq2SeqTrainer):
         sampler = EpochLengthSampler(lengths, batch_size, seed)
         self.add_callback(EpochCallback(sampler))
         return sampler
+
+    def _run_epoch(self, *args, **kwargs):
+        # The Trainer would make one update more whenever a run that has ended is started again.
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
 
     def training_step(self, model, inputs, *args, **kwargs) -> torch.Tensor:
         """The loss of a batch of `input_ids` `[B, S]` and `labels` `[B, T]`.
