@@ -39,11 +39,12 @@ PAGE = {
     ),
     "Build": (
         "A model from a config, and a tokenizer from texts. `AutoModelForSeq2SeqLM.from_pretrained` and "
-        "`AutoTokenizer.from_pretrained` load them again.",
+        "`AutoTokenizer.from_pretrained` load them again, `load_model_and_tokenizer` with more care.",
         {
             "modeling_bidir_seq2seq": "BidirSeq2SeqForConditionalGeneration BidirSeq2SeqModel "
             "BidirSeq2SeqPreTrainedModel BidirSeq2SeqLMOutput BidirSeq2SeqModelOutput BidirSeq2SeqEncoderOutput",
             "tokenization": "build_char_tokenizer build_bpe_tokenizer",
+            "loading": "load_model_and_tokenizer",
         },
     ),
     "Train": (

@@ -21,6 +21,7 @@ MODULES = {
 # What the package and its scripts use and users do not.
 INTERNAL_MODULES = {
     "__main__",
+    "manifest",
     "run_folder",
     "arguments",
     "commands",

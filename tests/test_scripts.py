@@ -143,7 +143,7 @@ def test_scripts_load_the_model_in_the_precision_asked_for(script, checkpoint, t
     for flags in ([], ["--dtype", "bfloat16"]):
         assert script("generate", "--model_name_or_path", checkpoint, "--text", "abcdef", *flags).strip()
         script("score", "--model_name_or_path", checkpoint, "--test_file", tmp_path / "test.jsonl", *flags)
-    assert [model.dtype for model in loaded] == [torch.float32] * 2 + [torch.bfloat16] * 2
+    assert [model.dtype for model, _ in loaded] == [torch.float32] * 2 + [torch.bfloat16] * 2
 
 
 def test_score_compares_directions_and_files(script, checkpoint, tmp_path):

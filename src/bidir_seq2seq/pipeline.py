@@ -14,6 +14,8 @@ from tqdm.auto import tqdm
 from transformers import Pipeline
 from transformers.utils import logging
 
+from .loading import forget_code
+
 logger = logging.get_logger(__name__)
 
 # With a larger share of unknown tokens, documents are probably of a kind that the model has not learned.
@@ -95,7 +97,7 @@ class BidirSeq2SeqPipeline(Pipeline):
             **kwargs: As for `save_pretrained` of a model.
         """
         self.model.save_pretrained(save_directory, **kwargs)
-        self.tokenizer.save_pretrained(save_directory, **kwargs)
+        forget_code(self.tokenizer).save_pretrained(save_directory, **kwargs)
 
     def get_iterator(
         self,

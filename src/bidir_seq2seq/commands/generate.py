@@ -15,12 +15,13 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
 from ..allocator import keep_freed_memory
 from ..arguments import parse_arguments
 from ..data import FILE_FORMATS, KNOWN_COLUMNS, check_text, choose_columns, load_file, read_lines, split_lines
+from ..loading import load_model_and_tokenizer
 from ..titles import Title, write_titles
 
 logger = logging.get_logger(__name__)
@@ -136,14 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse_arguments(GenerateArguments, description=__doc__, args=argv)
     set_seed(args.seed)
     keep_freed_memory()
-    model = AutoModelForSeq2SeqLM.from_pretrained(
-        # Not to be asked on the terminal, where the next line of a piped document would answer.
-        args.model_name_or_path,
-        dtype=args.dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, trust_remote_code=False)
+    model, tokenizer = load_model_and_tokenizer(args.model_name_or_path, args.dtype)
     given = {name: getattr(args, name) for name in GENERATE_KWARGS if getattr(args, name) is not None}
     titles = write_titles(
         model,

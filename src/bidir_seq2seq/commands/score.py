@@ -11,12 +11,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
 from ..allocator import keep_freed_memory
 from ..arguments import parse_arguments
 from ..data import load_pairs, read_lines
 from ..evaluation import available_systems, format_table, predict, score
+from ..loading import load_model_and_tokenizer
 
 
 @dataclass
@@ -85,12 +84,10 @@ def main(argv: list[str] | None = None) -> None:
     pairs = pairs.select(range(min(args.max_samples or len(pairs), len(pairs))))
     if args.model_name_or_path:
         keep_freed_memory()
-        model = AutoModelForSeq2SeqLM.from_pretrained(
-            args.model_name_or_path, dtype=args.dtype, use_safetensors=True, trust_remote_code=False
-        )
+        model, tokenizer = load_model_and_tokenizer(args.model_name_or_path, args.dtype)
         predictions = predict(
             model,
-            AutoTokenizer.from_pretrained(args.model_name_or_path, trust_remote_code=False),
+            tokenizer,
             pairs,
             args.systems or available_systems(model),
             tokenization=args.tokenization,
