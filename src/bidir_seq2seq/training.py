@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import (
-    DataCollatorForSeq2Seq,
     EvalPrediction,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -38,9 +37,10 @@ from .run_folder import (
     run_settings,
     told_in_a_line,
 )
-from .tokenization import build_bpe_tokenizer, build_char_tokenizer
+from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
 from .trainer import ElapsedTimeCallback, PatienceCallback, StopSignalCallback, TitleTrainer, finite_or_none
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments
+from .unknown_words import TitleCollator, decode, placeholders
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,7 +95,7 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     for name, split in pairs.items():
         with training_args.main_process_first(desc="encoding"):
             encoded[name], reports[name] = encode_pairs(
-                split, tokenizer, data_args.max_source_length, data_args.max_target_length
+                split, tokenizer, data_args.max_source_length, data_args.max_target_length, model.config.use_copy
             )
         logger.warning_once(f"{name}: {reports[name]}")
 
@@ -119,7 +119,7 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
         args=training_args,
         train_dataset=encoded["train"],
         eval_dataset=encoded.get("validation"),
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        data_collator=TitleCollator(tokenizer, model=model),
         processing_class=tokenizer,
         compute_metrics=title_metrics(tokenizer) if validates and training_args.predict_with_generate else None,
         callbacks=callbacks,
@@ -183,7 +183,9 @@ def load_or_build_tokenizer(
         "lowercase": model_args.lowercase,
         "model_max_length": data_args.max_source_length,
     }
-    build = {"char": build_char_tokenizer, "bpe": build_bpe_tokenizer}[model_args.tokenizer_type]
+    build = {"char": build_char_tokenizer, "bpe": build_bpe_tokenizer, "word": build_word_tokenizer}[
+        model_args.tokenizer_type
+    ]
     tokenizer = build(texts, **settings)
     tokenizer.save_pretrained(output_dir)
     return tokenizer
@@ -264,7 +266,9 @@ def title_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPredictio
         texts = []
         for ids in (prediction.predictions, prediction.label_ids):
             ids = np.where(ids >= 0, ids, tokenizer.pad_token_id)
-            texts.append(tokenizer.batch_decode(ids, skip_special_tokens=True))
+            # A word outside the vocabulary is the same word only if it is the same one of its document.
+            words = placeholders(max(int(ids.max(initial=0)) + 1 - len(tokenizer), 0))
+            texts.append([decode(tokenizer, row.tolist(), words, len(tokenizer)) for row in ids])
         lengths = (prediction.predictions > 0) & (prediction.predictions != tokenizer.pad_token_id)
         scores = score.compute(predictions=texts[0], references=texts[1]) or {}
         return {**scores, "gen_len": float(lengths.sum(1).mean())}

@@ -28,13 +28,15 @@ class ModelArguments:
     tokenizer_type: str = field(
         default="char",
         metadata={
-            "help": "What to build when there is no tokenizer: 'char' (Chinese, Japanese) or 'bpe' (spaced text).",
-            "choices": ["char", "bpe"],
+            "help": "What to build when there is no tokenizer: 'char' (Chinese, Japanese), 'bpe' (spaced text) or "
+            "'word' (what stands between spaces, as in pronunciations).",
+            "choices": ["char", "bpe", "word"],
         },
     )
     vocab_size: int = field(default=8000, metadata={"help": "Largest vocabulary of a new tokenizer."})
     min_frequency: int = field(
-        default=10, metadata={"help": "Characters (or pairs of pieces) seen less often get no id in a new tokenizer."}
+        default=10,
+        metadata={"help": "Characters, words (or pairs of pieces) seen less often get no id in a new tokenizer."},
     )
     lowercase: bool = field(default=False, metadata={"help": "Whether a new tokenizer lower-cases all text."})
     embedding_size: int = field(default=128, metadata={"help": "Width of the embedding."})
