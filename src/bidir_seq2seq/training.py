@@ -102,6 +102,8 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     model.count_titles(encoded["train"]["labels"])
     model.generation_config.max_length = data_args.max_target_length + 1
     model.generation_config.num_beams = training_args.generation_num_beams or 1
+    if training_args.generation_no_repeat_ngram_size is not None:
+        model.generation_config.no_repeat_ngram_size = training_args.generation_no_repeat_ngram_size
     if model.config.decoder_directions == "both" and model.config.twin_dropout > 0:
         model.generation_config.joint_rescoring = True
     # Seq2SeqTrainer writes its own evaluation defaults into the model's generation config; ours is what ships.

@@ -123,6 +123,13 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     )
     predict_with_generate: bool = field(default=True, metadata={"help": "Write titles in validation."})
     generation_num_beams: int | None = field(default=3, metadata={"help": "Beams per direction in validation."})
+    generation_no_repeat_ngram_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "No n-gram of this size twice in a title, in validation and wherever the model writes later. 2 or 3 "
+            "suits titles of words."
+        },
+    )
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; for GPUs."}
     )
