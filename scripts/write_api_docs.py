@@ -83,7 +83,7 @@ PAGE = {
 # Methods that transformers or other modules call, and users do not.
 HOOKS = (
     "init_generation_defaults direction_decoder start_steps source_prior output_logits reverse_labels "
-    "get_iterator preprocess postprocess"
+    "get_iterator preprocess postprocess evaluation_loop prediction_step"
 )
 
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):\n((?: +.*\n|\n)+)", re.MULTILINE)

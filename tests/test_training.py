@@ -211,6 +211,8 @@ def test_two_processes_train_the_model_that_one_does(files, tmp_path):
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
     losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in (one_state, two_state)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    losses = [[e["eval_loss"] for e in state["log_history"] if "eval_loss" in e] for state in (one_state, two_state)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     rouge = [
         [e["eval_rougeL"] for e in state["log_history"] if "eval_rougeL" in e] for state in (one_state, two_state)
     ]
@@ -228,6 +230,26 @@ def test_batches_in_parts_give_the_losses_of_whole_ones(long_run, tmp_path):
         losses[size] = [entry["loss"] for entry in log if "loss" in entry]
     assert len(losses[16]) == 30 and losses[16][0] > losses[16][-1]
     assert losses[4] == pytest.approx(losses[16], rel=1e-6)
+
+
+def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_batches(long_run, tmp_path):
+    pairs, _ = long_run
+    lines = Path(pairs["train_file"]).read_text().splitlines()[:30]
+    (tmp_path / "validation.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    files = {**pairs, "validation_file": str(tmp_path / "validation.jsonl")}
+    losses = [
+        run(files, tmp_path / f"{size}", **{**LONG, "max_steps": 1}, per_device_eval_batch_size=size)["eval_loss"]
+        for size in (30, 7)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    # All at once, by the model itself.
+    model, tokenizer = load_model_and_tokenizer(tmp_path / "30")
+    texts = [json.loads(line) for line in lines]
+    batch = tokenizer([text["document"] for text in texts], padding=True, return_tensors="pt")
+    labels = tokenizer([text["title"] for text in texts], padding=True, return_tensors="pt")["input_ids"]
+    labels = labels.masked_fill(labels == tokenizer.pad_token_id, -100)
+    with torch.no_grad():
+        assert losses[0] == pytest.approx(model(**batch, labels=labels).loss.item(), rel=1e-6)
 
 
 def test_the_trainers_own_label_smoothing_is_refused(tmp_path):
@@ -413,6 +435,7 @@ def test_a_finished_run_goes_on_longer(files, begun):
     "model, overrides, message",
     [
         ({}, {"learning_rate": 0.01}, "learning_rate was 0.001 and is 0.01; use another output_dir, or delete"),
+        ({}, {"gradient_accumulation_steps": 2}, "pairs per update was 4 and is 8"),
         ({"tokenizer_type": "bpe"}, {}, "tokenizer_type was 'char' and is 'bpe'"),
         ({"lowercase": True, "vocab_size": 99}, {}, "vocab_size was 8000 and is 99, lowercase was False and is True"),
     ],
@@ -431,6 +454,12 @@ def test_a_folder_of_a_run_with_other_pairs_is_refused(files, begun, tmp_path):
         run({**files, "train_file": str(other)}, begun)
     # The same pairs from another place are the same.
     run({**files, "train_file": str(same)}, begun)
+
+
+def test_a_run_goes_on_with_its_updates_in_other_parts(files, begun):
+    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    run(files, begun, max_steps=6, logging_steps=2, **parts)
+    assert json.loads((begun / "trainer_state.json").read_text())["global_step"] == 6
 
 
 def test_a_run_of_an_older_version_goes_on(files, begun):

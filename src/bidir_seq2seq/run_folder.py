@@ -47,12 +47,16 @@ def run_settings(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, pairs
 ) -> dict[str, object]:
     """What must stay as it was for a run to be gone on with; how long it is, and what it logs, may change."""
-    names = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "seed")
+    names = ("learning_rate", "seed")
+    # However they are divided into processes and steps.
+    args = training_args
+    pairs_per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
         **asdict(model_args),
         "max_source_length": data_args.max_source_length,
         "max_target_length": data_args.max_target_length,
         **{name: getattr(training_args, name) for name in names},
+        "pairs per update": pairs_per_update,
         "number of training pairs": len(pairs),
         "fingerprint of the training pairs": fingerprint(pairs),
     }
@@ -269,6 +273,12 @@ def last_checkpoint(training_args: TrainingArguments) -> str | None:
         damage = checkpoint_damage(folder)
         if damage is None:
             logger.warning_once(f"going on from {folder}")
+            processes = len(list(folder.glob("rng_state*.pth")))
+            if processes not in (0, training_args.world_size):
+                logger.warning_once(
+                    f"it was saved by {processes} processes and there are {training_args.world_size}: the pairs go on "
+                    "in their order, but what is drawn at random will differ from the run left alone"
+                )
             return str(folder)
         logger.warning_once(f"{folder} is passed over: {damage}")
     return None

@@ -280,6 +280,42 @@ class TitleTrainer(Seq2SeqTrainer):
             return " ".join(map(str, ids.tolist()))[:length]
         return self.processing_class.decode(ids, skip_special_tokens=True)[:length]
 
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
+        """As transformers' own, and adds what the batch's target tokens lose to the account of the validation."""
+        labels = inputs.get("labels")
+        if labels is not None:
+            labels = inputs["labels"] = labels.masked_fill(self._repeats(len(labels), labels.device)[:, None], -100)
+        loss, *rest = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
+        if loss is not None and labels is not None:
+            tokens = int((labels != -100).sum())
+            self._loss_and_tokens += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
+        return loss, *rest
+
+    def _repeats(self, rows: int, device) -> torch.Tensor:
+        """Which rows of a batch, `[B]`, only fill up the last one, so that all processes have as many."""
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return torch.zeros(rows, dtype=torch.bool, device=device)
+        return torch.arange(rows, device=device) + self.accelerator.process_index * rows >= state.remainder
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """As transformers' own, but for the loss: the mean over all target tokens, however they are put in batches.
+
+        transformers takes the mean of the batches' means, which changes with their size and with the processes.
+        """
+        self._loss_and_tokens = torch.zeros(2, dtype=torch.float64)
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        account = self._loss_and_tokens
+        if self.accelerator.num_processes > 1:
+            account = self.accelerator.gather(account[None].to(self.args.device)).sum(0)
+        if f"{metric_key_prefix}_loss" in output.metrics and account[1] > 0:
+            output.metrics[f"{metric_key_prefix}_loss"] = float(account[0] / account[1])
+        return output
+
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Validates; refuses a loss that is not finite, which would pass for the best one."""
         metrics = super().evaluate(*args, **kwargs)
