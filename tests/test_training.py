@@ -205,8 +205,7 @@ def test_two_processes_train_the_model_that_one_does(files, tmp_path):
     two, two_state = launch("two", torchrun, batch_size=2)
     assert two_state["train_batch_size"] == 2
     counts = [weights.pop("prior.title_counts").sum() for weights in (one, two)]
-    # The first process's share of the titles.
-    assert 0 < counts[1] < counts[0]
+    assert 0 < counts[1] == counts[0]
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
     losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in (one_state, two_state)]
@@ -566,6 +565,32 @@ def test_a_signal_saves_and_ends_the_run(files, in_parts, tmp_path, monkeypatch,
     assert len(batches) == 24
     one, two = (load_file(folder / "checkpoint-12" / "model.safetensors") for folder in (in_parts, tmp_path))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("update, validations", [(4, []), (6, [6])])
+def test_a_signal_in_the_middle_of_an_epoch_waits_for_no_validation_at_its_end(
+    files, tmp_path, monkeypatch, update, validations
+):
+    batches, step = [], Seq2SeqTrainer.training_step
+
+    def training_step(trainer, *args, **kwargs):
+        batches.append(trainer)
+        if len(batches) == 2 * update:
+            signal.raise_signal(signal.SIGTERM)
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Seq2SeqTrainer, "training_step", training_step)
+    with pytest.raises(SystemExit):
+        run(files, tmp_path, **{**PARTS, "eval_strategy": "epoch", "save_strategy": "epoch"})
+    state = TrainerState.load_from_json(str(tmp_path / f"checkpoint-{update}" / "trainer_state.json"))
+    assert [entry["step"] for entry in state.log_history if "eval_loss" in entry] == validations
+    assert [entry["step"] for entry in state.log_history if "loss" in entry] == [4, 6][: update // 2 - 1]
+
+
+def test_the_last_save_of_a_training_comes_after_its_last_validation(files, tmp_path):
+    run(files, tmp_path, **{**PARTS, "max_steps": 8, "eval_strategy": "epoch", "load_best_model_at_end": False})
+    state = TrainerState.load_from_json(str(tmp_path / "checkpoint-8" / "trainer_state.json"))
+    assert [entry["step"] for entry in state.log_history if "eval_loss" in entry] == [6, 8]
 
 
 def test_a_second_signal_ends_the_process_at_once(files, tmp_path, monkeypatch):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .metrics import TitleScore, lead_baseline, pair_scores, paired_bootstrap
+from .metrics import TitleScore, Tokenization, lead_baseline, pair_scores, paired_bootstrap
 from .titles import write_titles
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 # What can be scored, and how `generate` is told to do it. "lead" copies the opening of the document.
-SYSTEMS = {
-    "lead": None,
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "lead": {},
     "l2r": {"decoding_direction": "l2r"},
     "r2l": {"decoding_direction": "r2l"},
     "both": {"decoding_direction": "both", "joint_rescoring": False},
@@ -32,9 +35,9 @@ def predict(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Dataset,
     systems: Sequence[str],
-    tokenization: str = "auto",
+    tokenization: Tokenization = "auto",
     progress: bool = True,
-    **generate_kwargs,
+    **generate_kwargs: Any,
 ) -> dict[str, list[str]]:
     """Writes the titles of `pairs` (columns `source`, `target`) with each system.
 
@@ -57,7 +60,7 @@ def predict(
 
 
 def score(
-    predictions: dict[str, list[str]], references: list[str], tokenization: str = "auto"
+    predictions: dict[str, list[str]], references: list[str], tokenization: Tokenization = "auto"
 ) -> dict[str, dict[str, float]]:
     """ROUGE-1/2/L, BLEU and head/tail accuracy of each system, in percent.
 
@@ -66,7 +69,8 @@ def score(
     """
     results, first = {}, None
     for name, texts in predictions.items():
-        results[name] = TitleScore().compute(predictions=texts, references=references, tokenization=tokenization)
+        scores = TitleScore().compute(predictions=texts, references=references, tokenization=tokenization)
+        results[name] = scores or {}  # none on all but the first of several processes
         rouge_l = pair_scores(texts, references, tokenization=tokenization)["rougeL"]
         if first is None:
             first = rouge_l
@@ -81,7 +85,7 @@ def score(
     return results
 
 
-def format_table(results: dict[str, dict[str, float]]) -> str:
+def format_table(results: Mapping[str, Mapping[str, float]]) -> str:
     """The scores as a plain-text table, one line a system."""
     columns = ("rouge1", "rouge2", "rougeL", "bleu", "first4", "last4")
     first = next(iter(results))

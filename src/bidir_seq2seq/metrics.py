@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import Any, Literal, get_args
 
-import datasets
-import evaluate
 import numpy as np
-import regex
-from rouge_score import rouge_scorer, tokenizers
-from sacrebleu.metrics import BLEU
+
+from .extras import extra
+
+with extra("train"):
+    import datasets
+    import evaluate
+    import regex
+    from rouge_score import rouge_scorer, tokenizers
+    from sacrebleu.metrics import BLEU
 
 Tokenization = Literal["auto", "char", "word"]
 References = Sequence[str] | Sequence[Sequence[str]]
@@ -125,16 +129,16 @@ class TitleScore(evaluate.Metric):
     def _compute(
         self, predictions: list[str], references: list[list[str]], tokenization: Tokenization
     ) -> dict[str, float]:
-        predictions, references = _tokenize_pairs(predictions, references, tokenization)
-        scores = {name: float(np.mean(values)) for name, values in _rouge(predictions, references).items()}
-        if not any(chain.from_iterable(references)):
-            return scores | dict.fromkeys(("bleu", "first4", "last4"), 0.0 if any(predictions) else 100.0)
+        written, wanted = _tokenize_pairs(predictions, references, tokenization)
+        scores = {name: float(np.mean(values)) for name, values in _rouge(written, wanted).items()}
+        if not any(chain.from_iterable(wanted)):
+            return scores | dict.fromkeys(("bleu", "first4", "last4"), 0.0 if any(written) else 100.0)
         return scores | {
-            "bleu": _bleu(predictions, references),
-            "first4": _edge_accuracy(predictions, references),
+            "bleu": _bleu(written, wanted),
+            "first4": _edge_accuracy(written, wanted),
             "last4": _edge_accuracy(
-                [prediction[::-1] for prediction in predictions],
-                [[reference[::-1] for reference in alternatives] for alternatives in references],
+                [prediction[::-1] for prediction in written],
+                [[reference[::-1] for reference in alternatives] for alternatives in wanted],
             ),
         }
 
@@ -285,7 +289,7 @@ def _listed_references(predictions: Sequence[str], references: References) -> li
         raise ValueError("got no predictions and references; give at least one pair")
     listed = []
     for index, reference in enumerate(references):
-        alternatives = list(reference) if isinstance(reference, list | tuple) else [reference]
+        alternatives: list[Any] = list(reference) if isinstance(reference, list | tuple) else [reference]
         if not alternatives:
             raise ValueError(f"references[{index}] is an empty list; give at least one reference per prediction")
         _check_texts(f"references[{index}]", alternatives)
@@ -350,4 +354,4 @@ def _edge_accuracy(predictions: list[list[str]], references: list[list[list[str]
     return 100.0 * hits / total
 
 
-__all__ = ["BootstrapResult", "TitleScore", "lead_baseline", "pair_scores", "paired_bootstrap"]
+__all__ = ["BootstrapResult", "TitleScore", "Tokenization", "lead_baseline", "pair_scores", "paired_bootstrap"]

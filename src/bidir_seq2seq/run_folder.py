@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -23,6 +24,9 @@ from transformers.utils import logging
 from .loading import weights_damage
 from .manifest import MANIFEST_NAME, differences, flush, write_manifest
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.get_logger(__name__)
 
@@ -44,7 +48,7 @@ TOKENIZER_SETTINGS = (
 
 
 def run_settings(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, pairs
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, pairs: Dataset
 ) -> dict[str, object]:
     """What must stay as it was for a run to be gone on with; how long it is, and what it logs, may change."""
     names = ("learning_rate", "seed")
@@ -62,7 +66,7 @@ def run_settings(
     }
 
 
-def fingerprint(pairs) -> str:
+def fingerprint(pairs: Dataset) -> str:
     """A short hash of the texts in their order, wherever they were read from."""
     digest = hashlib.sha256()
     for start in range(0, len(pairs), 1000):
@@ -244,7 +248,7 @@ def numbered_checkpoints(folder: str | Path) -> list[Path]:
         number = path.name.removeprefix("checkpoint-")
         if number.isdecimal() and path.is_dir():
             numbers[path] = int(number)
-    return sorted(numbers, key=numbers.get, reverse=True)
+    return sorted(numbers, key=numbers.__getitem__, reverse=True)
 
 
 def remove_old_checkpoints(newest: Path, limit: int | None, protected: Collection[Path] = ()) -> None:
@@ -265,6 +269,23 @@ def remove_old_checkpoints(newest: Path, limit: int | None, protected: Collectio
         if path not in protected:
             checkpoints.remove(path)
             shutil.rmtree(path, ignore_errors=True)
+
+
+def checkpoint_to_resume(training_args: TrainingArguments) -> str | None:
+    """The checkpoint that `resume_from_checkpoint` names, or else the newest sound one; None if there is neither.
+
+    Raises:
+        ValueError: If the named one is damaged or not there.
+    """
+    named = training_args.resume_from_checkpoint
+    if not named or str(named).lower() in ("true", "false"):
+        return last_checkpoint(training_args)
+    damage = checkpoint_damage(Path(named))
+    if damage:
+        raise ValueError(
+            f"resume_from_checkpoint={str(named)!r}: {damage}; leave it out to go on from the newest sound one"
+        )
+    return str(named)
 
 
 def last_checkpoint(training_args: TrainingArguments) -> str | None:
@@ -312,6 +333,7 @@ __all__ = [
     "LOCK_SECONDS",
     "UNFINISHED",
     "checkpoint_damage",
+    "checkpoint_to_resume",
     "fingerprint",
     "keep_run_settings",
     "last_checkpoint",

@@ -18,17 +18,27 @@ import signal
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
-from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, Seq2SeqTrainer, TrainerCallback
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 from transformers.utils import logging
 
+from .extras import extra
 from .run_folder import UNFINISHED, checkpoint_damage, publish_checkpoint, remove_old_checkpoints, told_in_a_line
+
+with extra("train"):
+    # Without it there is no Trainer, and transformers does not say why.
+    from accelerate import Accelerator
+    from accelerate.utils import send_to_device
+    from transformers import Seq2SeqTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -42,12 +52,12 @@ SAME_SIGNAL_SECONDS = 1.0
 class ElapsedTimeCallback(TrainerCallback):
     """Adds `elapsed_seconds` of training, earlier runs of a resumed training included, to every log entry."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Starts the clock, where an earlier run left it."""
         before = max((entry.get("elapsed_seconds", 0.0) for entry in state.log_history), default=0.0)
         self.start = time.monotonic() - before
 
-    def on_log(self, args, state, control, **kwargs):
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Reads the clock."""
         if state.log_history and hasattr(self, "start"):
             state.log_history[-1]["elapsed_seconds"] = round(time.monotonic() - self.start, 1)
@@ -65,7 +75,7 @@ class EpochLengthSampler(Sampler[int]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
@@ -76,7 +86,7 @@ class EpochCallback(TrainerCallback):
     def __init__(self, sampler: EpochLengthSampler):
         self.sampler = sampler
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The epoch as a whole number; resumed in its middle, it is the same one."""
         self.sampler.epoch = int(state.epoch or 0)
 
@@ -84,7 +94,7 @@ class EpochCallback(TrainerCallback):
 class PatienceCallback(EarlyStoppingCallback):
     """Early stopping that, in a resumed run, has waited as long as before."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Takes the count from the checkpoint, but not the patience: that may have been changed."""
         super().on_train_begin(args, state, control, **kwargs)
         if state.global_step:
@@ -97,22 +107,22 @@ class PunctualSaveCallback(TrainerCallback):
     """Saves when everything that happens at an update has happened, so that a resumed run repeats none of it.
 
     The log's running mean of the loss ends with a save, since a resumed run begins a new one; and a save at an epoch's
-    last update waits for the epoch's end, where a validation may come.
+    last update, or the training's, waits for the epoch's end, where a validation may come.
     """
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Makes the run's folder, and looks for the best checkpoint in it: the folder may have been moved."""
         if args.should_save:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         find_best_checkpoint(Path(args.output_dir), state)
 
-    def on_step_end(self, args, state, control, **kwargs):
-        """At an epoch's last update nothing is saved yet."""
-        self.waits = control.should_save and is_whole(state.epoch)
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """At the last update of an epoch or of the training nothing is saved yet."""
+        self.waits = control.should_save and (is_whole(state.epoch) or control.should_training_stop)
         control.should_save = control.should_save and not self.waits
         control.should_log = control.should_log or control.should_save
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Saves what has waited."""
         control.should_save = control.should_save or getattr(self, "waits", False)
         control.should_log = control.should_log or control.should_save
@@ -129,9 +139,11 @@ class StopSignalCallback(TrainerCallback):
         number: The signal that the training was ended by; `None` if it was not.
     """
 
-    def __init__(self, accelerator=None):
-        self.number, self._noted, self._noted_at, self._answer = None, 0, 0.0, None
-        self._before, self.accelerator = {}, accelerator
+    def __init__(self, accelerator: Accelerator | None = None):
+        self.number: int | None = None
+        self._noted, self._noted_at, self.pending, self.accelerator = 0, 0.0, 0, accelerator
+        self._answer: torch.Tensor | None = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignalCallback:
         """Listens to the signals, which only the main thread may."""
@@ -139,12 +151,12 @@ class StopSignalCallback(TrainerCallback):
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         """Gives the signals back to whom they belonged."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if self._noted and time.monotonic() - self._noted_at > SAME_SIGNAL_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -160,21 +172,24 @@ class StopSignalCallback(TrainerCallback):
         self._answer = self.accelerator.gather(torch.tensor([self._noted], device=self.accelerator.device))
         return answer
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stops, unless a save waits for the epoch's end or for a validation that decides about it."""
         self.pending = self._agreed()
+        if not is_whole(state.epoch):
+            self._stop(args, control)
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stops; where that was done in the middle of an epoch, this is not its end, and nothing is due."""
+        if self.number is not None:
+            control.should_evaluate = control.should_save = False
+        else:
+            self._stop(args, control)
+
+    def _stop(self, args: Any, control: TrainerControl) -> None:
         decides = control.should_evaluate and args.save_strategy == SaveStrategy.BEST
-        if not is_whole(state.epoch) and not decides:
-            self._stop(control)
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        """Stops."""
-        self._stop(control)
-
-    def _stop(self, control) -> None:
-        if getattr(self, "pending", 0) and not control.should_training_stop:
+        if self.pending and not decides and not control.should_training_stop:
             self.number = self.pending
-            control.should_save = control.should_training_stop = True
+            control.should_log = control.should_save = control.should_training_stop = True
 
 
 def is_whole(epoch: float) -> bool:
@@ -194,16 +209,16 @@ class TitleTrainer(Seq2SeqTrainer):
         OSError: If a checkpoint cannot be saved; in one line, with what still stands.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._aside = None
-        self._batches = deque(maxlen=self.args.gradient_accumulation_steps)
+        self._aside: Path | None = None
+        self._batches: deque[dict] = deque(maxlen=self.args.gradient_accumulation_steps)
         # On the device, where counting costs no waiting: bad updates in a row up to now, and the most there have been.
         self._bad_updates = torch.zeros((), device=self.args.device)
         self._most_bad_updates = torch.zeros((), device=self.args.device)
         self.add_callback(PunctualSaveCallback())
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         # `train_dataset` has lost the column of lengths, which the model does not take.
@@ -216,12 +231,12 @@ class TitleTrainer(Seq2SeqTrainer):
         self.add_callback(EpochCallback(sampler))
         return sampler
 
-    def _run_epoch(self, *args, **kwargs):
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # The Trainer would make one update more whenever a run that has ended is started again.
         if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
-    def training_step(self, model, inputs, *args, **kwargs) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of a batch of `input_ids` `[B, S]` and `labels` `[B, T]`.
 
         One that is not finite counts as 0 in the mean of the log.
@@ -230,7 +245,7 @@ class TitleTrainer(Seq2SeqTrainer):
         loss = super().training_step(model, inputs, *args, **kwargs)
         return loss if self.args.logging_nan_inf_filter else torch.where(loss.isfinite(), loss, 0.0)
 
-    def _get_grad_norm(self, model, grad_norm=None):
+    def _get_grad_norm(self, model: nn.Module, grad_norm: float | torch.Tensor | None = None) -> float | torch.Tensor:
         # Nothing here makes a GPU wait: the host looks at the counts when something is logged or saved, and waits
         # anyway. On a CPU it has them at once. The norm is the same in every process, since they share gradients by
         # then, so that all leave out the same updates; a loss that is not finite has such a gradient.
@@ -244,9 +259,9 @@ class TitleTrainer(Seq2SeqTrainer):
             self._leave_out(model, bad)
         return grad_norm
 
-    def _leave_out(self, model, bad: torch.Tensor) -> None:
+    def _leave_out(self, model: nn.Module, bad: torch.Tensor) -> None:
         """Keeps the optimizer from an update if `bad`, a scalar `[]`, is true."""
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             # As the loss scaling of float16 does it: a fused optimizer looks at this on the device.
             optimizer.found_inf = bad.float()
@@ -280,7 +295,14 @@ class TitleTrainer(Seq2SeqTrainer):
             return " ".join(map(str, ids.tolist()))[:length]
         return self.processing_class.decode(ids, skip_special_tokens=True)[:length]
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **gen_kwargs):
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **gen_kwargs: Any,
+    ) -> tuple[Any, ...]:
         """As transformers' own, and adds what the batch's target tokens lose to the account of the validation."""
         labels = inputs.get("labels")
         if labels is not None:
@@ -291,7 +313,7 @@ class TitleTrainer(Seq2SeqTrainer):
             self._loss_and_tokens += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
         return loss, *rest
 
-    def _repeats(self, rows: int, device) -> torch.Tensor:
+    def _repeats(self, rows: int, device: torch.device) -> torch.Tensor:
         """Which rows of a batch, `[B]`, only fill up the last one, so that all processes have as many."""
         state = self.accelerator.gradient_state
         if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
@@ -299,8 +321,13 @@ class TitleTrainer(Seq2SeqTrainer):
         return torch.arange(rows, device=device) + self.accelerator.process_index * rows >= state.remainder
 
     def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
-    ):
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """As transformers' own, but for the loss: the mean over all target tokens, however they are put in batches.
 
         transformers takes the mean of the batches' means, which changes with their size and with the processes.
@@ -316,22 +343,22 @@ class TitleTrainer(Seq2SeqTrainer):
             output.metrics[f"{metric_key_prefix}_loss"] = float(account[0] / account[1])
         return output
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validates; refuses a loss that is not finite, which would pass for the best one."""
         metrics = super().evaluate(*args, **kwargs)
         if not math.isfinite(metrics.get("eval_loss", 0.0)):
             raise self._diverged(f"update {self.state.global_step}: the validation has a loss")
         return metrics
 
-    def _get_output_dir(self, trial):
+    def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
 
-    def _push_from_checkpoint(self, checkpoint_folder):
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Only what has its name for good may go up, and that is done at the end of `_save_checkpoint`.
         if self._aside is None:
             super()._push_from_checkpoint(checkpoint_folder)
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._look_at_updates(self.state.global_step)
         if not all(bool(tensor.isfinite().all()) for tensor in self.model.parameters()):
             raise self._diverged(f"update {self.state.global_step}: there are weights")
@@ -345,14 +372,14 @@ class TitleTrainer(Seq2SeqTrainer):
             best = self.state.best_model_checkpoint
             remove_old_checkpoints(run / name, self.args.save_total_limit, [Path(best)] if best else [])
 
-    def _write_aside(self, model, trial, run: Path, name: str) -> None:
+    def _write_aside(self, model: nn.Module, trial: Any, run: Path, name: str) -> None:
         if self.args.should_save and not Path(self.args.output_dir).is_dir():
             # It was there when the run began: on a drive that is gone, say, it must not be made anew.
             raise FileNotFoundError(f"{run} is no longer there")
-        self._aside = run / UNFINISHED
+        self._aside = aside = run / UNFINISHED
         try:
             if self.args.should_save:
-                shutil.rmtree(self._aside, ignore_errors=True)
+                shutil.rmtree(aside, ignore_errors=True)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
         finally:
@@ -366,14 +393,14 @@ class TitleTrainer(Seq2SeqTrainer):
             publish_checkpoint(run / UNFINISHED / name, run / name)
         self.accelerator.wait_for_everyone()
 
-    def _load_best_model(self):
+    def _load_best_model(self) -> None:
         damage = checkpoint_damage(Path(self.state.best_model_checkpoint))
         if damage is None:
             super()._load_best_model()
         else:
             logger.warning(f"the best model, {self.state.best_model_checkpoint}, is lost ({damage}): the last is kept")
 
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Logs; what is not finite becomes None, since JSON has no word for it."""
         super().log(finite_or_none(logs), *args, **kwargs)
         self._look_at_updates(self.state.global_step)
@@ -386,7 +413,7 @@ class TitleTrainer(Seq2SeqTrainer):
         )
 
 
-def find_best_checkpoint(run: Path, state, unfinished: str | None = None) -> None:
+def find_best_checkpoint(run: Path, state: TrainerState, unfinished: str | None = None) -> None:
     """Makes a run's state name its best checkpoint where it is or will be, also after the run's folder was moved.
 
     Args:

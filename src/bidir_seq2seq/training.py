@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import signal
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import (
     DataCollatorForSeq2Seq,
+    EvalPrediction,
     PreTrainedTokenizerBase,
     TrainerCallback,
     set_seed,
@@ -27,8 +31,8 @@ from .metrics import TitleScore
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 from .run_folder import (
     UNFINISHED,
+    checkpoint_to_resume,
     keep_run_settings,
-    last_checkpoint,
     publish_model,
     run_lock,
     run_settings,
@@ -37,6 +41,9 @@ from .run_folder import (
 from .tokenization import build_bpe_tokenizer, build_char_tokenizer
 from .trainer import ElapsedTimeCallback, PatienceCallback, StopSignalCallback, TitleTrainer, finite_or_none
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.get_logger(__name__)
 
@@ -92,6 +99,7 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
             )
         logger.warning_once(f"{name}: {reports[name]}")
 
+    model.count_titles(encoded["train"]["labels"])
     model.generation_config.max_length = data_args.max_target_length + 1
     model.generation_config.num_beams = training_args.generation_num_beams or 1
     if model.config.decoder_directions == "both" and model.config.twin_dropout > 0:
@@ -120,7 +128,7 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     logger.warning_once(f"model: {num_parameters:,} parameters, vocabulary {len(tokenizer):,}")
     with StopSignalCallback(trainer.accelerator) as stop:
         trainer.add_callback(stop)
-        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or last_checkpoint(training_args))
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
     if stop.number is not None:
         logger.warning_once(
             f"{signal.Signals(stop.number).name}: stopped after update {trainer.state.global_step}; give the same "
@@ -161,7 +169,7 @@ def save_finished(trainer: TitleTrainer, metrics: dict[str, float]) -> None:
 
 
 def load_or_build_tokenizer(
-    model_args: ModelArguments, data_args: DataArguments, pairs, output_dir: str
+    model_args: ModelArguments, data_args: DataArguments, pairs: Dataset, output_dir: str
 ) -> PreTrainedTokenizerBase:
     """The tokenizer asked for, the checkpoint's, the one of the run to resume, or a new one from `pairs`."""
     run_before = output_dir if (Path(output_dir) / "tokenizer.json").exists() else None
@@ -169,7 +177,7 @@ def load_or_build_tokenizer(
     if name:
         return load_tokenizer(name)
     texts = (text for row in pairs for text in (row["source"], row["target"]) if text)
-    settings = {
+    settings: dict[str, Any] = {
         "vocab_size": model_args.vocab_size,
         "min_frequency": model_args.min_frequency,
         "lowercase": model_args.lowercase,
@@ -248,25 +256,30 @@ def check_autocast(model: nn.Module, training_args: TrainingArguments) -> None:
             ) from error
 
 
-def title_metrics(tokenizer: PreTrainedTokenizerBase):
+def title_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
     """`compute_metrics` for a Trainer that generates: ROUGE, BLEU and the mean length of what was written."""
     score = TitleScore()
 
-    def compute(prediction) -> dict[str, float]:
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
         texts = []
         for ids in (prediction.predictions, prediction.label_ids):
             ids = np.where(ids >= 0, ids, tokenizer.pad_token_id)
             texts.append(tokenizer.batch_decode(ids, skip_special_tokens=True))
         lengths = (prediction.predictions > 0) & (prediction.predictions != tokenizer.pad_token_id)
-        return {**score.compute(predictions=texts[0], references=texts[1]), "gen_len": float(lengths.sum(1).mean())}
+        scores = score.compute(predictions=texts[0], references=texts[1]) or {}
+        return {**scores, "gen_len": float(lengths.sum(1).mean())}
 
     return compute
 
 
 def plot_training_curve(log_history: list[dict], path: str | Path) -> None:
-    """Draws validation loss and ROUGE-L against training time in minutes; needs two validations or more."""
+    """Draws validation loss and ROUGE-L against training time in minutes; needs two validations and matplotlib."""
     points = [e for e in log_history if "eval_loss" in e and "elapsed_seconds" in e]
     if len(points) < 2:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        # No reason to fail after a training.
+        logger.warning_once(f"{path} is not drawn, as matplotlib is not installed: pip install 'bidir_seq2seq[plots]'")
         return
     import matplotlib
 
