@@ -82,7 +82,10 @@ PAGE = {
 }
 
 # Methods that transformers or other modules call, and users do not.
-HOOKS = "init_generation_defaults direction_decoder start_steps words directions get_iterator preprocess postprocess"
+HOOKS = (
+    "init_generation_defaults direction_decoder start_steps words directions get_iterator preprocess postprocess "
+    "evaluation_loop prediction_step"
+)
 
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):\n((?: +.*\n|\n)+)", re.MULTILINE)
 _ITEM = re.compile(r"^([\w*][\w, *]*?)(?: \((.*?)\))?: (.*(?:\n +.*)*)", re.MULTILINE)

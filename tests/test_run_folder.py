@@ -12,10 +12,12 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from bidir_seq2seq import run_folder
 from bidir_seq2seq.manifest import differences
 from bidir_seq2seq.run_folder import (
     UNFINISHED,
     checkpoint_damage,
+    checkpoint_to_resume,
     last_checkpoint,
     numbered_checkpoints,
     publish_checkpoint,
@@ -117,6 +119,33 @@ def test_any_damage_to_a_checkpoint_is_named_and_the_one_before_is_taken(args, t
         (folder / name).write_bytes(content[:-1] if damage == "cut" else changed)
     assert checkpoint_damage(folder).startswith(name)
     assert last_checkpoint(args) == str(before)
+
+
+def test_a_checkpoint_asked_for_by_name_must_be_sound(args, tmp_path):
+    old, new = (published(tmp_path / "run", step) for step in (5, 10))
+    for said in (None, "", "True", True):
+        args.resume_from_checkpoint = said
+        assert checkpoint_to_resume(args) == str(new)
+    args.resume_from_checkpoint = str(old)
+    assert checkpoint_to_resume(args) == str(old)
+    (old / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match="resume_from_checkpoint='.*-5': optimizer.pt is missing; leave it out to go"):
+        checkpoint_to_resume(args)
+    args.resume_from_checkpoint = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="nowhere': it is incomplete"):
+        checkpoint_to_resume(args)
+
+
+def test_another_number_of_processes_is_told(args, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(run_folder.logger, "warning_once", said.append)
+    folder = published(tmp_path / "run", 5)
+    (folder / "rng_state.pth").touch()
+    assert last_checkpoint(args) == str(folder) and len(said) == 1
+    (folder / "rng_state.pth").unlink()
+    for process in range(3):
+        (folder / f"rng_state_{process}.pth").touch()
+    assert last_checkpoint(args) == str(folder) and "saved by 3 processes and there are 1" in said[-1]
 
 
 def test_what_is_being_written_is_no_checkpoint(args, tmp_path):

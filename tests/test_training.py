@@ -210,6 +210,8 @@ def test_two_processes_train_the_model_that_one_does(files, tmp_path):
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
     losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in (one_state, two_state)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    losses = [[e["eval_loss"] for e in state["log_history"] if "eval_loss" in e] for state in (one_state, two_state)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     rouge = [
         [e["eval_rougeL"] for e in state["log_history"] if "eval_rougeL" in e] for state in (one_state, two_state)
     ]
@@ -227,6 +229,26 @@ def test_batches_in_parts_give_the_losses_of_whole_ones(long_run, tmp_path):
         losses[size] = [entry["loss"] for entry in log if "loss" in entry]
     assert len(losses[16]) == 30 and losses[16][0] > losses[16][-1]
     assert losses[4] == pytest.approx(losses[16], rel=1e-6)
+
+
+def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_batches(long_run, tmp_path):
+    pairs, _ = long_run
+    lines = Path(pairs["train_file"]).read_text().splitlines()[:30]
+    (tmp_path / "validation.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    files = {**pairs, "validation_file": str(tmp_path / "validation.jsonl")}
+    losses = [
+        run(files, tmp_path / f"{size}", **{**LONG, "max_steps": 1}, per_device_eval_batch_size=size)["eval_loss"]
+        for size in (30, 7)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    # All at once, by the model itself.
+    model, tokenizer = load_model_and_tokenizer(tmp_path / "30")
+    texts = [json.loads(line) for line in lines]
+    batch = tokenizer([text["document"] for text in texts], padding=True, return_tensors="pt")
+    labels = tokenizer([text["title"] for text in texts], padding=True, return_tensors="pt")["input_ids"]
+    labels = labels.masked_fill(labels == tokenizer.pad_token_id, -100)
+    with torch.no_grad():
+        assert losses[0] == pytest.approx(model(**batch, labels=labels).loss.item(), rel=1e-6)
 
 
 def test_the_trainers_own_label_smoothing_is_refused(tmp_path):
@@ -412,6 +434,7 @@ def test_a_finished_run_goes_on_longer(files, begun):
     "model, overrides, message",
     [
         ({}, {"learning_rate": 0.01}, "learning_rate was 0.001 and is 0.01; use another output_dir, or delete"),
+        ({}, {"gradient_accumulation_steps": 2}, "pairs per update was 4 and is 8"),
         ({"tokenizer_type": "bpe"}, {}, "tokenizer_type was 'char' and is 'bpe'"),
         ({"lowercase": True, "vocab_size": 99}, {}, "vocab_size was 8000 and is 99, lowercase was False and is True"),
     ],
@@ -430,6 +453,12 @@ def test_a_folder_of_a_run_with_other_pairs_is_refused(files, begun, tmp_path):
         run({**files, "train_file": str(other)}, begun)
     # The same pairs from another place are the same.
     run({**files, "train_file": str(same)}, begun)
+
+
+def test_a_run_goes_on_with_its_updates_in_other_parts(files, begun):
+    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    run(files, begun, max_steps=6, logging_steps=2, **parts)
+    assert json.loads((begun / "trainer_state.json").read_text())["global_step"] == 6
 
 
 def test_a_run_of_an_older_version_goes_on(files, begun):
@@ -536,6 +565,32 @@ def test_a_signal_saves_and_ends_the_run(files, in_parts, tmp_path, monkeypatch,
     assert len(batches) == 24
     one, two = (load_file(folder / "checkpoint-12" / "model.safetensors") for folder in (in_parts, tmp_path))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("update, validations", [(4, []), (6, [6])])
+def test_a_signal_in_the_middle_of_an_epoch_waits_for_no_validation_at_its_end(
+    files, tmp_path, monkeypatch, update, validations
+):
+    batches, step = [], Seq2SeqTrainer.training_step
+
+    def training_step(trainer, *args, **kwargs):
+        batches.append(trainer)
+        if len(batches) == 2 * update:
+            signal.raise_signal(signal.SIGTERM)
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Seq2SeqTrainer, "training_step", training_step)
+    with pytest.raises(SystemExit):
+        run(files, tmp_path, **{**PARTS, "eval_strategy": "epoch", "save_strategy": "epoch"})
+    state = TrainerState.load_from_json(str(tmp_path / f"checkpoint-{update}" / "trainer_state.json"))
+    assert [entry["step"] for entry in state.log_history if "eval_loss" in entry] == validations
+    assert [entry["step"] for entry in state.log_history if "loss" in entry] == [4, 6][: update // 2 - 1]
+
+
+def test_the_last_save_of_a_training_comes_after_its_last_validation(files, tmp_path):
+    run(files, tmp_path, **{**PARTS, "max_steps": 8, "eval_strategy": "epoch", "load_best_model_at_end": False})
+    state = TrainerState.load_from_json(str(tmp_path / "checkpoint-8" / "trainer_state.json"))
+    assert [entry["step"] for entry in state.log_history if "eval_loss" in entry] == [6, 8]
 
 
 def test_a_second_signal_ends_the_process_at_once(files, tmp_path, monkeypatch):

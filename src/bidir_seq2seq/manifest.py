@@ -83,7 +83,7 @@ def flush(path: Path) -> None:
     if path.is_dir() and os.name == "nt":
         # Windows does not open folders, and keeps their lists safe itself.
         return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

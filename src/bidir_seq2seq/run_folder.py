@@ -51,12 +51,16 @@ def run_settings(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, pairs: Dataset
 ) -> dict[str, object]:
     """What must stay as it was for a run to be gone on with; how long it is, and what it logs, may change."""
-    names = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "seed")
+    names = ("learning_rate", "seed")
+    # However they are divided into processes and steps.
+    args = training_args
+    pairs_per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
         **asdict(model_args),
         "max_source_length": data_args.max_source_length,
         "max_target_length": data_args.max_target_length,
         **{name: getattr(training_args, name) for name in names},
+        "pairs per update": pairs_per_update,
         "number of training pairs": len(pairs),
         "fingerprint of the training pairs": fingerprint(pairs),
     }
@@ -267,12 +271,35 @@ def remove_old_checkpoints(newest: Path, limit: int | None, protected: Collectio
             shutil.rmtree(path, ignore_errors=True)
 
 
+def checkpoint_to_resume(training_args: TrainingArguments) -> str | None:
+    """The checkpoint that `resume_from_checkpoint` names, or else the newest sound one; None if there is neither.
+
+    Raises:
+        ValueError: If the named one is damaged or not there.
+    """
+    named = training_args.resume_from_checkpoint
+    if not named or str(named).lower() in ("true", "false"):
+        return last_checkpoint(training_args)
+    damage = checkpoint_damage(Path(named))
+    if damage:
+        raise ValueError(
+            f"resume_from_checkpoint={str(named)!r}: {damage}; leave it out to go on from the newest sound one"
+        )
+    return str(named)
+
+
 def last_checkpoint(training_args: TrainingArguments) -> str | None:
     """The newest sound checkpoint of an earlier run; damaged and half-written ones are passed over with a warning."""
     for folder in numbered_checkpoints(training_args.output_dir):
         damage = checkpoint_damage(folder)
         if damage is None:
             logger.warning_once(f"going on from {folder}")
+            processes = len(list(folder.glob("rng_state*.pth")))
+            if processes not in (0, training_args.world_size):
+                logger.warning_once(
+                    f"it was saved by {processes} processes and there are {training_args.world_size}: the pairs go on "
+                    "in their order, but what is drawn at random will differ from the run left alone"
+                )
             return str(folder)
         logger.warning_once(f"{folder} is passed over: {damage}")
     return None
@@ -306,6 +333,7 @@ __all__ = [
     "LOCK_SECONDS",
     "UNFINISHED",
     "checkpoint_damage",
+    "checkpoint_to_resume",
     "fingerprint",
     "keep_run_settings",
     "last_checkpoint",

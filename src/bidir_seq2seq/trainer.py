@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 from transformers.utils import logging
 
 from .extras import extra
@@ -107,7 +107,7 @@ class PunctualSaveCallback(TrainerCallback):
     """Saves when everything that happens at an update has happened, so that a resumed run repeats none of it.
 
     The log's running mean of the loss ends with a save, since a resumed run begins a new one; and a save at an epoch's
-    last update waits for the epoch's end, where a validation may come.
+    last update, or the training's, waits for the epoch's end, where a validation may come.
     """
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -117,8 +117,8 @@ class PunctualSaveCallback(TrainerCallback):
         find_best_checkpoint(Path(args.output_dir), state)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """At an epoch's last update nothing is saved yet."""
-        self.waits = control.should_save and is_whole(state.epoch)
+        """At the last update of an epoch or of the training nothing is saved yet."""
+        self.waits = control.should_save and (is_whole(state.epoch) or control.should_training_stop)
         control.should_save = control.should_save and not self.waits
         control.should_log = control.should_log or control.should_save
 
@@ -141,7 +141,7 @@ class StopSignalCallback(TrainerCallback):
 
     def __init__(self, accelerator: Accelerator | None = None):
         self.number: int | None = None
-        self._noted, self._noted_at, self.accelerator = 0, 0.0, accelerator
+        self._noted, self._noted_at, self.pending, self.accelerator = 0, 0.0, 0, accelerator
         self._answer: torch.Tensor | None = None
         self._before: dict[int, Any] = {}
 
@@ -175,18 +175,21 @@ class StopSignalCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stops, unless a save waits for the epoch's end or for a validation that decides about it."""
         self.pending = self._agreed()
-        decides = control.should_evaluate and args.save_strategy == SaveStrategy.BEST
-        if not is_whole(state.epoch) and not decides:
-            self._stop(control)
+        if not is_whole(state.epoch):
+            self._stop(args, control)
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stops."""
-        self._stop(control)
+        """Stops; where that was done in the middle of an epoch, this is not its end, and nothing is due."""
+        if self.number is not None:
+            control.should_evaluate = control.should_save = False
+        else:
+            self._stop(args, control)
 
-    def _stop(self, control: TrainerControl) -> None:
-        if getattr(self, "pending", 0) and not control.should_training_stop:
+    def _stop(self, args: Any, control: TrainerControl) -> None:
+        decides = control.should_evaluate and args.save_strategy == SaveStrategy.BEST
+        if self.pending and not decides and not control.should_training_stop:
             self.number = self.pending
-            control.should_save = control.should_training_stop = True
+            control.should_log = control.should_save = control.should_training_stop = True
 
 
 def is_whole(epoch: float) -> bool:
@@ -291,6 +294,54 @@ class TitleTrainer(Seq2SeqTrainer):
         if self.processing_class is None:
             return " ".join(map(str, ids.tolist()))[:length]
         return self.processing_class.decode(ids, skip_special_tokens=True)[:length]
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **gen_kwargs: Any,
+    ) -> tuple[Any, ...]:
+        """As transformers' own, and adds what the batch's target tokens lose to the account of the validation."""
+        labels = inputs.get("labels")
+        if labels is not None:
+            labels = inputs["labels"] = labels.masked_fill(self._repeats(len(labels), labels.device)[:, None], -100)
+        loss, *rest = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
+        if loss is not None and labels is not None:
+            tokens = int((labels != -100).sum())
+            self._loss_and_tokens += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
+        return loss, *rest
+
+    def _repeats(self, rows: int, device: torch.device) -> torch.Tensor:
+        """Which rows of a batch, `[B]`, only fill up the last one, so that all processes have as many."""
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return torch.zeros(rows, dtype=torch.bool, device=device)
+        return torch.arange(rows, device=device) + self.accelerator.process_index * rows >= state.remainder
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As transformers' own, but for the loss: the mean over all target tokens, however they are put in batches.
+
+        transformers takes the mean of the batches' means, which changes with their size and with the processes.
+        """
+        self._loss_and_tokens = torch.zeros(2, dtype=torch.float64)
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        account = self._loss_and_tokens
+        if self.accelerator.num_processes > 1:
+            account = self.accelerator.gather(account[None].to(self.args.device)).sum(0)
+        if f"{metric_key_prefix}_loss" in output.metrics and account[1] > 0:
+            output.metrics[f"{metric_key_prefix}_loss"] = float(account[0] / account[1])
+        return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validates; refuses a loss that is not finite, which would pass for the best one."""

@@ -30,8 +30,8 @@ from .metrics import TitleScore
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 from .run_folder import (
     UNFINISHED,
+    checkpoint_to_resume,
     keep_run_settings,
-    last_checkpoint,
     publish_model,
     run_lock,
     run_settings,
@@ -130,7 +130,7 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     logger.warning_once(f"model: {num_parameters:,} parameters, vocabulary {len(tokenizer):,}")
     with StopSignalCallback(trainer.accelerator) as stop:
         trainer.add_callback(stop)
-        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or last_checkpoint(training_args))
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
     if stop.number is not None:
         logger.warning_once(
             f"{signal.Signals(stop.number).name}: stopped after update {trainer.state.global_step}; give the same "
