@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 # Points of a line that are drawn; more would only make a page larger.
 MAX_POINTS = 400
-SIZE = (5.4, 3.3)
+SIZE = (4.7, 3.1)
 
 # Colours that differ for colour-blind readers, too; systems also differ by their dashes and marks.
 _LIGHT = {"lead": "#7d7d7d", "l2r": "#0b62a8", "r2l": "#c1550a", "both": "#087f5b", "joint": "#8a3ea8"}
@@ -61,7 +61,7 @@ class Theme:
 
 
 LIGHT = Theme("#1f2328", "#59636e", "#dfe3e8", systems=_LIGHT, runs=tuple(_LIGHT[n] for n in ("l2r", "r2l", "both")))
-DARK = Theme("#e6edf3", "#9198a1", "#3a414b", systems=_DARK, runs=tuple(_DARK[n] for n in ("l2r", "r2l", "both")))
+DARK = Theme("#e6edf3", "#9aa4af", "#2c343e", systems=_DARK, runs=tuple(_DARK[n] for n in ("l2r", "r2l", "both")))
 # Pictures stand on pages of any colour.
 PAPER = Theme("#1f2328", "#59636e", "#dfe3e8", "#ffffff", _LIGHT, LIGHT.runs)
 
@@ -83,7 +83,9 @@ class Curve:
     @classmethod
     def from_log(cls, log_history: Sequence[Mapping], name: str) -> Curve:
         """Of a Trainer's log what it says of `name`, such as `"eval_loss"`; entries without a number are left out."""
-        entries = [entry for entry in log_history if isinstance(entry.get(name), int | float) and "step" in entry]
+        # The last validation is made twice.
+        by_step = {e["step"]: e for e in log_history if isinstance(e.get(name), int | float) and "step" in e}
+        entries = list(by_step.values())
         timed = entries and all("elapsed_seconds" in entry for entry in entries)
         return cls(
             steps=[float(entry["step"]) for entry in entries],
@@ -170,7 +172,7 @@ def loss_figure(theme: Theme, logs: Mapping[str, Sequence[Mapping]], axis: str =
     for index, (name, log) in enumerate(logs.items()):
         label = f"{name} " if len(logs) > 1 else ""
         places, values = Curve.from_log(log, "loss").against(axis)
-        axes.plot(places, values, color=theme.run(index), alpha=0.55, linewidth=1.2, label=f"{label}training")
+        axes.plot(places, values, color=theme.run(index), alpha=0.65, linewidth=1.2, label=f"{label}training")
         places, values = Curve.from_log(log, "eval_loss").against(axis)
         axes.plot(places, values, "o-", color=theme.run(index), label=f"{label}validation")
     _legend_above(axes, 2)
@@ -185,7 +187,6 @@ def rouge_figure(theme: Theme, logs: Mapping[str, Sequence[Mapping]], axis: str 
         axes.plot(places, values, "o-", color=theme.run(index), label=name)
     if len(logs) > 1:
         _legend_above(axes, 2)
-    axes.set_ylim(bottom=0)
     return figure
 
 
@@ -241,7 +242,7 @@ def score_figure(theme: Theme, runs: Mapping[str, Mapping[str, Mapping[str, floa
     """ROUGE-L of each run's systems with the 95 % intervals, one a line."""
     rows = [(run, name, scores) for run, systems in runs.items() for name, scores in systems.items()]
     figure, axes = _axes("ROUGE-L (%) with its 95 % interval", "")
-    figure.set_figheight(max(1.3, 0.75 + 0.3 * len(rows)))
+    figure.set_figheight(max(1.4, 0.7 + 0.28 * len(rows)))
     for place, (_, name, scores) in enumerate(rows):
         value = scores["rougeL"]
         low, high = scores.get("rougeL_interval_low", value), scores.get("rougeL_interval_high", value)

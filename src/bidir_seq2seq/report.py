@@ -173,7 +173,10 @@ def read_run(folder: str | Path, scores_dir: str | Path | None = None, name: str
             f"{folder} holds neither a run's log (trainer_state.json) nor scores ({SCORES_FILE}): name the output_dir "
             "of train.py, or of score.py"
         )
-    run = Run(name or folder.resolve().name, folder, state.get("log_history", []))
+    place = folder.resolve()
+    # As a name, "model" says little.
+    own = f"{place.parent.name}/{place.name}" if place.name in ("model", "output", "run") else place.name
+    run = Run(name or own, folder, state.get("log_history", []))
     run.settings = _read_json(folder / "run_settings.json")
     if scores:
         run.scores = _read_json(scores / SCORES_FILE)
@@ -192,7 +195,7 @@ def _read_json(path: Path) -> dict:
 def _tell_apart(runs: list[Run]) -> None:
     """Names that are the same get the name of the folder around."""
     names = [run.name for run in runs]
-    for index, run in enumerate(runs):
+    for run in runs:
         if names.count(run.name) > 1:
             run.name = f"{run.folder.resolve().parent.name}/{run.name}"
     names = [run.name for run in runs]
@@ -213,7 +216,7 @@ def _facts(run: Run, state: dict) -> dict[str, str]:
             config.get("decoder_directions")
         ),
         "width": _number(config.get("hidden_size")),
-        "best validation": _best(state),
+        "best ROUGE-L": _best(state),
         "test pairs": _number(len(run.pairs) or run.score_settings.get("pairs")),
     }
     return {name: text for name, text in known.items() if text}
@@ -231,7 +234,7 @@ def _duration(seconds: float) -> str:
 
 def _best(state: dict) -> str | None:
     metrics = [entry["eval_rougeL"] for entry in state.get("log_history", []) if entry.get("eval_rougeL") is not None]
-    return f"ROUGE-L {max(metrics):.2f}" if metrics else None
+    return f"{max(metrics):.2f}" if metrics else None
 
 
 @dataclass(frozen=True)
@@ -352,7 +355,7 @@ def _example(runs: list[Run], index: int) -> dict:
     for run in runs:
         for name, title in run.pairs[index]["titles"].items():
             pieces = _marked(split_tokens(title["text"], tokenization), reference)
-            label = f"{run.name}: {name}" if len(runs) > 1 else name
+            label = f"{run.name}: {name}" if len(runs) > 1 else plots.LABELS.get(name, name)
             titles.append({"label": label, "pieces": pieces, "rougeL": title["rougeL"], "system": name})
     return {
         "id": pair["id"],

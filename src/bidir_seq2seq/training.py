@@ -115,8 +115,18 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         (output_dir / "eval_results.json").write_text(
             json.dumps(finite_or_none(metrics), indent=2, allow_nan=False) + "\n"
         )
-        plot_training_curve(trainer.state.log_history, output_dir / "training_curve.png")
+        if training_args.report:
+            _report(trainer.state.log_history, output_dir)
     return metrics
+
+
+def _report(log_history: list[dict], output_dir: Path) -> None:
+    # matplotlib takes long to import, and a process without a report has no need of it.
+    from .plots import plot_training_curve
+    from .report import write_report
+
+    plot_training_curve(log_history, output_dir / "training_curve.png")
+    logger.warning_once(f"report: {write_report([output_dir])}")
 
 
 def load_or_build_tokenizer(
@@ -224,30 +234,6 @@ def title_metrics(tokenizer: PreTrainedTokenizerBase):
     return compute
 
 
-def plot_training_curve(log_history: list[dict], path: str | Path) -> None:
-    """Draws validation loss and ROUGE-L against training time in minutes; needs two validations or more."""
-    points = [e for e in log_history if "eval_loss" in e and "elapsed_seconds" in e]
-    if len(points) < 2:
-        return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    minutes = [e["elapsed_seconds"] / 60 for e in points]
-    figure, loss_axis = plt.subplots(figsize=(7, 4))
-    loss_axis.plot(minutes, [e["eval_loss"] for e in points], "o-", color="tab:blue")
-    loss_axis.set(xlabel="training time (minutes)", ylabel="validation loss (nats per token)")
-    loss_axis.yaxis.label.set_color("tab:blue")
-    if all("eval_rougeL" in e for e in points):
-        rouge_axis = loss_axis.twinx()
-        rouge_axis.plot(minutes, [e["eval_rougeL"] for e in points], "s-", color="tab:orange")
-        rouge_axis.set_ylabel("validation ROUGE-L", color="tab:orange")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 __all__ = [
     "DataArguments",
     "ModelArguments",
@@ -256,7 +242,6 @@ __all__ = [
     "check_same_ids",
     "load_or_build_model",
     "load_or_build_tokenizer",
-    "plot_training_curve",
     "title_metrics",
     "train",
 ]

@@ -122,6 +122,10 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         default=None, metadata={"help": "Stop after so many validations without a better one."}
     )
 
+    report: bool = field(
+        default=True, metadata={"help": "Write a page about the run, report/report.html, at its end; with curves."}
+    )
+
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Log the mean of earlier losses for one that is not finite."}
     )
