@@ -54,7 +54,6 @@ PAGE = {
             "training_arguments": "ModelArguments DataArguments TrainingArguments",
             "trainer": "TitleTrainer",
             "data": "load_pairs load_file encode_pairs EncodingReport",
-            "docstrings": "gather_docstrings",
             "allocator": "keep_freed_memory",
         },
     ),
@@ -63,6 +62,7 @@ PAGE = {
         {
             "generation_bidir_seq2seq": "BidirSeq2SeqGenerationMixin BidirBeamSearchOutput",
             "titles": "write_titles Title",
+            "ranking_bidir_seq2seq": "Candidates own joint",
         },
     ),
     "Pipeline": ("Documents in, titles out.", {"pipeline": "BidirSeq2SeqPipeline"}),
@@ -80,10 +80,7 @@ PAGE = {
 }
 
 # Methods that transformers or other modules call, and users do not.
-HOOKS = (
-    "init_generation_defaults direction_decoder start_steps source_prior output_logits reverse_labels "
-    "get_iterator preprocess postprocess"
-)
+HOOKS = "init_generation_defaults direction_decoder start_steps words directions get_iterator preprocess postprocess"
 
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):\n((?: +.*\n|\n)+)", re.MULTILINE)
 _ITEM = re.compile(r"^([\w*][\w, *]*?)(?: \((.*?)\))?: (.*(?:\n +.*)*)", re.MULTILINE)
@@ -150,7 +147,12 @@ def _class(name: str, owner: type) -> Iterator[str]:
         yield "\n".join(f"| `{f.name}` | {_default(f)} | {f.metadata['help']} |" for f in helped) + "\n"
     for method_name in vars(owner):
         method = getattr(owner, method_name)
-        if inspect.isroutine(method) and method.__doc__ and _is_worth_showing(owner, method_name, method.__doc__):
+        if (
+            inspect.isroutine(method)
+            and callable(method)
+            and method.__doc__
+            and _is_worth_showing(owner, method_name, method.__doc__)
+        ):
             yield f"#### `{name}.{method_name}`\n"
             yield from _function(method_name, method)
 

@@ -24,11 +24,14 @@ INTERNAL_MODULES = {
     "run_folder",
     "arguments",
     "commands",
+    "extras",
     "cache_bidir_seq2seq",
     "loss_bidir_seq2seq",
     "search_bidir_seq2seq",
     "kernels_bidir_seq2seq",
     "steps_bidir_seq2seq",
+    "directions_bidir_seq2seq",
+    "output_bidir_seq2seq",
     "version",
 }
 

@@ -187,7 +187,7 @@ def test_predictions_must_be_as_many_as_references(script, tmp_path):
         rouge("a b\nc d\n", "--max_samples", 1)
 
 
-@pytest.mark.parametrize("name", ["train", "generate", "score", "gather_docstrings", "push_to_hub"])
+@pytest.mark.parametrize("name", ["train", "generate", "score", "push_to_hub"])
 def test_help_explains(script, name, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stopped:

@@ -196,8 +196,7 @@ def test_two_processes_train_the_model_that_one_does(files, tmp_path):
     two, two_state = launch("two", torchrun, batch_size=2)
     assert two_state["train_batch_size"] == 2
     counts = [weights.pop("prior.title_counts").sum() for weights in (one, two)]
-    # The first process's share of the titles.
-    assert 0 < counts[1] < counts[0]
+    assert 0 < counts[1] == counts[0]
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
     losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in (one_state, two_state)]

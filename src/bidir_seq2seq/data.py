@@ -6,12 +6,15 @@ import csv
 import difflib
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
+
+from .extras import extra
 
 # datasets and pandas take seconds to import, which who writes a title for a text has no need of.
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ class EncodingReport:
 
 
 def load_pairs(
-    files: dict[str, str] | None = None,
+    files: Mapping[str, str | None] | None = None,
     dataset_name: str | None = None,
     dataset_config_name: str | None = None,
     source_column: str | None = None,
@@ -82,16 +85,18 @@ def load_pairs(
     Raises:
         ValueError: On an unknown file type, an unreadable file, a missing column or one without text, or when
             neither files nor a name are given.
+        ImportError: Without the extra `train`.
     """
-    from datasets import DatasetDict, load_dataset
+    with extra("train"):
+        from datasets import DatasetDict, load_dataset
 
-    files = {split: path for split, path in (files or {}).items() if path is not None}
-    if bool(files) == bool(dataset_name):
+    paths = {split: path for split, path in (files or {}).items() if path is not None}
+    if bool(paths) == bool(dataset_name):
         raise ValueError("give either data files (train_file, validation_file, ...) or dataset_name")
     if dataset_name:
         splits = load_dataset(dataset_name, dataset_config_name, cache_dir=cache_dir)
     else:
-        splits = DatasetDict({split: load_file(path, cache_dir) for split, path in files.items()})
+        splits = DatasetDict({split: load_file(path, cache_dir) for split, path in paths.items()})
     return DatasetDict(
         {name: _name_columns(split, name, source_column, target_column) for name, split in splits.items()}
     )
@@ -102,10 +107,12 @@ def load_file(path: str, cache_dir: str | None = None) -> Dataset:
 
     Raises:
         ValueError: On another file type, or if the file cannot be read (naming the place).
+        ImportError: Without the extra `train`.
     """
-    import pandas as pd
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
+    with extra("train"):
+        import pandas as pd
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetGenerationError
 
     extension = path.rsplit(".", 1)[-1].lower()
     if extension not in FILE_FORMATS:
@@ -136,7 +143,7 @@ def read_lines(path: str) -> list[str]:
         raise ValueError(_what_is_wrong(path, "txt", error)) from error
 
 
-def split_lines(stream) -> list[str]:
+def split_lines(stream: Iterable[str]) -> list[str]:
     """The lines of an open text stream, without their ends and without a byte order mark."""
     # Not str.splitlines: it also breaks at U+2028, U+0085 and form feeds, which stand inside documents.
     return [
@@ -238,9 +245,9 @@ def _what_is_wrong(path: str, extension: str, error: Exception) -> str:
             "save it as UTF-8, for example with: iconv -f ENCODING -t UTF-8"
         )
     if FILE_FORMATS.get(extension) == "json":
-        for number, line in enumerate(content.decode("utf-8-sig").split("\n"), start=1):
+        for number, text in enumerate(content.decode("utf-8-sig").split("\n"), start=1):
             try:
-                json.loads(line or "null")
+                json.loads(text or "null")
             except json.JSONDecodeError as bad:
                 if number == 1 and _is_json(content):
                     break
@@ -305,14 +312,16 @@ def _name_columns(split: Dataset, name: str, source_column: str | None, target_c
         raise ValueError(f"{name}: needs a source and a target column, but there is only {columns}")
     given = {"source_column": source_column is not None, "target_column": target_column is not None}
     source_column, target_column = choose_columns(columns, source_column, target_column)
-    for option, column in (("source_column", source_column), ("target_column", target_column)):
+    assert target_column is not None  # as there are two columns, or its name was given
+    chosen = {"source_column": source_column, "target_column": target_column}
+    for option, column in chosen.items():
         if column not in columns:
             close = difflib.get_close_matches(column, columns, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"{name}: {option}={column!r} is not among its columns {columns}{hint}")
     if source_column == target_column:
         raise ValueError(f"source_column and target_column are both {source_column!r}: a model cannot learn from that")
-    for option, column in (("source_column", source_column), ("target_column", target_column)):
+    for option, column in chosen.items():
         check_text(split, column, option, name, given[option])
     if not all(given.values()):
         logger.warning_once(

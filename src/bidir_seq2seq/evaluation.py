@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import check_text, choose_columns, load_file, load_pairs
+from .extras import extra
 from .metrics import (
+    References,
     TitleScore,
+    Tokenization,
     bootstrap_interval,
     lead_baseline,
     pair_scores,
@@ -25,9 +26,16 @@ from .metrics import (
 )
 from .titles import Title, write_titles
 
+with extra("train"):
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 # What can be scored, and how `generate` is told to do it. "lead" copies the opening of the document.
-SYSTEMS = {
-    "lead": None,
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "lead": {},
     "l2r": {"decoding_direction": "l2r"},
     "r2l": {"decoding_direction": "r2l"},
     "both": {"decoding_direction": "both", "joint_rescoring": False},
@@ -72,6 +80,8 @@ def load_test_pairs(
     columns = [[_as_list(value) for value in rows[name]] for name in target_columns]
     # A cell may be empty where a pair has fewer references than others.
     references = [[text for cell in cells for text in cell if text.strip()] or [""] for cells in zip(*columns)]
+    from datasets import Dataset
+
     return Dataset.from_dict({"source": rows[source_column], "target": references})
 
 
@@ -108,9 +118,9 @@ def predict(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Dataset,
     systems: Sequence[str],
-    tokenization: str = "auto",
+    tokenization: Tokenization = "auto",
     progress: bool = True,
-    **generate_kwargs,
+    **generate_kwargs: Any,
 ) -> dict[str, list[str]]:
     """Writes the titles of `pairs` (columns `source`, `target`) with each system, as [`predict_titles`], as texts.
 
@@ -126,9 +136,9 @@ def predict_titles(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Dataset,
     systems: Sequence[str],
-    tokenization: str = "auto",
+    tokenization: Tokenization = "auto",
     progress: bool = True,
-    **generate_kwargs,
+    **generate_kwargs: Any,
 ) -> dict[str, list[Title]]:
     """Writes the titles of `pairs` with each system.
 
@@ -173,8 +183,8 @@ def predict_titles(
 
 def score(
     predictions: dict[str, list[str]],
-    references: list[str] | list[list[str]],
-    tokenization: str = "auto",
+    references: References,
+    tokenization: Tokenization = "auto",
     metrics: Sequence[str] = TITLE_METRICS,
     by_pair: dict[str, dict[str, list[float]]] | None = None,
 ) -> dict[str, dict[str, float]]:
@@ -200,7 +210,8 @@ def score(
     by_pair = by_pair or score_pairs(predictions, references, tokenization)
     results, first = {}, None
     for name, texts in predictions.items():
-        results[name] = TitleScore().compute(predictions=texts, references=references, tokenization=tokenization)
+        scores = TitleScore().compute(predictions=texts, references=references, tokenization=tokenization)
+        results[name] = scores or {}  # none on all but the first of several processes
         if set(metrics) & set(PRONUNCIATION_METRICS):
             errors = pronunciation_scores(texts, references, tokenization)
             results[name] |= {metric: errors[metric] for metric in metrics if metric in errors}
@@ -221,7 +232,7 @@ def score(
 
 
 def score_pairs(
-    predictions: dict[str, list[str]], references: list[str] | list[list[str]], tokenization: str = "auto"
+    predictions: dict[str, list[str]], references: References, tokenization: Tokenization = "auto"
 ) -> dict[str, dict[str, list[float]]]:
     """ROUGE of every pair, for each system; see `metrics.pair_scores`."""
     return {name: pair_scores(texts, references, tokenization) for name, texts in predictions.items()}
@@ -233,8 +244,8 @@ def save_scores(
     titles: dict[str, list[Title]],
     results: dict[str, dict[str, float]],
     by_pair: dict[str, dict[str, list[float]]],
-    tokenization: str = "auto",
-    **settings,
+    tokenization: Tokenization = "auto",
+    **settings: Any,
 ) -> None:
     """Leaves behind what a report, or another program, needs to know of a scoring.
 
@@ -269,7 +280,7 @@ def save_scores(
     (folder / SETTINGS_FILE).write_text(json.dumps(about | settings, indent=2) + "\n", encoding="utf-8")
 
 
-def format_table(results: dict[str, dict[str, float]], metrics: Sequence[str] = TITLE_METRICS) -> str:
+def format_table(results: Mapping[str, Mapping[str, float]], metrics: Sequence[str] = TITLE_METRICS) -> str:
     """The scores as a plain-text table, one line a system; `metrics` are its columns."""
     first = next(iter(results))
     lines = [f"{'system':10}" + "".join(f"{column:>9}" for column in metrics) + f"   ROUGE-L against {first}"]

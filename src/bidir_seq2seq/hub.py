@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import transformers
 from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardData
@@ -45,7 +46,7 @@ def save_for_hub(
     tokenizer: PreTrainedTokenizerBase,
     save_directory: str | Path,
     repo_id: str | None = None,
-    **card_kwargs,
+    **card_kwargs: Any,
 ) -> list[Path]:
     """Writes a folder that loads with this package and, by `trust_remote_code=True`, without it.
 
@@ -111,7 +112,7 @@ def push_to_hub(
     revision: str | None = None,
     commit_message: str = "Upload model",
     create_pr: bool = False,
-    **card_kwargs,
+    **card_kwargs: Any,
 ) -> CommitInfo:
     """Uploads what [`save_for_hub`] writes, and nothing else; the repository and the branch are made if need be.
 
@@ -194,7 +195,7 @@ def create_model_card(
     Raises:
         ValueError: If `metrics` has another form, or it is not said what it was measured on.
     """
-    language, datasets = ([value] if isinstance(value, str) else value for value in (language, datasets))
+    languages, datasets = (_listed(value) for value in (language, datasets))
     dataset_name = dataset_name or (datasets[0] if datasets else None)
     if metrics is not None:
         _check_metrics(metrics, dataset_name)
@@ -202,7 +203,7 @@ def create_model_card(
         EvalResult(
             task_type="summarization",
             dataset_type=datasets[0] if datasets else "custom",
-            dataset_name=dataset_name,
+            dataset_name=str(dataset_name),
             metric_type=metric_type,
             metric_name=f"{metric_name} ({system})",
             metric_value=round(scores[name], 2),
@@ -214,7 +215,7 @@ def create_model_card(
     data = ModelCardData(
         # The name of the results; without any it would be a stray entry.
         model_name=model_id if results else None,
-        language=language,
+        language=languages,
         license=license,
         library_name="transformers",
         pipeline_tag="summarization",
@@ -243,13 +244,19 @@ def create_model_card(
     )
 
 
-def _check_repo_id(repo_id: str):
+def _listed(value: str | Sequence[str] | None) -> list[str] | None:
+    if value is None:
+        return None
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _check_repo_id(repo_id: str) -> None:
     validate_repo_id(repo_id)
     if "/" not in repo_id:
         raise ValueError(f"repo_id={repo_id!r} must say whose it is, as user/{repo_id} or organization/{repo_id}")
 
 
-def _check_metrics(metrics: Mapping, dataset_name: str | None):
+def _check_metrics(metrics: Mapping, dataset_name: str | None) -> None:
     needed = (*HUB_METRICS, "first4", "last4")
     for system, scores in metrics.items():
         if not isinstance(scores, Mapping) or not all(name in scores for name in needed):

@@ -14,13 +14,17 @@ from importlib.metadata import version
 from itertools import chain, islice, zip_longest
 from typing import Any, Literal, get_args
 
-import datasets
-import evaluate
 import numpy as np
-import regex
-from rapidfuzz.distance import Levenshtein
-from rouge_score import rouge_scorer, tokenizers
-from sacrebleu.metrics import BLEU
+
+from .extras import extra
+
+with extra("train"):
+    import datasets
+    import evaluate
+    import regex
+    from rapidfuzz.distance import Levenshtein
+    from rouge_score import rouge_scorer, tokenizers
+    from sacrebleu.metrics import BLEU
 
 Tokenization = Literal["auto", "char", "word"]
 References = Sequence[str] | Sequence[Sequence[str]]
@@ -129,16 +133,16 @@ class TitleScore(evaluate.Metric):
     def _compute(
         self, predictions: list[str], references: list[list[str]], tokenization: Tokenization
     ) -> dict[str, float]:
-        predictions, references = _tokenize_pairs(predictions, references, tokenization)
-        scores = {name: float(np.mean(values)) for name, values in _rouge(predictions, references).items()}
-        if not any(chain.from_iterable(references)):
-            return scores | dict.fromkeys(("bleu", "first4", "last4"), 0.0 if any(predictions) else 100.0)
+        written, wanted = _tokenize_pairs(predictions, references, tokenization)
+        scores = {name: float(np.mean(values)) for name, values in _rouge(written, wanted).items()}
+        if not any(chain.from_iterable(wanted)):
+            return scores | dict.fromkeys(("bleu", "first4", "last4"), 0.0 if any(written) else 100.0)
         return scores | {
-            "bleu": _bleu(predictions, references),
-            "first4": _edge_accuracy(predictions, references),
+            "bleu": _bleu(written, wanted),
+            "first4": _edge_accuracy(written, wanted),
             "last4": _edge_accuracy(
-                [prediction[::-1] for prediction in predictions],
-                [[reference[::-1] for reference in alternatives] for alternatives in references],
+                [prediction[::-1] for prediction in written],
+                [[reference[::-1] for reference in alternatives] for alternatives in wanted],
             ),
         }
 
@@ -426,7 +430,7 @@ def _listed_references(predictions: Sequence[str], references: References) -> li
         raise ValueError("got no predictions and references; give at least one pair")
     listed = []
     for index, reference in enumerate(references):
-        alternatives = list(reference) if isinstance(reference, list | tuple) else [reference]
+        alternatives: list[Any] = list(reference) if isinstance(reference, list | tuple) else [reference]
         if not alternatives:
             raise ValueError(f"references[{index}] is an empty list; give at least one reference per prediction")
         _check_texts(f"references[{index}]", alternatives)
@@ -498,7 +502,9 @@ def _edge_accuracy(predictions: list[list[str]], references: list[list[list[str]
 
 __all__ = [
     "BootstrapResult",
+    "References",
     "TitleScore",
+    "Tokenization",
     "accuracy_by_position",
     "bootstrap_interval",
     "lead_baseline",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import Subset
@@ -38,11 +40,11 @@ class BidirSeq2SeqPipeline(Pipeline):
     _load_video_processor = False
     _load_feature_extractor = False
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model.eval()
 
-    def __call__(self, inputs, progress: bool = False, **kwargs):
+    def __call__(self, inputs: Any, progress: bool = False, **kwargs: Any) -> Any:
         """Writes titles for documents.
 
         An empty document gets one empty title, and a literal special token in a document is text. Once a call the log
@@ -78,11 +80,12 @@ class BidirSeq2SeqPipeline(Pipeline):
             _check_is_text(f"document {index}", document)
         # Similar lengths pad less. Longest first: what does not fit into memory fails at once.
         order = sorted(range(len(documents)), key=lambda index: len(documents[index]), reverse=True)
-        written = super().__call__(Subset(documents, order), **kwargs)
+        by_length: Subset[str] = Subset(documents, order)  # type: ignore[arg-type] # a list will do
+        written = super().__call__(by_length, **kwargs)
         titles = dict(zip(order, list(tqdm(written, desc="Writing titles", disable=not progress))))
         return [titles[index] for index in range(len(documents))]
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves model and tokenizer, for the installed package to load.
 
         transformers' own method would add this file and mark the folder as one whose code has to be trusted.
@@ -94,7 +97,15 @@ class BidirSeq2SeqPipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.tokenizer.save_pretrained(save_directory, **kwargs)
 
-    def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> _TitleStream:
         """As every pipeline's, and keeps the account of the call's documents."""
         report = _SourceReport(preprocess_params.get("max_source_length") or self.tokenizer.model_max_length)
         titles = super().get_iterator(
@@ -108,9 +119,11 @@ class BidirSeq2SeqPipeline(Pipeline):
         return _TitleStream(titles, inputs, report)
 
     def _sanitize_parameters(
-        self, max_source_length: int | None = None, return_details: bool | None = None, **generate_kwargs
+        self, max_source_length: int | None = None, return_details: bool | None = None, **generate_kwargs: Any
     ) -> tuple[dict, dict, dict]:
-        preprocess_params, forward_params, postprocess_params = {}, generate_kwargs, {}
+        preprocess_params: dict[str, Any] = {}
+        postprocess_params: dict[str, Any] = {}
+        forward_params = generate_kwargs
         if max_source_length is not None:
             if max_source_length < 2:
                 raise ValueError(
@@ -152,7 +165,7 @@ class BidirSeq2SeqPipeline(Pipeline):
             "unknown": torch.tensor([ids.count(self.tokenizer.unk_token_id)]),
         }
 
-    def _forward(self, model_inputs: dict, return_details: bool = False, **generate_kwargs) -> dict:
+    def _forward(self, model_inputs: dict, return_details: bool = False, **generate_kwargs: Any) -> dict:
         """Adds the n titles of each of B documents: `sequences` `[B, n, L]`, `scores` and `from_right` `[B, n]`."""
         settings = self._get_set_generation_params(self._prepare_generate_kwargs(generate_kwargs))
         direction = settings.get("decoding_direction") or getattr(self.model.config, "decoder_directions", "l2r")
@@ -192,7 +205,7 @@ class BidirSeq2SeqPipeline(Pipeline):
         """
         if report is not None:
             report.add(**{name: int(model_outputs[name]) for name in ("truncated", "tokens", "unknown")})
-        written = [("", None, None)]
+        written: Iterable[tuple[str, float | None, str | None]] = [("", None, None)]
         if model_outputs["has_text"]:
             texts = self.tokenizer.batch_decode(model_outputs["sequences"][0], skip_special_tokens=True)
             scores = [None] * len(texts) if model_outputs["scores"] is None else model_outputs["scores"][0].tolist()
@@ -217,13 +230,13 @@ class _SourceReport:
     tokens: int = 0
     unknown: int = 0
 
-    def add(self, truncated: int, tokens: int, unknown: int):
+    def add(self, truncated: int, tokens: int, unknown: int) -> None:
         self.documents += 1
         self.truncated += truncated
         self.tokens += tokens
         self.unknown += unknown
 
-    def log(self):
+    def log(self) -> None:
         if self.truncated:
             logger.warning(
                 f"{self.truncated} of {self.documents} documents are longer than {self.limit} tokens: their tails "
@@ -239,7 +252,7 @@ class _SourceReport:
 class _TitleStream:
     """The titles of one call, document by document; after the last one the account is logged."""
 
-    def __init__(self, titles: Iterable[list[dict]], inputs, report: _SourceReport):
+    def __init__(self, titles: Iterable[list[dict]], inputs: Any, report: _SourceReport):
         self.titles, self.inputs, self.report = titles, inputs, report
 
     def __len__(self) -> int:
@@ -250,7 +263,7 @@ class _TitleStream:
         self.report.log()
 
 
-def _check_is_text(name: str, document) -> None:
+def _check_is_text(name: str, document: object) -> None:
     if not isinstance(document, str):
         raise ValueError(
             f"{name} is {reprlib.repr(document)}, which is not text: give a string, or strings in a list, "

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import transformers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -23,10 +22,14 @@ from transformers.utils import logging
 
 from . import plots
 from .evaluation import PAIRS_FILE, SCORES_FILE, SETTINGS_FILE
+from .extras import extra
 from .metrics import accuracy_by_position, paired_bootstrap, split_tokens
 from .search_history import DIRECTIONS, SearchHistory, search_history
 from .source_words import source_word_mass
 from .version import __version__
+
+with extra("train"):
+    import jinja2
 
 logger = logging.get_logger(__name__)
 
@@ -450,7 +453,7 @@ def _heat_maps(model, tokenizer, pair: dict) -> dict | None:
 def _heat_map(searched: SearchHistory, direction: str) -> dict:
     """One direction's best title: for each token, in writing order, its look at the source and at the partner."""
     other = DIRECTIONS[1 - DIRECTIONS.index(direction)]
-    path = [place for place in searched.best(direction) if not _at(searched, direction, place).is_end]
+    path = searched.best(direction)
     choices = [_at(searched, direction, place) for place in path]
     most: dict[int, float] = {}
     for choice in choices:

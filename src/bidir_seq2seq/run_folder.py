@@ -6,11 +6,15 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.get_logger(__name__)
 
@@ -27,7 +31,7 @@ TOKENIZER_SETTINGS = (
 
 
 def run_settings(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, pairs
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, pairs: Dataset
 ) -> dict[str, object]:
     """What must stay as it was for a run to be gone on with; how long it is, and what it logs, may change."""
     names = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "seed")
@@ -41,7 +45,7 @@ def run_settings(
     }
 
 
-def fingerprint(pairs) -> str:
+def fingerprint(pairs: Dataset) -> str:
     """A short hash of the texts in their order, wherever they were read from."""
     digest = hashlib.sha256()
     for start in range(0, len(pairs), 1000):
@@ -92,7 +96,7 @@ def last_checkpoint(training_args: TrainingArguments) -> str | None:
         # Somebody's checkpoint-best is theirs.
         if number.isdecimal() and folder.is_dir():
             numbers[folder] = int(number)
-    for folder in sorted(numbers, key=numbers.get, reverse=True):
+    for folder in sorted(numbers, key=numbers.__getitem__, reverse=True):
         damage = checkpoint_damage(folder)
         if damage is None:
             logger.warning_once(f"going on from {folder}")

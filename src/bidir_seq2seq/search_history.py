@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .search_bidir_seq2seq import BeamHistory
+
 DIRECTIONS = ("l2r", "r2l")
 # What a look below this share adds to a picture is a byte count.
 MIN_WEIGHT = 0.01
@@ -22,25 +24,38 @@ class Choice:
 
     Attributes:
         text: The token as it is read, with the space before it.
-        is_end: Whether it is the end of the title.
         parent: Rank, at the step before, of the hypothesis that it continues; 0 at the first step.
         partner: Rank, at the step before, of the other direction's hypothesis that it looked at most; `None` if there
             was nothing to look at.
         score: Log-probability of the hypothesis with it.
-        finished: Whether the hypothesis is complete.
         source: Where it looked in the document: pairs of a place and a share.
         partner_tokens: Where it looked in its partner: pairs of a step, at which the partner got the token, and a
             share.
     """
 
     text: str
-    is_end: bool
     parent: int
     partner: int | None
     score: float
-    finished: bool
     source: list[tuple[int, float]]
     partner_tokens: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A complete title.
+
+    Attributes:
+        step: At which step it got its last token.
+        rank: The rank that it had then.
+        score: What it was ranked by in its direction.
+        text: The title.
+    """
+
+    step: int
+    rank: int
+    score: float
+    text: str
 
 
 @dataclass(frozen=True)
@@ -51,36 +66,28 @@ class SearchHistory:
         source: The document's tokens as they are read.
         prior: For each of them the bonus that the learned prior gives to writing it, in logits; empty without prior.
         steps: For `"l2r"` and `"r2l"` the choices of each step by rank; a place that was empty is `None`.
+        finished: For each direction its complete titles, best first.
     """
 
     source: list[str]
     prior: list[float]
     steps: dict[str, list[list[Choice | None]]]
+    finished: dict[str, list[Finished]]
 
     def path(self, direction: str, step: int, rank: int) -> list[tuple[int, int]]:
         """The places (step, rank) of a hypothesis from its first token to the one given."""
         places = []
-        while step >= 0 and self.steps[direction][step][rank] is not None:
+        while step >= 0 and (choice := self.steps[direction][step][rank]) is not None:
             places.append((step, rank))
-            step, rank = step - 1, self.steps[direction][step][rank].parent
+            step, rank = step - 1, choice.parent
         return places[::-1]
 
     def best(self, direction: str) -> list[tuple[int, int]]:
-        """The path of the direction's best complete hypothesis, by its mean log-probability a token.
-
-        If none is complete it is the best one of the last step; it is empty if the direction has written nothing.
-        """
-        places = [
-            (choice.score / (step + 1), step, rank)
-            for step, choices in enumerate(self.steps[direction])
-            for rank, choice in enumerate(choices)
-            if choice is not None and (choice.finished or step == len(self.steps[direction]) - 1)
-        ]
-        complete = [place for place in places if self.steps[direction][place[1]][place[2]].finished]
-        if not places:
-            return []
-        _, step, rank = max(complete or places)
-        return self.path(direction, step, rank)
+        """The path of the direction's best complete title; of the best beam if none is complete."""
+        if self.finished[direction]:
+            title = self.finished[direction][0]
+            return self.path(direction, title.step, title.rank)
+        return self.path(direction, len(self.steps[direction]) - 1, 0)
 
     def as_dict(self) -> dict:
         """Everything as lists, numbers and strings, for JSON."""
@@ -90,7 +97,7 @@ class SearchHistory:
 def search_history(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    history,
+    history: BeamHistory,
     input_ids: torch.LongTensor,
     row: int = 0,
 ) -> SearchHistory:
@@ -99,54 +106,79 @@ def search_history(
     Args:
         model: The model that searched.
         tokenizer: Its tokenizer.
-        history: The `history` of a bidirectional output of `generate` with `output_attentions`; see
-            `BidirBeamSearchOutput`.
+        history: The `history` of a bidirectional output of `generate` with `output_attentions`.
         input_ids: `[S]`, the document's ids, as long as they were given to `generate`.
         row: Which document of the batch it is.
 
     Returns:
         The search.
     """
-    ends = {"l2r": tokenizer.eos_token_id, "r2l": tokenizer.bos_token_id}
-    is_text = input_ids != tokenizer.pad_token_id
-    places = is_text.nonzero().squeeze(1)
-    steps = {
-        direction: [
+    places = (input_ids != tokenizer.pad_token_id).nonzero().squeeze(1)
+    steps: dict[str, list[list[Choice | None]]] = {}
+    finished: dict[str, list[Finished]] = {}
+    for side, direction in enumerate(DIRECTIONS):
+        steps[direction] = [
             [
-                _choice(history, step, side, row, rank, tokenizer, ends[direction], places)
-                for rank in range(history.tokens.shape[3])
+                _choice(tokenizer, history, (side, row, rank), step, places)
+                for rank in range(history.tokens[step].shape[2])
             ]
-            for step in range(history.tokens.shape[0])
+            for step in range(len(history.tokens))
         ]
-        for side, direction in enumerate(DIRECTIONS)
-    }
+        finished[direction] = _finished(tokenizer, history, side, row)
     ids = input_ids[places].tolist()
     prior = []
     if getattr(model, "prior", None) is not None:
         # Logits are (logits + prior) / 2.
-        prior = (model.prior.log_scale.detach().exp()[ids] / 2).tolist()
+        bonuses = (model.prior.log_scale.detach().exp()[ids] / 2).tolist()
         special = set(tokenizer.all_special_ids)
-        prior = [0.0 if index in special else round(bonus, 2) for index, bonus in zip(ids, prior)]
-    return SearchHistory([token_text(tokenizer, index) for index in ids], prior, steps)
+        prior = [0.0 if index in special else round(bonus, 2) for index, bonus in zip(ids, bonuses)]
+    return SearchHistory([token_text(tokenizer, index) for index in ids], prior, steps, finished)
 
 
-def _choice(history, step: int, side: int, row: int, rank: int, tokenizer, end_id: int, places) -> Choice | None:
-    at = (step, side, row, rank)
-    score = float(history.scores[at])
-    if score == float("-inf"):
+def _choice(
+    tokenizer: PreTrainedTokenizerBase,
+    history: BeamHistory,
+    place: tuple[int, int, int],
+    step: int,
+    places: torch.LongTensor,
+) -> Choice | None:
+    score = float(history.scores[step][place])
+    # A place that holds no hypothesis is scored minus infinity, or next to it.
+    if score < -1e6:
         return None
-    token = int(history.tokens[at])
-    looked = history.partner_attentions[at][: step + 1].tolist()
+    source, partner, partner_tokens = [], None, []
+    if history.source_attentions:
+        source = _weights(history.source_attentions[step][place][places].tolist())
+    if history.partner_attentions and step > 0:
+        # The start, which all have in common, tells nothing.
+        read = history.partner_attentions[step][place][:, 1:]
+        partner = int(read.sum(1).argmax())
+        partner_tokens = _weights(read[partner].tolist())
     return Choice(
-        text=token_text(tokenizer, token),
-        is_end=token == end_id,
-        parent=int(history.parents[at]),
-        partner=int(history.partners[at]) if step > 0 else None,
+        text=token_text(tokenizer, int(history.tokens[step][place])),
+        parent=int(history.parents[step][place]),
+        partner=partner,
         score=round(score, 4),
-        finished=bool(history.finished[at]),
-        source=_weights(history.attentions[at][places].tolist()),
-        partner_tokens=_weights(looked),
+        source=source,
+        partner_tokens=partner_tokens,
     )
+
+
+def _finished(tokenizer: PreTrainedTokenizerBase, history: BeamHistory, side: int, row: int) -> list[Finished]:
+    found = []
+    if history.finished_tokens is None or history.finished_parents is None or history.finished_scores is None:
+        return found
+    for rank, score in enumerate(history.finished_scores[side, row].tolist()):
+        parents = [parent for parent in history.finished_parents[side, row, rank].tolist() if parent >= 0]
+        if score < -1e6 or not parents:
+            continue
+        # The last token is the end, which is written by whoever it continues.
+        tokens = history.finished_tokens[side, row, rank, : len(parents)].tolist()
+        ended = tokens[-1] in (tokenizer.eos_token_id, tokenizer.bos_token_id)
+        last = len(parents) - 2 if ended else len(parents) - 1
+        text = "".join(token_text(tokenizer, token) for token in (tokens if side == 0 else tokens[::-1]))
+        found.append(Finished(last, parents[-1] if ended else 0, round(score, 4), text.strip()))
+    return found
 
 
 def _weights(values: Sequence[float]) -> list[tuple[int, float]]:
@@ -162,4 +194,4 @@ def token_text(tokenizer: PreTrainedTokenizerBase, index: int) -> str:
     return tokenizer.convert_ids_to_tokens(index).replace("\u2581", " ")
 
 
-__all__ = ["DIRECTIONS", "Choice", "SearchHistory", "search_history", "token_text"]
+__all__ = ["DIRECTIONS", "Choice", "Finished", "SearchHistory", "search_history", "token_text"]

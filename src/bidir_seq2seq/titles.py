@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,7 +35,7 @@ def write_titles(
     batch_size: int = 32,
     max_source_length: int | None = None,
     progress: bool = False,
-    **generate_kwargs,
+    **generate_kwargs: Any,
 ) -> list[list[Title]]:
     """Writes titles for documents with a [`BidirSeq2SeqPipeline`].
 

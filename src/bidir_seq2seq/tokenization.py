@@ -85,7 +85,14 @@ def build_bpe_tokenizer(
     return _train(tokenizer, trainer, texts, lowercase, model_max_length, f"vocab_size={vocab_size}")
 
 
-def _train(tokenizer: Tokenizer, trainer, texts, lowercase: bool, model_max_length: int, setting: str):
+def _train(
+    tokenizer: Tokenizer,
+    trainer: trainers.Trainer,
+    texts: Iterable[str],
+    lowercase: bool,
+    model_max_length: int,
+    setting: str,
+) -> PreTrainedTokenizerFast:
     if lowercase:
         before = [tokenizer.normalizer] if tokenizer.normalizer else []
         tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Lowercase()])

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch.utils.data import Sampler
-from transformers import Seq2SeqTrainer, TrainerCallback
+from torch import nn
+from torch.utils.data import Dataset, Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from .extras import extra
+
+with extra("train"):
+    # Without it there is no Trainer, and transformers does not say why.
+    import accelerate  # noqa: F401
+    from transformers import Seq2SeqTrainer
 
 
 class ElapsedTimeCallback(TrainerCallback):
     """Adds `elapsed_seconds` of training, earlier runs of a resumed training included, to every log entry."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Starts the clock, where an earlier run left it."""
         before = max((entry.get("elapsed_seconds", 0.0) for entry in state.log_history), default=0.0)
         self.start = time.monotonic() - before
 
-    def on_log(self, args, state, control, **kwargs):
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Reads the clock."""
         if state.log_history and hasattr(self, "start"):
             state.log_history[-1]["elapsed_seconds"] = round(time.monotonic() - self.start, 1)
@@ -37,7 +47,7 @@ class EpochLengthSampler(Sampler[int]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
@@ -48,7 +58,7 @@ class EpochCallback(TrainerCallback):
     def __init__(self, sampler: EpochLengthSampler):
         self.sampler = sampler
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The epoch as a whole number; resumed in its middle, it is the same one."""
         self.sampler.epoch = int((state.epoch or 0) + 1e-6)
 
@@ -66,7 +76,7 @@ class TitleTrainer(Seq2SeqTrainer):
     bad_loss = False
     bad_updates = 0
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         # `train_dataset` has lost the column of lengths, which the model does not take.
@@ -77,7 +87,7 @@ class TitleTrainer(Seq2SeqTrainer):
         self.add_callback(EpochCallback(sampler))
         return sampler
 
-    def training_step(self, *args, **kwargs) -> torch.Tensor:
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of a batch of `input_ids` `[B, S]` and `labels` `[B, T]`.
 
         One that is not finite is remembered, and counted as 0 in the mean of the log.
@@ -88,7 +98,7 @@ class TitleTrainer(Seq2SeqTrainer):
         self.bad_loss = True
         return loss if self.args.logging_nan_inf_filter else torch.zeros_like(loss)
 
-    def _get_grad_norm(self, model, grad_norm=None):
+    def _get_grad_norm(self, model: nn.Module, grad_norm: float | torch.Tensor | None = None) -> float | torch.Tensor:
         # The last look at the gradients before the optimizer takes them.
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         bad = self.bad_loss or not math.isfinite(float(grad_norm))
@@ -105,19 +115,19 @@ class TitleTrainer(Seq2SeqTrainer):
             model.zero_grad(set_to_none=True)
         return grad_norm
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validates; refuses a loss that is not finite, which would pass for the best one."""
         metrics = super().evaluate(*args, **kwargs)
         if not math.isfinite(metrics.get("eval_loss", 0.0)):
             raise self._diverged(f"update {self.state.global_step}: the validation has a loss")
         return metrics
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if not all(bool(tensor.isfinite().all()) for tensor in self.model.parameters()):
             raise self._diverged(f"update {self.state.global_step}: there are weights")
         return super()._save_checkpoint(model, trial)
 
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Logs; what is not finite becomes None, since JSON has no word for it."""
         super().log(finite_or_none(logs), *args, **kwargs)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     EarlyStoppingCallback,
+    EvalPrediction,
     PreTrainedTokenizerBase,
     TrainerCallback,
     set_seed,
@@ -30,6 +34,9 @@ from .run_folder import keep_run_settings, last_checkpoint, run_settings
 from .tokenization import build_bpe_tokenizer, build_char_tokenizer
 from .trainer import ElapsedTimeCallback, TitleTrainer, finite_or_none
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.get_logger(__name__)
 
@@ -78,6 +85,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
             )
         logger.warning_once(f"{name}: {report}")
 
+    model.count_titles(encoded["train"]["labels"])
     model.generation_config.max_length = data_args.max_target_length + 1
     model.generation_config.num_beams = training_args.generation_num_beams or 1
     if model.config.decoder_directions == "both" and model.config.twin_dropout > 0:
@@ -121,7 +129,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
 
 
 def _report(log_history: list[dict], output_dir: Path) -> None:
-    # matplotlib takes long to import, and a process without a report has no need of it.
+    if importlib.util.find_spec("matplotlib") is None:
+        # No reason to fail after a training.
+        logger.warning_once("no report, as matplotlib is not installed: pip install 'bidir_seq2seq[plots]'")
+        return
+    # It takes long to import, and a process without a report has no need of it.
     from .plots import plot_training_curve
     from .report import write_report
 
@@ -130,7 +142,7 @@ def _report(log_history: list[dict], output_dir: Path) -> None:
 
 
 def load_or_build_tokenizer(
-    model_args: ModelArguments, data_args: DataArguments, pairs, output_dir: str
+    model_args: ModelArguments, data_args: DataArguments, pairs: Dataset, output_dir: str
 ) -> PreTrainedTokenizerBase:
     """The tokenizer asked for, the checkpoint's, the one of the run to resume, or a new one from `pairs`."""
     run_before = output_dir if (Path(output_dir) / "tokenizer.json").exists() else None
@@ -138,7 +150,7 @@ def load_or_build_tokenizer(
     if name:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     texts = (text for row in pairs for text in (row["source"], row["target"]) if text)
-    settings = {
+    settings: dict[str, Any] = {
         "vocab_size": model_args.vocab_size,
         "min_frequency": model_args.min_frequency,
         "lowercase": model_args.lowercase,
@@ -219,17 +231,18 @@ def check_autocast(model: nn.Module, training_args: TrainingArguments) -> None:
             ) from error
 
 
-def title_metrics(tokenizer: PreTrainedTokenizerBase):
+def title_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
     """`compute_metrics` for a Trainer that generates: ROUGE, BLEU and the mean length of what was written."""
     score = TitleScore()
 
-    def compute(prediction) -> dict[str, float]:
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
         texts = []
         for ids in (prediction.predictions, prediction.label_ids):
             ids = np.where(ids >= 0, ids, tokenizer.pad_token_id)
             texts.append(tokenizer.batch_decode(ids, skip_special_tokens=True))
         lengths = (prediction.predictions > 0) & (prediction.predictions != tokenizer.pad_token_id)
-        return {**score.compute(predictions=texts[0], references=texts[1]), "gen_len": float(lengths.sum(1).mean())}
+        scores = score.compute(predictions=texts[0], references=texts[1]) or {}
+        return {**scores, "gen_len": float(lengths.sum(1).mean())}
 
     return compute
 

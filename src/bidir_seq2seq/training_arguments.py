@@ -52,6 +52,12 @@ class ModelArguments:
     prior_initial_scale: float = field(
         default=6.0, metadata={"help": "Bonus of a source word before training; half of it reaches the logits."}
     )
+    use_copy: bool = field(
+        default=True, metadata={"help": "Copy words of the source by an attention of its own, beside the vocabulary."}
+    )
+    copy_context: int = field(
+        default=2, metadata={"help": "So many of the last words written are looked for in the source, to go on there."}
+    )
     tie_word_embeddings: bool = field(
         default=False, metadata={"help": "Use one matrix for the embedding and the output layer."}
     )
@@ -130,7 +136,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         default=False, metadata={"help": "Log the mean of earlier losses for one that is not finite."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._choose_metric()
         self._choose_best_model()
         super().__post_init__()
