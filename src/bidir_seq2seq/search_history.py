@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +17,8 @@ from .search_bidir_seq2seq import BeamHistory
 DIRECTIONS = ("l2r", "r2l")
 # What a look below this share adds to a picture is a byte count.
 MIN_WEIGHT = 0.01
+# Below it lie the scores of what does not exist.
+IMPOSSIBLE = -1e6
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def search_history(
             ]
             for step in range(len(history.tokens))
         ]
-        finished[direction] = _finished(tokenizer, history, side, row)
+        finished[direction] = _finished(tokenizer, history, (side, row), steps[direction], places)
     ids = input_ids[places].tolist()
     prior = []
     if getattr(model, "prior", None) is not None:
@@ -144,41 +147,68 @@ def _choice(
 ) -> Choice | None:
     score = float(history.scores[step][place])
     # A place that holds no hypothesis is scored minus infinity, or next to it.
-    if score < -1e6:
+    if score < IMPOSSIBLE:
         return None
-    source, partner, partner_tokens = [], None, []
+    looks = _looks(history, place, step, places)
+    token, parent = int(history.tokens[step][place]), int(history.parents[step][place])
+    return Choice(text=token_text(tokenizer, token), parent=parent, score=round(score, 4), **looks)
+
+
+def _looks(history: BeamHistory, place: tuple[int, int, int], step: int, places: torch.LongTensor) -> dict[str, Any]:
+    looks: dict[str, Any] = {"source": [], "partner": None, "partner_tokens": []}
     if history.source_attentions:
-        source = _weights(history.source_attentions[step][place][places].tolist())
+        looks["source"] = _weights(history.source_attentions[step][place][places].tolist())
     if history.partner_attentions and step > 0:
         # The start, which all have in common, tells nothing.
         read = history.partner_attentions[step][place][:, 1:]
-        partner = int(read.sum(1).argmax())
-        partner_tokens = _weights(read[partner].tolist())
-    return Choice(
-        text=token_text(tokenizer, int(history.tokens[step][place])),
-        parent=int(history.parents[step][place]),
-        partner=partner,
-        score=round(score, 4),
-        source=source,
-        partner_tokens=partner_tokens,
-    )
+        looks["partner"] = int(read.sum(1).argmax())
+        looks["partner_tokens"] = _weights(read[looks["partner"]].tolist())
+    return looks
 
 
-def _finished(tokenizer: PreTrainedTokenizerBase, history: BeamHistory, side: int, row: int) -> list[Finished]:
-    found = []
+def _finished(
+    tokenizer: PreTrainedTokenizerBase,
+    history: BeamHistory,
+    place: tuple[int, int],
+    steps: list[list[Choice | None]],
+    places: torch.LongTensor,
+) -> list[Finished]:
+    """The complete titles of one direction. The last token of one that was cut at the greatest length goes into
+    `steps`: it is not among those that were gone on with."""
+    found: list[Finished] = []
     if history.finished_tokens is None or history.finished_parents is None or history.finished_scores is None:
         return found
-    for rank, score in enumerate(history.finished_scores[side, row].tolist()):
-        parents = [parent for parent in history.finished_parents[side, row, rank].tolist() if parent >= 0]
-        if score < -1e6 or not parents:
+    for number, score in enumerate(history.finished_scores[place].tolist()):
+        parents = [parent for parent in history.finished_parents[place][number].tolist() if parent >= 0]
+        if score < IMPOSSIBLE or not parents:
             continue
-        # The last token is the end, which is written by whoever it continues.
-        tokens = history.finished_tokens[side, row, rank, : len(parents)].tolist()
-        ended = tokens[-1] in (tokenizer.eos_token_id, tokenizer.bos_token_id)
-        last = len(parents) - 2 if ended else len(parents) - 1
-        text = "".join(token_text(tokenizer, token) for token in (tokens if side == 0 else tokens[::-1]))
-        found.append(Finished(last, parents[-1] if ended else 0, round(score, 4), text.strip()))
+        tokens = history.finished_tokens[place][number, : len(parents)].tolist()
+        step, rank = len(parents) - 1, parents[-1]
+        if tokens[-1] in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+            # The end is written by what it continues.
+            step -= 1
+        else:
+            alike = (history.parents[step][place] == rank).nonzero().flatten().tolist()
+            # Whatever continues a hypothesis has looked where that looked.
+            looks = _looks(history, (*place, alike[0]), step, places) if alike else {**_NO_LOOKS}
+            total = round(score * len(tokens), 4)
+            rank = _put(steps[step], Choice(token_text(tokenizer, tokens[-1]), rank, score=total, **looks))
+        text = "".join(token_text(tokenizer, token) for token in (tokens if place[0] == 0 else tokens[::-1]))
+        found.append(Finished(step, rank, round(score, 4), text.strip()))
     return found
+
+
+_NO_LOOKS: dict[str, Any] = {"source": [], "partner": None, "partner_tokens": []}
+
+
+def _put(choices: list[Choice | None], choice: Choice) -> int:
+    """Puts a choice into the first empty place, or behind the others; returns its rank."""
+    if None in choices:
+        rank = choices.index(None)
+        choices[rank] = choice
+        return rank
+    choices.append(choice)
+    return len(choices) - 1
 
 
 def _weights(values: Sequence[float]) -> list[tuple[int, float]]:

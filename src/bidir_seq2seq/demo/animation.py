@@ -30,7 +30,7 @@ def animation_page(search: SearchHistory, language: str = "en") -> str:
     return PAGE.read_text(encoding="utf-8").replace("__DATA__", data)
 
 
-def animation_frame(search: SearchHistory, language: str = "en", height: int = 620) -> str:
+def animation_frame(search: SearchHistory, language: str = "en", height: int = 680) -> str:
     """A frame for another page; what is in it can reach nothing of that page.
 
     Args:

@@ -19,7 +19,7 @@ with extra("demo"):
 logger = logging.get_logger(__name__)
 
 STYLE = """
-.gradio-container { max-width: 1080px !important; margin: 0 auto !important; }
+.gradio-container, .gradio-container main { max-width: 1080px !important; margin: 0 auto !important; }
 .bidir-titles { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); }
 .bidir-card { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 12px 14px; min-width: 0;
   border-top: 3px solid var(--border-color-primary); background: var(--background-fill-primary); }
@@ -27,7 +27,7 @@ STYLE = """
 .bidir-card.both { border-top-color: #159a73; } .bidir-card.default { border-top-color: #9b51b8; }
 .bidir-card h3 { font-size: 13px; font-weight: 600; margin: 0 0 4px;
   display: flex; justify-content: space-between; gap: 8px; }
-.bidir-card h3 span, .bidir-score { color: var(--body-text-color-subdued); font-weight: 400; font-size: 12px; }
+.bidir-card h3 span, .bidir-score { opacity: 0.75; font-weight: 400; font-size: 12px; }
 .bidir-title { font-size: 17px; line-height: 1.4; margin: 0; overflow-wrap: anywhere; }
 .bidir-card details { font-size: 14px; margin-top: 6px; } .bidir-card summary { cursor: pointer; }
 .bidir-card ol { margin: 4px 0 0; padding-left: 22px; } .bidir-card li { overflow-wrap: anywhere; }
@@ -62,7 +62,7 @@ def build_app(writer: DemoWriter, examples: Sequence[str] = (), language: str = 
     """
     words = WORDS[language]
     names = {code: name for name, code in LANGUAGES.items()}
-    with gr.Blocks(title=words["title"], analytics_enabled=False) as app:
+    with gr.Blocks(title=words["title"], analytics_enabled=False, fill_width=True) as app:
         latest = gr.State(Result())
         heading = gr.Markdown(_heading(language))
         choice = gr.Radio(list(LANGUAGES), value=names[language], label=words["language"], elem_id="language")
