@@ -166,8 +166,22 @@ def save_finished(trainer: TitleTrainer, metrics: dict[str, float]) -> None:
         trainer.state.save_to_json(str(aside / "trainer_state.json"))
         text = json.dumps(finite_or_none(metrics), indent=2, allow_nan=False) + "\n"
         (aside / "eval_results.json").write_text(text, encoding="utf-8")
-        plot_training_curve(trainer.state.log_history, aside / "training_curve.png")
         publish_model(aside, output_dir)
+        if trainer.args.report:
+            _report(trainer.state.log_history, output_dir)
+
+
+def _report(log_history: list[dict], output_dir: Path) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        # No reason to fail after a training.
+        logger.warning_once("no report, as matplotlib is not installed: pip install 'bidir_seq2seq[plots]'")
+        return
+    # It takes long to import, and a process without a report has no need of it.
+    from .plots import plot_training_curve
+    from .report import write_report
+
+    plot_training_curve(log_history, output_dir / "training_curve.png")
+    logger.warning_once(f"report: {write_report([output_dir])}")
 
 
 def load_or_build_tokenizer(
@@ -278,34 +292,6 @@ def title_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPredictio
     return compute
 
 
-def plot_training_curve(log_history: list[dict], path: str | Path) -> None:
-    """Draws validation loss and ROUGE-L against training time in minutes; needs two validations and matplotlib."""
-    points = [e for e in log_history if "eval_loss" in e and "elapsed_seconds" in e]
-    if len(points) < 2:
-        return
-    if importlib.util.find_spec("matplotlib") is None:
-        # No reason to fail after a training.
-        logger.warning_once(f"{path} is not drawn, as matplotlib is not installed: pip install 'bidir_seq2seq[plots]'")
-        return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    minutes = [e["elapsed_seconds"] / 60 for e in points]
-    figure, loss_axis = plt.subplots(figsize=(7, 4))
-    loss_axis.plot(minutes, [e["eval_loss"] for e in points], "o-", color="tab:blue")
-    loss_axis.set(xlabel="training time (minutes)", ylabel="validation loss (nats per token)")
-    loss_axis.yaxis.label.set_color("tab:blue")
-    if all("eval_rougeL" in e for e in points):
-        rouge_axis = loss_axis.twinx()
-        rouge_axis.plot(minutes, [e["eval_rougeL"] for e in points], "s-", color="tab:orange")
-        rouge_axis.set_ylabel("validation ROUGE-L", color="tab:orange")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 __all__ = [
     "DataArguments",
     "ModelArguments",
@@ -314,7 +300,6 @@ __all__ = [
     "check_same_ids",
     "load_or_build_model",
     "load_or_build_tokenizer",
-    "plot_training_curve",
     "save_finished",
     "title_metrics",
     "train",

@@ -126,8 +126,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     generation_no_repeat_ngram_size: int | None = field(
         default=None,
         metadata={
-            "help": "No n-gram of this size twice in a title, in validation and wherever the model writes later. 2 or 3 "
-            "suits titles of words."
+            "help": "No n-gram of this size twice in a title, in validation and wherever the model writes later. 2 or "
+            "3 suits titles of words."
         },
     )
     dataloader_pin_memory: bool = field(
@@ -135,6 +135,10 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many validations without a better one."}
+    )
+
+    report: bool = field(
+        default=True, metadata={"help": "Write a page about the run, report/report.html, at its end; with curves."}
     )
 
     logging_nan_inf_filter: bool = field(
