@@ -64,13 +64,12 @@ def load_test_pairs(
     Raises:
         ValueError: As `data.load_pairs`, and on a column that holds neither texts nor lists of them.
     """
-    rows = load_file(path) if target_columns else None
-    is_list = rows is not None and [
-        name for name in target_columns if name in rows.column_names and _lists(rows, name)
-    ]
-    if not is_list and (target_columns is None or len(target_columns) == 1):
-        column = target_columns[0] if target_columns else None
-        return load_pairs({"test": path}, source_column=source_column, target_column=column)["test"]
+    if not target_columns:
+        return load_pairs({"test": path}, source_column=source_column)["test"]
+    rows = load_file(path)
+    is_list = any(name in rows.column_names and _lists(rows, name) for name in target_columns)
+    if not is_list and len(target_columns) == 1:
+        return load_pairs({"test": path}, source_column=source_column, target_column=target_columns[0])["test"]
     source_column = choose_columns(rows.column_names, source_column, target_columns[0])[0]
     for option, name in (("source_column", source_column), *(("target_column", name) for name in target_columns)):
         if name not in rows.column_names:

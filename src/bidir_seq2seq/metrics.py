@@ -365,7 +365,8 @@ def split_tokens(text: str, tokenization: Tokenization = "auto") -> list[tuple[s
     Raises:
         ValueError: If the tokenization is unknown.
     """
-    pieces, end = [], 0
+    pieces: list[tuple[str, str | None]] = []
+    end = 0
     for match in _pattern(tokenization, [text]).finditer(text):
         if match.start() > end:
             pieces.append((text[end : match.start()], None))

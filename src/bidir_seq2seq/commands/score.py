@@ -11,6 +11,7 @@ compared with the first by paired bootstrap. Works without a network, for Chines
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from ..allocator import keep_freed_memory
 from ..arguments import parse_arguments
@@ -28,7 +29,12 @@ from ..evaluation import (
     score,
     score_pairs,
 )
+from ..loading import load_model_and_tokenizer
+from ..metrics import Tokenization
 from ..titles import Title
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass
@@ -127,9 +133,12 @@ def main(argv: list[str] | None = None) -> None:
         save_scores(args.output_dir, pairs, titles, results, by_pair, args.tokenization, **about)
 
 
-def _titles_of_model(args: ScoreArguments, pairs) -> dict[str, list[Title]]:
+def _titles_of_model(args: ScoreArguments, pairs: Dataset) -> dict[str, list[Title]]:
     keep_freed_memory()
-    model, tokenizer = load_model_and_tokenizer(args.model_name_or_path, args.dtype)
+    model, tokenizer = load_model_and_tokenizer(str(args.model_name_or_path), args.dtype)
+    settings: dict[str, Any] = {"batch_size": args.batch_size}
+    if args.num_beams:
+        settings["num_beams"] = args.num_beams
     state = processes()
     if state.num_processes > 1:
         model.to(state.device)
@@ -138,14 +147,14 @@ def _titles_of_model(args: ScoreArguments, pairs) -> dict[str, list[Title]]:
         tokenizer,
         pairs,
         args.systems or available_systems(model),
-        tokenization=args.tokenization,
-        batch_size=args.batch_size,
-        **({"num_beams": args.num_beams} if args.num_beams else {}),
+        tokenization=cast(Tokenization, args.tokenization),
+        **settings,
     )
 
 
 def _titles_of_files(args: ScoreArguments, number: int, wanted: int) -> dict[str, list[Title]]:
-    files = {Path(path).stem: read_predictions(path, number, wanted) for path in args.predictions_file}
-    if len(files) < len(args.predictions_file):
+    paths = args.predictions_file or []
+    files = {Path(path).stem: read_predictions(path, number, wanted) for path in paths}
+    if len(files) < len(paths):
         raise ValueError(f"predictions_file: {args.predictions_file} must differ in name: it names the system")
     return {name: [Title(text) for text in texts] for name, texts in files.items()}
