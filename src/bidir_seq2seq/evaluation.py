@@ -270,7 +270,7 @@ def save_scores(
         (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     with open(folder / PAIRS_FILE, "w", encoding="utf-8") as file:
         for index, (source, listed) in enumerate(zip(pairs["source"], references)):
-            row = {"id": index, "source": source or "", "references": listed, "titles": {}}
+            row: dict[str, Any] = {"id": index, "source": source or "", "references": listed, "titles": {}}
             for name, written in titles.items():
                 scores = {metric: round(values[index], 4) for metric, values in by_pair[name].items()}
                 row["titles"][name] = {**asdict(written[index]), **scores}
