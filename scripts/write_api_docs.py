@@ -43,7 +43,7 @@ PAGE = {
         {
             "modeling_bidir_seq2seq": "BidirSeq2SeqForConditionalGeneration BidirSeq2SeqModel "
             "BidirSeq2SeqPreTrainedModel BidirSeq2SeqLMOutput BidirSeq2SeqModelOutput BidirSeq2SeqEncoderOutput",
-            "tokenization": "build_char_tokenizer build_bpe_tokenizer",
+            "tokenization": "build_char_tokenizer build_bpe_tokenizer build_word_tokenizer",
             "loading": "load_model_and_tokenizer",
         },
     ),
@@ -54,6 +54,7 @@ PAGE = {
             "training": "train",
             "training_arguments": "ModelArguments DataArguments TrainingArguments",
             "trainer": "TitleTrainer",
+            "unknown_words": "TitleCollator extend_ids decode",
             "data": "load_pairs load_file encode_pairs EncodingReport",
             "allocator": "keep_freed_memory",
         },

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import (
-    DataCollatorForSeq2Seq,
     EvalPrediction,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -38,9 +37,10 @@ from .run_folder import (
     run_settings,
     told_in_a_line,
 )
-from .tokenization import build_bpe_tokenizer, build_char_tokenizer
+from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
 from .trainer import ElapsedTimeCallback, PatienceCallback, StopSignalCallback, TitleTrainer, finite_or_none
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments
+from .unknown_words import TitleCollator, decode, placeholders
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,13 +95,15 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     for name, split in pairs.items():
         with training_args.main_process_first(desc="encoding"):
             encoded[name], reports[name] = encode_pairs(
-                split, tokenizer, data_args.max_source_length, data_args.max_target_length
+                split, tokenizer, data_args.max_source_length, data_args.max_target_length, model.config.use_copy
             )
         logger.warning_once(f"{name}: {reports[name]}")
 
     model.count_titles(encoded["train"]["labels"])
     model.generation_config.max_length = data_args.max_target_length + 1
     model.generation_config.num_beams = training_args.generation_num_beams or 1
+    if training_args.generation_no_repeat_ngram_size is not None:
+        model.generation_config.no_repeat_ngram_size = training_args.generation_no_repeat_ngram_size
     if model.config.decoder_directions == "both" and model.config.twin_dropout > 0:
         model.generation_config.joint_rescoring = True
     # Seq2SeqTrainer writes its own evaluation defaults into the model's generation config; ours is what ships.
@@ -119,7 +121,7 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
         args=training_args,
         train_dataset=encoded["train"],
         eval_dataset=encoded.get("validation"),
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        data_collator=TitleCollator(tokenizer, model=model),
         processing_class=tokenizer,
         compute_metrics=title_metrics(tokenizer) if validates and training_args.predict_with_generate else None,
         callbacks=callbacks,
@@ -164,8 +166,22 @@ def save_finished(trainer: TitleTrainer, metrics: dict[str, float]) -> None:
         trainer.state.save_to_json(str(aside / "trainer_state.json"))
         text = json.dumps(finite_or_none(metrics), indent=2, allow_nan=False) + "\n"
         (aside / "eval_results.json").write_text(text, encoding="utf-8")
-        plot_training_curve(trainer.state.log_history, aside / "training_curve.png")
         publish_model(aside, output_dir)
+        if trainer.args.report:
+            _report(trainer.state.log_history, output_dir)
+
+
+def _report(log_history: list[dict], output_dir: Path) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        # No reason to fail after a training.
+        logger.warning_once("no report, as matplotlib is not installed: pip install 'bidir_seq2seq[plots]'")
+        return
+    # It takes long to import, and a process without a report has no need of it.
+    from .plots import plot_training_curve
+    from .report import write_report
+
+    plot_training_curve(log_history, output_dir / "training_curve.png")
+    logger.warning_once(f"report: {write_report([output_dir])}")
 
 
 def load_or_build_tokenizer(
@@ -183,7 +199,9 @@ def load_or_build_tokenizer(
         "lowercase": model_args.lowercase,
         "model_max_length": data_args.max_source_length,
     }
-    build = {"char": build_char_tokenizer, "bpe": build_bpe_tokenizer}[model_args.tokenizer_type]
+    build = {"char": build_char_tokenizer, "bpe": build_bpe_tokenizer, "word": build_word_tokenizer}[
+        model_args.tokenizer_type
+    ]
     tokenizer = build(texts, **settings)
     tokenizer.save_pretrained(output_dir)
     return tokenizer
@@ -264,40 +282,14 @@ def title_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPredictio
         texts = []
         for ids in (prediction.predictions, prediction.label_ids):
             ids = np.where(ids >= 0, ids, tokenizer.pad_token_id)
-            texts.append(tokenizer.batch_decode(ids, skip_special_tokens=True))
+            # A word outside the vocabulary is the same word only if it is the same one of its document.
+            words = placeholders(max(int(ids.max(initial=0)) + 1 - len(tokenizer), 0))
+            texts.append([decode(tokenizer, row.tolist(), words, len(tokenizer)) for row in ids])
         lengths = (prediction.predictions > 0) & (prediction.predictions != tokenizer.pad_token_id)
         scores = score.compute(predictions=texts[0], references=texts[1]) or {}
         return {**scores, "gen_len": float(lengths.sum(1).mean())}
 
     return compute
-
-
-def plot_training_curve(log_history: list[dict], path: str | Path) -> None:
-    """Draws validation loss and ROUGE-L against training time in minutes; needs two validations and matplotlib."""
-    points = [e for e in log_history if "eval_loss" in e and "elapsed_seconds" in e]
-    if len(points) < 2:
-        return
-    if importlib.util.find_spec("matplotlib") is None:
-        # No reason to fail after a training.
-        logger.warning_once(f"{path} is not drawn, as matplotlib is not installed: pip install 'bidir_seq2seq[plots]'")
-        return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    minutes = [e["elapsed_seconds"] / 60 for e in points]
-    figure, loss_axis = plt.subplots(figsize=(7, 4))
-    loss_axis.plot(minutes, [e["eval_loss"] for e in points], "o-", color="tab:blue")
-    loss_axis.set(xlabel="training time (minutes)", ylabel="validation loss (nats per token)")
-    loss_axis.yaxis.label.set_color("tab:blue")
-    if all("eval_rougeL" in e for e in points):
-        rouge_axis = loss_axis.twinx()
-        rouge_axis.plot(minutes, [e["eval_rougeL"] for e in points], "s-", color="tab:orange")
-        rouge_axis.set_ylabel("validation ROUGE-L", color="tab:orange")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 __all__ = [
@@ -308,7 +300,6 @@ __all__ = [
     "check_same_ids",
     "load_or_build_model",
     "load_or_build_tokenizer",
-    "plot_training_curve",
     "save_finished",
     "title_metrics",
     "train",

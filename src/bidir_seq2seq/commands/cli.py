@@ -9,6 +9,7 @@ COMMANDS = {
     "train": ("train", "train a title model from pairs of texts"),
     "generate": ("generate", "write titles for texts with a trained model"),
     "score": ("score", "score a model's directions, or lines that something else wrote, on held-out pairs"),
+    "report": ("report", "write a page about one run or several: curves, scores, examples, attention"),
     "push": ("push_to_hub", "upload a trained model, or show what would go up, to the Hugging Face Hub"),
 }
 
