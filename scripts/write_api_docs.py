@@ -53,7 +53,8 @@ PAGE = {
             "training": "train",
             "training_arguments": "ModelArguments DataArguments TrainingArguments",
             "trainer": "TitleTrainer",
-            "data": "load_pairs load_file encode_pairs EncodingReport",
+            "data": "load_pairs encode_pairs EncodingReport",
+            "pair_summary": "summarize_pairs PairSummary",
             "docstrings": "gather_docstrings",
             "allocator": "keep_freed_memory",
         },
@@ -62,7 +63,7 @@ PAGE = {
         "`model.generate` takes all arguments of transformers' own, and the flags below.",
         {
             "generation_bidir_seq2seq": "BidirSeq2SeqGenerationMixin BidirBeamSearchOutput",
-            "titles": "write_titles Title",
+            "titles": "write_titles stream_titles Title",
         },
     ),
     "Pipeline": ("Documents in, titles out.", {"pipeline": "BidirSeq2SeqPipeline"}),

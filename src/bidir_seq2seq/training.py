@@ -55,6 +55,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         data_args.dataset_config_name,
         data_args.source_column,
         data_args.target_column,
+        on_bad_rows=data_args.on_bad_rows,
+        encoding=data_args.encoding,
     )
     if "train" not in pairs:
         raise ValueError(f"there are no training pairs, only {list(pairs)}: give train_file")

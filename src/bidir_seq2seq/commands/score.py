@@ -1,7 +1,7 @@
 """Scores titles: a model's directions on held-out pairs, or lines that something else wrote.
 
-    python scripts/score.py --model_name_or_path my_model --test_file test.jsonl
-    python scripts/score.py --predictions_file mine.txt --test_file test.jsonl
+    bidir-seq2seq score --model_name_or_path my_model --test_file test.jsonl
+    bidir-seq2seq score --predictions_file mine.txt --test_file test.jsonl
 
 Prints ROUGE-1/2/L, BLEU and the share of the first and last four tokens in their place, in percent, each system
 compared with the first by paired bootstrap. Works without a network, for Chinese characters and for spaced words.
@@ -11,19 +11,24 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
 from ..allocator import keep_freed_memory
 from ..arguments import parse_arguments
-from ..data import load_pairs, read_lines
+from ..data import load_pairs
 from ..evaluation import available_systems, format_table, predict, score
+from ..tables import open_table
+from .loading import load_model
 
 
 @dataclass
 class ScoreArguments:
     """What to score, and how."""
 
-    test_file: str = field(metadata={"help": "Pairs with the references: .json(l), .csv or .tsv."})
+    test_file: list[str] = field(
+        metadata={
+            "help": "Pairs with the references: a file of rows (.json, .jsonl, .csv, .tsv, .parquet; packed or not), "
+            "or two files of plain text, sources and targets line by line."
+        }
+    )
     model_name_or_path: str | None = field(default=None, metadata={"help": "Model to score."})
     predictions_file: list[str] | None = field(
         default=None, metadata={"help": "Files of titles to score instead, one a line, in the order of the pairs."}
@@ -39,7 +44,13 @@ class ScoreArguments:
     )
     max_samples: int | None = field(default=None, metadata={"help": "Score only the first so many pairs."})
     num_beams: int | None = field(default=None, metadata={"help": "Beams per direction. Default: the model's own."})
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of test_file, such as cp1252. Default: found out."}
+    )
     batch_size: int = field(default=32, metadata={"help": "Documents per batch."})
+    device: str | None = field(
+        default=None, metadata={"help": "Such as cpu or cuda:1. Default: a GPU if there is one."}
+    )
     dtype: str = field(
         default="auto",
         metadata={
@@ -63,7 +74,7 @@ def read_predictions(path: str, pairs: int, wanted: int) -> list[str]:
     Raises:
         ValueError: If the file has another number of lines, since nothing tells which pairs they belong to.
     """
-    lines = read_lines(path)
+    lines = [row.values["text"] for row in open_table(path, shape="texts")]
     if len(lines) not in (pairs, wanted):
         expected = f"{pairs}" if pairs == wanted else f"{wanted} (max_samples) or all {pairs}"
         raise ValueError(
@@ -78,19 +89,20 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse_arguments(ScoreArguments, description=__doc__, args=argv)
     if (args.model_name_or_path is None) == (args.predictions_file is None):
         raise ValueError("give either model_name_or_path or predictions_file")
-    pairs = load_pairs({"test": args.test_file}, source_column=args.source_column, target_column=args.target_column)[
-        "test"
-    ]
+    pairs = load_pairs(
+        {"test": args.test_file},
+        source_column=args.source_column,
+        target_column=args.target_column,
+        encoding=args.encoding,
+    )["test"]
     number = len(pairs)
     pairs = pairs.select(range(min(args.max_samples or len(pairs), len(pairs))))
     if args.model_name_or_path:
         keep_freed_memory()
-        model = AutoModelForSeq2SeqLM.from_pretrained(
-            args.model_name_or_path, dtype=args.dtype, use_safetensors=True, trust_remote_code=False
-        )
+        model, tokenizer = load_model(args.model_name_or_path, args.dtype, args.device)
         predictions = predict(
             model,
-            AutoTokenizer.from_pretrained(args.model_name_or_path, trust_remote_code=False),
+            tokenizer,
             pairs,
             args.systems or available_systems(model),
             tokenization=args.tokenization,
