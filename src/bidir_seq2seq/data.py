@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -391,16 +392,16 @@ def encode_pairs(
             "unknown": [ids.count(unk_id) for ids in cut],
         }
 
+    report_columns = ("empty_source", "empty_target", "cut_source", "cut_target", "unknown")
     encoded = pairs.map(
         encode, batched=True, with_indices=True, remove_columns=pairs.column_names, desc="Encoding pairs"
     )
-    report = EncodingReport(
-        **{name: sum(encoded[name]) for name in ("empty_source", "empty_target", "cut_source", "cut_target")}
-    )
-    kept = [i for i, bad in enumerate(map(max, encoded["empty_source"], encoded["empty_target"])) if not bad]
+    counts = {name: encoded.data[name].to_numpy() for name in report_columns}
+    report = EncodingReport(**{name: int(counts[name].sum()) for name in report_columns if name != "unknown"})
+    kept = np.flatnonzero(~(counts["empty_source"] | counts["empty_target"]))
     report.pairs = len(kept)
-    report.unknown_rate = sum(encoded["unknown"]) / max(sum(encoded["length"]), 1)
-    if not kept:
+    report.unknown_rate = float(counts["unknown"].sum()) / max(int(encoded.data["length"].to_numpy().sum()), 1)
+    if not report.pairs:
         raise ValueError(f"no pair with text on both sides is left of {len(pairs)}: {report}")
     encoded = encoded.select_columns(["input_ids", "attention_mask", "labels", "length"])
     return encoded if len(kept) == len(encoded) else encoded.select(kept), report

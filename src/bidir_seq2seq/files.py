@@ -173,7 +173,7 @@ def open_bytes(file: DataFile) -> BinaryIO:
     if file.packing == "zst":
         import pyarrow
 
-        return pyarrow.input_stream(file.path, compression="zstd")
+        return io.BufferedReader(pyarrow.input_stream(file.path, compression="zstd"))
     opener = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}.get(file.packing, open)
     return opener(file.path, "rb")
 
@@ -197,8 +197,8 @@ def inspect_text(file: DataFile, encoding: str | None = None) -> TextFile:
         marked = marked_encoding(beginning)
         if marked and (encoding is None or codecs.lookup(encoding).name.split("-")[:2] == marked.split("-")[:2]):
             encoding = marked
-        if encoding is None and beginning[:100].count(0) > 30:
-            raise ValueError(f"{file.name}: looks like UTF-16 without a mark; say so with --encoding utf-16-le")
+        if encoding is None and (order := _unmarked_utf16(beginning)):
+            raise ValueError(f"{file.name}: looks like UTF-16 without a mark; say so with --encoding {order}")
         if encoding in (None, "utf-8-sig"):
             encoding = _utf8_or_guess(file, marked)
         return _measure(file, encoding)
@@ -210,6 +210,15 @@ def inspect_text(file: DataFile, encoding: str | None = None) -> TextFile:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(f"{file.name}: cannot be unpacked as .{file.packing}: {error}; is it whole?") from error
+
+
+def _unmarked_utf16(beginning: bytes) -> str | None:
+    """UTF-16 has a zero beside each sign of ASCII, and no other text has many."""
+    even, odd = (beginning[start:200:2] for start in (0, 1))
+    shares = [part.count(0) / max(len(part), 1) for part in (even, odd)]
+    if max(shares) > 0.7 and min(shares) < 0.1:
+        return "utf-16-le" if shares[1] > shares[0] else "utf-16-be"
+    return None
 
 
 def _utf8_or_guess(file: DataFile, marked: str | None) -> str:

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.get_logger(__name__)
 
 # Texts that are looked at together; of a pair nothing but 16 bytes and two lengths stays in memory.
 BATCH = 1000
@@ -45,6 +48,9 @@ class PairSummary:
     unknown: float | None = None
     sources: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64), repr=False)
     pair_hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64), repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.pairs:,} pairs, {self.empty:,} with an empty side, {self.repeated:,} repeated"
 
     def shared_sources(self, other: PairSummary) -> int:
         """How many distinct sources another split holds too."""
@@ -97,6 +103,28 @@ def summarize_pairs(
     return summary
 
 
+def log_summaries(splits: dict[str, Dataset]) -> None:
+    """Logs what pairs look like, an example of each split, and whether one holds pairs of the first."""
+    first = None
+    for name, pairs in splits.items():
+        summary = summarize_pairs(pairs)
+        example = f"{shorten(pairs[0]['source'])!r} -> {shorten(pairs[0]['target'])!r}"
+        logger.warning_once(f"{name}: {summary}; the first: {example}")
+        if first is None:
+            first = summary
+        elif shared := summary.shared_pairs(first):
+            logger.warning_once(
+                f"{name}: {shared:,} of its pairs are in {next(iter(splits))} too: scores will look better than they "
+                "are"
+            )
+
+
+def shorten(text: str | None) -> str:
+    """A text on one line, its beginning if it is long."""
+    line = " ".join((text or "").split())
+    return line if len(line) <= 100 else f"{line[:97]}..."
+
+
 def _batches(pairs: Dataset) -> Iterator[tuple[int, dict[str, list[str]]]]:
     for start in range(0, len(pairs), BATCH):
         batch = pairs[start : start + BATCH]
@@ -115,4 +143,4 @@ def _measure(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) ->
     return [len(row) for row in ids], sum(row.count(tokenizer.unk_token_id) for row in ids)
 
 
-__all__ = ["PairSummary", "summarize_pairs"]
+__all__ = ["PairSummary", "log_summaries", "shorten", "summarize_pairs"]

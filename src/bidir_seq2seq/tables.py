@@ -118,6 +118,7 @@ def _open_lines(files: list[DataFile], encoding: str | None, shape: str) -> Tabl
             f"{names[0]} has {texts[0].num_lines} lines and {names[1]} has {texts[1].num_lines}: each line needs its "
             "counterpart, an empty line where there is none"
         )
+    logger.warning_once(f"{names[0]} is taken as the sources and {names[1]} as the targets, line by line")
     return _Lines(" and ".join(names), ["source", "target"], texts)
 
 

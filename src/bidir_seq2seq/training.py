@@ -26,6 +26,7 @@ from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .data import encode_pairs, load_pairs
 from .metrics import TitleScore
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
+from .pair_summary import log_summaries
 from .run_folder import keep_run_settings, last_checkpoint, run_settings
 from .tokenization import build_bpe_tokenizer, build_char_tokenizer
 from .trainer import ElapsedTimeCallback, TitleTrainer, finite_or_none
@@ -66,6 +67,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         for name, split in pairs.items()
         if name in limits
     }
+    if training_args.process_index == 0:
+        log_summaries(pairs)
     with training_args.main_process_first(desc="comparing settings"):
         keep_run_settings(training_args, run_settings(model_args, data_args, training_args, pairs["train"]))
     with training_args.main_process_first(desc="building the tokenizer"):

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from ..arguments import parse_arguments
 from ..data import load_pairs
-from ..pair_summary import PairSummary, summarize_pairs
+from ..pair_summary import PairSummary, shorten, summarize_pairs
 
 
 @dataclass
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def describe(name: str, summary: PairSummary, args: CheckArguments) -> list[str]:
     """The account of one split, in lines."""
-    lines = [f"{name}: {summary.pairs:,} pairs, {summary.empty:,} with an empty side, {summary.repeated:,} repeated"]
+    lines = [f"{name}: {summary}"]
     for side, lengths in (("source", summary.source_lengths), ("target", summary.target_lengths)):
         half, most, nearly_all, longest = lengths
         lines.append(
@@ -103,9 +103,3 @@ def describe(name: str, summary: PairSummary, args: CheckArguments) -> list[str]
             f"{args.max_target_length}); unknown tokens: {summary.unknown:.2%}"
         )
     return lines
-
-
-def shorten(text: str | None) -> str:
-    """A text on one line, its beginning if it is long."""
-    line = " ".join((text or "").split())
-    return line if len(line) <= 100 else f"{line[:97]}..."
