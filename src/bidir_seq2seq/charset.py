@@ -28,6 +28,7 @@ LETTERS = {
     "koi8_r": (CYRILLIC,),
     "cp1253": ("αβγδεζηθικλμνξοπρσςτυφχψωάέήίόύώϊϋΐΰ",),
 }  # fmt: skip
+LATIN = ("cp1252", "cp1250", "cp1254")
 # In their languages no word has letters of a to z beside others.
 NOT_LATIN = ("cp1251", "koi8_r", "cp1253")  # fmt: skip
 # From fewer bytes beyond ASCII nobody can tell.
@@ -54,20 +55,29 @@ def guess_encoding(sample: bytes) -> tuple[str | None, dict[str, str]]:
     from charset_normalizer import from_bytes
 
     matches = list(from_bytes(sample, cp_isolation=CANDIDATES, preemptive_behaviour=False))
-    if not matches:
-        return None, {}
-    best = min(match.chaos for match in matches)
-    likely = [name for match in matches if match.chaos <= best + MARGIN for name in _same_reading(match)]
-    # charset-normalizer names one encoding where several read the same.
-    readings = {name: sample.decode(name) for name in dict.fromkeys(likely) if name in CANDIDATES}
+    best = min((match.chaos for match in matches), default=0)
+    # Where nothing looks like tidy text to it, letters may still tell.
+    likely = [name for match in matches if match.chaos <= best + MARGIN for name in _same_reading(match)] or [*LATIN]
+    if any(name in LATIN for name in likely):
+        # One of them is as tidy as the other: it is the letters that tell.
+        likely += LATIN
+    names = [name for name in dict.fromkeys(likely) if name in CANDIDATES and _can_be(sample, name)]
+    readings = {name: sample.decode(name) for name in names}
     if sum(byte >= 128 for byte in sample) < MIN_EVIDENCE:
         return None, readings
-    if len(set(readings.values())) == 1:
-        return next(iter(readings)), readings
-    plausible = {name for name, text in readings.items() if name not in LETTERS or _is_of_one_language(text, name)}
-    chosen = [name for name in readings if name in plausible]
+    plausible = [name for name, text in readings.items() if name not in LETTERS or _is_of_one_language(text, name)]
+    # Texts of several languages, in letters that all have.
+    chosen = sorted(plausible or names, key=CANDIDATES.index)
     alike = len({readings[name] for name in chosen}) == 1
-    return (chosen[0] if chosen and alike else None), readings
+    return (chosen[0] if alike and (plausible or len(chosen) > 1) else None), readings
+
+
+def _can_be(sample: bytes, encoding: str) -> bool:
+    try:
+        sample.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _same_reading(match) -> list[str]:
