@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import unicodedata
 
 # A mark at the beginning says it; the longer mark of UTF-32 begins with that of UTF-16.
 MARKS = (
@@ -65,11 +66,16 @@ def guess_encoding(sample: bytes) -> tuple[str | None, dict[str, str]]:
     readings = {name: sample.decode(name) for name in names}
     if sum(byte >= 128 for byte in sample) < MIN_EVIDENCE:
         return None, readings
-    plausible = [name for name, text in readings.items() if name not in LETTERS or _is_of_one_language(text, name)]
+    readings = {name: text for name, text in readings.items() if not _has_controls(text)}
+    plausible = [name for name, text in readings.items() if _is_of_one_language(text, name)]
     # Texts of several languages, in letters that all have.
-    chosen = sorted(plausible or names, key=CANDIDATES.index)
+    chosen = sorted(plausible or readings, key=CANDIDATES.index)
     alike = len({readings[name] for name in chosen}) == 1
     return (chosen[0] if alike and (plausible or len(chosen) > 1) else None), readings
+
+
+def _has_controls(text: str) -> bool:
+    return any(unicodedata.category(sign) == "Cc" and sign not in "\t\n\r\f" for sign in text)
 
 
 def _can_be(sample: bytes, encoding: str) -> bool:
@@ -88,6 +94,9 @@ def _same_reading(match) -> list[str]:
 def _is_of_one_language(text: str, encoding: str) -> bool:
     """Whether nearly all letters beyond ASCII belong to one language, and words hold no signs and no other letters."""
     letters = [sign for sign in text.lower() if sign.isalpha() and not sign.isascii()]
+    if encoding not in LETTERS:
+        # Umlauts here and there in Latin text may read as Chinese, but then there is little of it.
+        return len(letters) > 0.1 * sum(sign.isalpha() for sign in text)
     known = max(sum(sign in alphabet for sign in letters) for alphabet in LETTERS[encoding])
     odd = 0
     for before, sign, after in zip(f" {text}", text, f"{text[1:]} "):

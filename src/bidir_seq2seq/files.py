@@ -214,6 +214,8 @@ def inspect_text(file: DataFile, encoding: str | None = None) -> TextFile:
 
 def _unmarked_utf16(beginning: bytes) -> str | None:
     """UTF-16 has a zero beside each sign of ASCII, and no other text has many."""
+    if len(beginning) < 8 or len(beginning) % 2:
+        return None
     even, odd = (beginning[start:200:2] for start in (0, 1))
     shares = [part.count(0) / max(len(part), 1) for part in (even, odd)]
     if max(shares) > 0.7 and min(shares) < 0.1:
@@ -234,7 +236,8 @@ def _utf8_or_guess(file: DataFile, marked: str | None) -> str:
             position += len(line)
             # Lines that are UTF-8 tell nothing about the others.
             if bad and not line.isascii() and len(sample) < SAMPLE_BYTES:
-                sample += line[:SAMPLE_BYTES]
+                # A comma is no half of a sign in any of the encodings.
+                sample += line if len(line) < SAMPLE_BYTES else line[:SAMPLE_BYTES].rpartition(b",")[0]
     if bad is None:
         return marked or "utf-8"
     return _guess(file, b"" if marked else sample, bad)
