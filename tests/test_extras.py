@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bidir_seq2seq import training
-from bidir_seq2seq.data import load_file, load_pairs
+from bidir_seq2seq.data import load_pairs
 
 ROOT = Path(__file__).parents[1]
 TRAIN = r"is not installed, which this needs: pip install 'bidir_seq2seq\[train\]'"
@@ -25,12 +25,11 @@ def test_lower_bounds_are_what_the_oldest_run_has():
     assert sorted(oldest) == sorted(bound.partition(",")[0] for bound in bounds)
 
 
-@pytest.mark.parametrize("load", [lambda path: load_pairs({"train": path}), load_file])
-def test_reading_pairs_names_the_extra(load, tmp_path, monkeypatch):
+def test_reading_pairs_names_the_extra(tmp_path, monkeypatch):
     (tmp_path / "pairs.jsonl").write_text('{"source": "a", "target": "b"}\n')
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=f"datasets {TRAIN}"):
-        load(str(tmp_path / "pairs.jsonl"))
+        load_pairs({"train": str(tmp_path / "pairs.jsonl")})
 
 
 def test_training_and_scoring_name_the_extra():

@@ -9,6 +9,8 @@ compared with the first by paired bootstrap. Works without a network, for Chines
 --output_dir my_model/scores, `bidir-seq2seq report my_model` finds what it needs.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
