@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -19,7 +20,7 @@ SPECIAL_TOKENS = ("pad", "unk", "bos", "eos")
 
 
 def load_model_and_tokenizer(
-    model_name_or_path: str | Path, dtype: str = "auto"
+    model_name_or_path: str | Path, dtype: str = "auto", device: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model, in evaluation mode, and the tokenizer that it was trained with.
 
@@ -28,12 +29,19 @@ def load_model_and_tokenizer(
     Args:
         model_name_or_path: A folder, or a name on the Hub.
         dtype: Precision to load the weights in; `"auto"`: the checkpoint's.
+        device: Where to, such as `"cuda:1"`; default: a GPU if there is one.
 
     Raises:
-        ValueError: As [`load_model`] and [`load_tokenizer`]; and if the tokenizer is not the model's.
+        ValueError: As [`load_model`] and [`load_tokenizer`]; and if the tokenizer is not the model's, or the device is
+            none.
     """
     model = load_model(model_name_or_path, dtype)
     tokenizer = load_tokenizer(model_name_or_path)
+    try:
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"device={device!r} cannot be used: {why}; try --device cpu") from error
     _check_belongs(model_name_or_path, model, tokenizer)
     return model, tokenizer
 

@@ -484,7 +484,9 @@ def _heat_map(searched: SearchHistory, direction: str) -> dict:
 
 
 def _at(searched: SearchHistory, direction: str, place: tuple[int, int]) -> Choice:
-    return searched.steps[direction][place[0]][place[1]]
+    choice = searched.steps[direction][place[0]][place[1]]
+    assert choice is not None, "a finished title's tokens were chosen"
+    return choice
 
 
 _CAPTIONS = {

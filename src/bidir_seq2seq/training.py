@@ -28,6 +28,7 @@ from .data import encode_pairs, load_pairs
 from .loading import load_model, load_tokenizer
 from .metrics import TitleScore
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
+from .pair_summary import log_summaries
 from .run_folder import (
     UNFINISHED,
     checkpoint_to_resume,
@@ -71,11 +72,13 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     if training_args.device.type == "cpu":
         keep_freed_memory()
     pairs = load_pairs(
-        {"train": data_args.train_file, "validation": data_args.validation_file},
+        {"train": data_args.train_file or [], "validation": data_args.validation_file or []},
         data_args.dataset_name,
         data_args.dataset_config_name,
         data_args.source_column,
         data_args.target_column,
+        on_bad_rows=data_args.on_bad_rows,
+        encoding=data_args.encoding,
     )
     if "train" not in pairs:
         raise ValueError(f"there are no training pairs, only {list(pairs)}: give train_file")
@@ -85,6 +88,8 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
         for name, split in pairs.items()
         if name in limits
     }
+    if training_args.process_index == 0:
+        log_summaries(pairs)
     with training_args.main_process_first(desc="comparing settings"):
         keep_run_settings(training_args, run_settings(model_args, data_args, training_args, pairs["train"]))
     with training_args.main_process_first(desc="building the tokenizer"):

@@ -75,12 +75,35 @@ class ModelArguments:
 class DataArguments:
     """The pairs."""
 
-    train_file: str | None = field(default=None, metadata={"help": "Training pairs: .json(l), .csv or .tsv."})
-    validation_file: str | None = field(default=None, metadata={"help": "Validation pairs, for the best checkpoint."})
-    dataset_name: str | None = field(default=None, metadata={"help": "A dataset of the Hub instead of files."})
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Training pairs: files of rows (.json, .jsonl, .csv, .tsv, .parquet; packed or not), a pattern, "
+            "folder or address; or two files of plain text, sources and targets line by line (corpus.en corpus.de)."
+        },
+    )
+    validation_file: list[str] | None = field(
+        default=None, metadata={"help": "Validation pairs, for the best checkpoint; as train_file."}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A dataset of the Hub, or a local folder of one, instead of files."}
+    )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    source_column: str | None = field(default=None, metadata={"help": "Column to read. Default: the first."})
-    target_column: str | None = field(default=None, metadata={"help": "Column to write. Default: the second."})
+    source_column: str | None = field(
+        default=None,
+        metadata={"help": "Column to read, or path (translation.en). Default: by name, such as text, else the first."},
+    )
+    target_column: str | None = field(
+        default=None,
+        metadata={"help": "Column to write, or path. Default: by name, such as title, else the second."},
+    )
+    on_bad_rows: str = field(
+        default="error",
+        metadata={"help": "At a row that cannot be read: stop, or skip and count it.", "choices": ["error", "skip"]},
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of the files, such as cp1252. Default: found out."}
+    )
     max_source_length: int = field(default=400, metadata={"help": "Longest source in tokens; the rest is cut."})
     max_target_length: int = field(default=64, metadata={"help": "Longest target in tokens; the rest is cut."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})

@@ -1,8 +1,8 @@
 """Uploads a trained model with its tokenizer, code and model card to the Hugging Face Hub.
 
-    python scripts/push_to_hub.py --model_name_or_path my_model --repo_id user/name --dry_run
-    python scripts/push_to_hub.py --model_name_or_path my_model --repo_id user/name --language zh --license apache-2.0
-    python scripts/push_to_hub.py settings.yaml
+    bidir-seq2seq push --model_name_or_path my_model --repo_id user/name --dry_run
+    bidir-seq2seq push --model_name_or_path my_model --repo_id user/name --language zh --license apache-2.0
+    bidir-seq2seq push settings.yaml
 
 With --dry_run nothing is sent: it writes the folder and shows what would go where. To upload, log in once with
 `hf auth login`, or set HF_TOKEN.
@@ -47,7 +47,7 @@ class CardArguments:
     datasets: list[str] | None = field(default=None, metadata={"help": "Training datasets on the Hub, by id."})
     training_data: str | None = field(default=None, metadata={"help": "The training pairs, in words."})
     limitations: str | None = field(default=None, metadata={"help": "Where this model fails, in words."})
-    metrics_file: str | None = field(default=None, metadata={"help": "The scores.json that scripts/score.py wrote."})
+    metrics_file: str | None = field(default=None, metadata={"help": "The scores.json that 'score' wrote."})
     dataset_name: str | None = field(
         default=None, metadata={"help": "What the scores were measured on. Default: the first of datasets."}
     )

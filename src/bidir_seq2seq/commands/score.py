@@ -1,12 +1,12 @@
 """Scores titles: a model's directions on held-out pairs, or lines that something else wrote.
 
-    python scripts/score.py --model_name_or_path my_model --test_file test.jsonl
-    python scripts/score.py --predictions_file mine.txt --test_file test.jsonl
-    torchrun --nproc_per_node 2 scripts/score.py --model_name_or_path my_model --test_file test.jsonl
+    bidir-seq2seq score --model_name_or_path my_model --test_file test.jsonl
+    bidir-seq2seq score --predictions_file mine.txt --test_file test.jsonl
+    torchrun --nproc_per_node 2 -m bidir_seq2seq score --model_name_or_path my_model --test_file test.jsonl
 
 Prints ROUGE-1/2/L, BLEU and the share of the first and last four tokens in their place, in percent, each system
 compared with the first by paired bootstrap. Works without a network, for Chinese characters and for spaced words. With
---output_dir my_model/scores, scripts/report.py my_model finds what it needs.
+--output_dir my_model/scores, `bidir-seq2seq report my_model` finds what it needs.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..allocator import keep_freed_memory
 from ..arguments import parse_arguments
-from ..data import read_lines
 from ..evaluation import (
     PRONUNCIATION_METRICS,
     TITLE_METRICS,
@@ -31,6 +30,7 @@ from ..evaluation import (
 )
 from ..loading import load_model_and_tokenizer
 from ..metrics import Tokenization
+from ..tables import open_table
 from ..titles import Title
 
 if TYPE_CHECKING:
@@ -41,7 +41,18 @@ if TYPE_CHECKING:
 class ScoreArguments:
     """What to score, and how."""
 
-    test_file: str = field(metadata={"help": "Pairs with the references: .json(l), .csv or .tsv."})
+    test_file: list[str] = field(
+        metadata={
+            "help": "Pairs with the references: a file of rows (.json, .jsonl, .csv, .tsv, .parquet; packed or not), "
+            "or two files of plain text, sources and targets line by line."
+        }
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of test_file, such as cp1252. Default: found out."}
+    )
+    device: str | None = field(
+        default=None, metadata={"help": "Such as cpu or cuda:1. Default: a GPU if there is one."}
+    )
     model_name_or_path: str | None = field(default=None, metadata={"help": "Model to score."})
     predictions_file: list[str] | None = field(
         default=None, metadata={"help": "Files of titles to score instead, one a line, in the order of the pairs."}
@@ -94,7 +105,7 @@ def read_predictions(path: str, pairs: int, wanted: int) -> list[str]:
     Raises:
         ValueError: If the file has another number of lines, since nothing tells which pairs they belong to.
     """
-    lines = read_lines(path)
+    lines = [row.values["text"] if row.values else "" for row in open_table(path, shape="texts")]
     if len(lines) not in (pairs, wanted):
         expected = f"{pairs}" if pairs == wanted else f"{wanted} (max_samples) or all {pairs}"
         raise ValueError(
@@ -112,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     columns = [args.target_column] if isinstance(args.target_column, str) else args.target_column
     state = processes()
     with state.main_process_first():
-        pairs = load_test_pairs(args.test_file, args.source_column, columns)
+        pairs = load_test_pairs(args.test_file, args.source_column, columns, args.encoding)
     number = len(pairs)
     pairs = pairs.select(range(min(args.max_samples or len(pairs), len(pairs))))
     titles = _titles_of_model(args, pairs) if args.model_name_or_path else _titles_of_files(args, number, len(pairs))
@@ -135,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _titles_of_model(args: ScoreArguments, pairs: Dataset) -> dict[str, list[Title]]:
     keep_freed_memory()
-    model, tokenizer = load_model_and_tokenizer(str(args.model_name_or_path), args.dtype)
+    model, tokenizer = load_model_and_tokenizer(str(args.model_name_or_path), args.dtype, args.device)
     settings: dict[str, Any] = {"batch_size": args.batch_size}
     if args.num_beams:
         settings["num_beams"] = args.num_beams
