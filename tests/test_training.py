@@ -19,6 +19,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer, T
 from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 from bidir_seq2seq import trainer as trainer_module
 from bidir_seq2seq.loading import load_model_and_tokenizer
+from bidir_seq2seq.plots import plot_training_curve
 from bidir_seq2seq.run_folder import UNFINISHED, last_checkpoint, numbered_checkpoints
 from bidir_seq2seq.tokenization import build_char_tokenizer
 from bidir_seq2seq.trainer import StopSignalCallback, TitleTrainer
@@ -27,7 +28,6 @@ from bidir_seq2seq.training import (
     ModelArguments,
     TrainingArguments,
     load_or_build_model,
-    plot_training_curve,
     train,
 )
 

@@ -172,8 +172,8 @@ def save_finished(trainer: TitleTrainer, metrics: dict[str, float]) -> None:
         text = json.dumps(finite_or_none(metrics), indent=2, allow_nan=False) + "\n"
         (aside / "eval_results.json").write_text(text, encoding="utf-8")
         publish_model(aside, output_dir)
-        if trainer.args.report:
-            _report(trainer.state.log_history, output_dir)
+    if trainer.args.report:
+        _report(trainer.state.log_history, output_dir)
 
 
 def _report(log_history: list[dict], output_dir: Path) -> None:
