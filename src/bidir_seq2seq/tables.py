@@ -326,8 +326,7 @@ def _records(text: TextFile, separator: str) -> Iterator[_Record]:
         return
     # Python refuses cells of more than 131,072 signs otherwise; a document may be longer.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    lines = text.lines() if text.line_end == "\r" else map(_hide_lone_returns, text.lines())
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+    reader = csv.reader(map(_hide_lone_returns, text.lines()), delimiter=separator, strict=True)
     while True:
         line = reader.line_num + 1
         try:
