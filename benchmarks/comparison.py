@@ -156,7 +156,7 @@ def load_batches(arguments: ComparisonArguments) -> dict[str, Dataset]:
     """Pairs of token ids, the columns `input_ids` and `labels` of the splits `train` and `test`, in random order."""
     if arguments.train_file is None:
         folder = ROOT / "data" / "docstrings"
-        gather = [sys.executable, str(ROOT / "scripts" / "gather_docstrings.py"), "--output_dir", str(folder)]
+        gather = [sys.executable, str(ROOT / "examples" / "docstring_pairs.py"), "--output_dir", str(folder)]
         subprocess.run(gather, check=True, stdout=subprocess.DEVNULL)
         files = {split: str(folder / f"{split}.jsonl") for split in ("train", "test")}
     else:

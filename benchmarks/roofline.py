@@ -36,7 +36,7 @@ from transformers import set_seed
 from bidir_seq2seq import BidirSeq2SeqConfig, BidirSeq2SeqForConditionalGeneration
 from bidir_seq2seq.allocator import keep_freed_memory
 from bidir_seq2seq.kernels_bidir_seq2seq import FixedLinear
-from bidir_seq2seq.search_bidir_seq2seq import NextTokens
+from bidir_seq2seq.output_bidir_seq2seq import Written
 
 FLOAT_BYTES = 4
 PRODUCT_SIZE = 1024
@@ -198,7 +198,7 @@ def training_jobs(size: Size, batch_size: int) -> dict[str, Callable[[], None]]:
     source = torch.randint(4, c.vocab_size, (batch_size, size.source_length))
     labels = torch.randint(4, c.vocab_size, (batch_size, size.target_length))
     labels[:, -1] = c.eos_token_id
-    r2l_labels = model.reverse_labels(labels)
+    r2l_labels = model.directions[1].targets(labels)
     with torch.no_grad():
         encoded = model.model.encoder(source)
         memories = [decoder.read_source(encoded) for decoder in (model.model.decoder, model.model.r2l_decoder)]
@@ -207,7 +207,6 @@ def training_jobs(size: Size, batch_size: int) -> dict[str, Callable[[], None]]:
             decoder.recur(embeds, memory)[-1]
             for decoder, memory in zip((model.model.decoder, model.model.r2l_decoder), memories)
         ]
-        prior = model.source_prior(encoded)
     encoder_grads = torch.randn_like(encoded.last_hidden_state), torch.randn_like(encoded.pooler_output)
     grads = [torch.randn_like(h) for h in hidden]
     mask = torch.ones(size.target_length, size.target_length, dtype=torch.bool).tril()
@@ -243,11 +242,11 @@ def training_jobs(size: Size, batch_size: int) -> dict[str, Callable[[], None]]:
     def project():
         heads = c.num_attention_heads * c.attention_head_size
         context = hidden[0].new_zeros(*hidden[0].shape[:2], 2 * heads)
-        features = [
-            decoder.features(torch.cat([h.requires_grad_(), context], dim=-1))
+        written = [
+            Written(decoder.features(torch.cat([h.requires_grad_(), context], dim=-1)))
             for decoder, h in zip((model.model.decoder, model.model.r2l_decoder), hidden)
         ]
-        model._loss_from_features(features, [labels, r2l_labels], prior, None).backward()
+        model.words(encoded).loss(written, [labels, r2l_labels]).backward()
 
     return {
         "whole": whole,
@@ -272,8 +271,7 @@ def search_jobs(size: Size, batch_size: int, num_beams: int, directions: int, wr
     embeds = model.model.encoder.embed_tokens(ids).flatten(1, 2)
     hidden = steps.recur(embeds)
     contexts = steps.attend(hidden, num_beams)[:2]
-    scale, base = model.output_base(model.source_prior(encoded))
-    next_tokens = NextTokens(model.lm_head, base, scale)
+    next_tokens = model.words(encoded).next_tokens()
     scores = torch.zeros(batch_size, directions, num_beams)
     partners = None
     if directions == 2:
@@ -286,7 +284,7 @@ def search_jobs(size: Size, batch_size: int, num_beams: int, directions: int, wr
 
     def attend():
         # Each time as many tokens are behind the step.
-        for memory in steps.offers:
+        for memory in steps.twin_memories:
             memory.length = min(memory.length, written)
         steps.attend(hidden, num_beams)
 

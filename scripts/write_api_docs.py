@@ -39,11 +39,12 @@ PAGE = {
     ),
     "Build": (
         "A model from a config, and a tokenizer from texts. `AutoModelForSeq2SeqLM.from_pretrained` and "
-        "`AutoTokenizer.from_pretrained` load them again.",
+        "`AutoTokenizer.from_pretrained` load them again, `load_model_and_tokenizer` with more care.",
         {
             "modeling_bidir_seq2seq": "BidirSeq2SeqForConditionalGeneration BidirSeq2SeqModel "
             "BidirSeq2SeqPreTrainedModel BidirSeq2SeqLMOutput BidirSeq2SeqModelOutput BidirSeq2SeqEncoderOutput",
-            "tokenization": "build_char_tokenizer build_bpe_tokenizer",
+            "tokenization": "build_char_tokenizer build_bpe_tokenizer build_word_tokenizer",
+            "loading": "load_model_and_tokenizer",
         },
     ),
     "Train": (
@@ -55,7 +56,6 @@ PAGE = {
             "trainer": "TitleTrainer",
             "data": "load_pairs encode_pairs EncodingReport",
             "pair_summary": "summarize_pairs PairSummary",
-            "docstrings": "gather_docstrings",
             "allocator": "keep_freed_memory",
         },
     ),
@@ -82,8 +82,8 @@ PAGE = {
 
 # Methods that transformers or other modules call, and users do not.
 HOOKS = (
-    "init_generation_defaults direction_decoder start_steps source_prior output_logits reverse_labels "
-    "get_iterator preprocess postprocess"
+    "init_generation_defaults direction_decoder start_steps words directions get_iterator preprocess postprocess "
+    "evaluation_loop prediction_step"
 )
 
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):\n((?: +.*\n|\n)+)", re.MULTILINE)
@@ -151,7 +151,12 @@ def _class(name: str, owner: type) -> Iterator[str]:
         yield "\n".join(f"| `{f.name}` | {_default(f)} | {f.metadata['help']} |" for f in helped) + "\n"
     for method_name in vars(owner):
         method = getattr(owner, method_name)
-        if inspect.isroutine(method) and method.__doc__ and _is_worth_showing(owner, method_name, method.__doc__):
+        if (
+            inspect.isroutine(method)
+            and callable(method)
+            and method.__doc__
+            and _is_worth_showing(owner, method_name, method.__doc__)
+        ):
             yield f"#### `{name}.{method_name}`\n"
             yield from _function(method_name, method)
 

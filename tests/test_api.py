@@ -21,10 +21,12 @@ MODULES = {
 # What the package and its scripts use and users do not.
 INTERNAL_MODULES = {
     "__main__",
+    "manifest",
     "run_folder",
     "arguments",
     "charset",
     "commands",
+    "extras",
     "files",
     "tables",
     "title_file",
@@ -33,6 +35,8 @@ INTERNAL_MODULES = {
     "search_bidir_seq2seq",
     "kernels_bidir_seq2seq",
     "steps_bidir_seq2seq",
+    "directions_bidir_seq2seq",
+    "output_bidir_seq2seq",
     "version",
 }
 

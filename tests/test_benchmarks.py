@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config, tiny_model
+from safetensors.torch import save_file
 
 from bidir_seq2seq.tokenization import build_char_tokenizer
 
@@ -15,6 +16,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path += [str(BENCHMARKS), str(BENCHMARKS / "peers")]
 bart, bidir, worker = map(import_module, ("bart", "bidir", "worker"))
 comparison, rerun, roofline = map(import_module, ("comparison", "rerun", "roofline"))
+kill, sizes = map(import_module, ("kill", "sizes"))
 decode, decode_linear, half_precision, shortlist, train = map(
     import_module, ("decode", "decode_linear", "half_precision", "shortlist", "train")
 )
@@ -241,24 +243,11 @@ def test_half_precision_is_compared_with_float32_seed_by_seed(pair_files, tmp_pa
         half_precision.main([*flags, "--num_beams", "2"])
 
 
-def test_rerunning_everything_finds_what_the_search_finds():
-    model = tiny_model()
+def test_rerunning_everything_writes_the_full_length():
     sources, mask = bidir.pad_ids([[5, 6, 7, 8], [9, 10], [11]])
-    length = 6
-    best = model.generate(
-        input_ids=sources,
-        attention_mask=mask,
-        num_beams=3,
-        num_return_sequences=3,
-        min_new_tokens=length,
-        max_new_tokens=length,
-        return_dict_in_generate=True,
-        decoding_direction="both",
-    )
-    l2r, r2l = rerun.rerun_everything(model, sources, mask, length, 3)
-    contents = {"l2r": l2r[:, :, 1:], "r2l": r2l[:, :, 1:].flip(-1)}
-    for row, (sequence, direction) in enumerate(zip(best.sequences, best.directions)):
-        assert sequence[1:].tolist() in contents[direction][row // 3].tolist()
+    found = rerun.rerun_everything(tiny_model(), sources, mask, length=6, num_beams=3)
+    assert len(found) == 3
+    assert all(len(title.ids) == 6 and min(title.ids) > 3 for titles in found for title in titles)
 
 
 @pytest.mark.parametrize(
@@ -367,3 +356,35 @@ def test_every_step_is_set_against_its_floors(tmp_path, monkeypatch, capsys):
             assert abs(part["ratios"]["ratio"]) <= abs(part["ratios"]["no exp"]) * 1.000001
             assert abs(part["ratios"]["torch.mm"]) <= abs(part["ratios"]["no exp"]) * 1.000001
     assert capsys.readouterr().out.count("bookkeeping") == 3
+
+
+def test_products_are_counted_as_by_hand():
+    changes = {"decoder_directions": "l2r", "use_attention": False, "use_prior": False, "rnn_type": "gru"}
+    config = tiny_config(**changes)
+    parameters, parts = sizes.products(config, source_length=7, target_length=5)
+    e, h, v = config.embedding_size, config.hidden_size, config.vocab_size
+    # Two layers a side; a GRU has three gates, and half the width each way in the encoder.
+    assert parts["document"] == 7 * 2 * 3 * (h // 2) * (e + h // 2 + h + h // 2)
+    assert parts["output layer"] == 5 * v * e
+    assert parts["decoders"] >= 5 * 3 * h * (e + h + h + h)
+    assert parameters == sum(p.numel() for p in tiny_model(**changes).parameters())
+
+
+def test_the_study_of_kills_sees_any_difference(tmp_path):
+    for name in ("whole", "other"):
+        checkpoint = tmp_path / name / f"checkpoint-{kill.UPDATES}"
+        checkpoint.mkdir(parents=True)
+        for folder in (checkpoint, checkpoint.parent):
+            save_file({"weight": torch.ones(3)}, folder / "model.safetensors")
+        for part in ("optimizer", "scheduler"):
+            torch.save({"state": {0: {"step": torch.tensor(3.0)}}, "groups": [{"lr": 0.1}]}, checkpoint / f"{part}.pt")
+        log = [{"loss": 1.0, "elapsed_seconds": len(name)}, {"train_runtime": len(name)}]
+        (checkpoint.parent / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    assert kill.first_difference(whole, other) is None
+    (other / "trainer_state.json").write_text(json.dumps({"log_history": [{"loss": 1.1}]}))
+    assert kill.first_difference(whole, other) == "the log"
+    torch.save({"state": {0: {"step": torch.tensor(4.0)}}, "groups": [{"lr": 0.1}]}, checkpoint / "optimizer.pt")
+    assert kill.first_difference(whole, other) == "optimizer.pt"
+    save_file({"weight": torch.tensor([1, 1, 1 + 1e-6])}, other / "model.safetensors")
+    assert kill.first_difference(whole, other) == "model.safetensors"

@@ -149,7 +149,7 @@ def test_smoothing_in_the_config_reaches_both_directions(make_trainer, pairs):
         F.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.2).item()
         for logits, labels in (
             (outputs.logits, batch["labels"]),
-            (outputs.r2l_logits, model.reverse_labels(batch["labels"])),
+            (outputs.r2l_logits, model.directions[1].targets(batch["labels"])),
         )
     ]
     assert logged_losses(trainer) == pytest.approx([sum(losses) / 2])

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from conftest import random_pairs, tiny_model
-from transformers import EosTokenCriteria, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import EosTokenCriteria, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import LogitsProcessor, LogitsProcessorList
 
 from bidir_seq2seq.generation_bidir_seq2seq import Beam
@@ -93,10 +93,8 @@ def test_sampling_both_among_one_token_is_greedy():
 
 
 def sampling_beam(batch_size: int, num_beams: int) -> Beam:
-    config = GenerationConfig(max_length=9, length_penalty=1.0, early_stopping=False, do_sample=True)
-    config._pad_token_tensor = torch.tensor(PAD)
     criteria = StoppingCriteriaList([EosTokenCriteria(END)])
-    return Beam(batch_size, num_beams, [START], [criteria], config, torch.device("cpu"))
+    return Beam(torch.full((batch_size,), START), num_beams, [criteria], max_length=9, pad_id=PAD, do_sample=True)
 
 
 def test_one_sampled_hypothesis_follows_the_probabilities():
@@ -314,8 +312,9 @@ def test_other_processes_are_waited_for(direction, monkeypatch):
 
 @one_direction
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_transition_scores_are_the_forced_scores_in_reading_order(direction, num_beams):
-    model = tiny_model()
+@pytest.mark.parametrize("use_copy", [False, True])
+def test_transition_scores_are_the_forced_scores_in_reading_order(direction, num_beams, use_copy):
+    model = tiny_model(use_copy=use_copy)
     input_ids, _ = random_pairs(batch_size=5)
     output = model.generate(
         input_ids,
@@ -346,8 +345,9 @@ def test_transition_scores_are_the_forced_scores_in_reading_order(direction, num
 
 @pytest.mark.parametrize("twin", [True, False])
 @pytest.mark.parametrize("joint_rescoring", [True, False])
-def test_a_bidirectional_output_tells_how_each_token_was_chosen(twin, joint_rescoring):
-    model = tiny_model()
+@pytest.mark.parametrize("use_copy", [False, True])
+def test_a_bidirectional_output_tells_how_each_token_was_chosen(twin, joint_rescoring, use_copy):
+    model = tiny_model(use_copy=use_copy)
     if not twin:
         with torch.no_grad():
             model.model.decoder.twin_attention.value.weight.zero_()
@@ -441,7 +441,7 @@ def test_per_step_outputs_of_one_direction(direction):
 
 
 @one_direction
-@pytest.mark.parametrize("variant", [{}, {"rnn_type": "gru"}], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"rnn_type": "gru"}, {"use_copy": True}], ids=str)
 def test_prompt_lookup_writes_what_greedy_search_writes(direction, variant):
     model = tiny_model(spread=0.9, **variant)
     calls = []
@@ -560,7 +560,7 @@ def test_a_decoding_function_of_the_callers_own():
     ],
     ids=str,
 )
-@pytest.mark.parametrize("variant", [{}, {"use_prior": False, "rnn_type": "gru"}], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"use_prior": False, "rnn_type": "gru"}, {"use_copy": True}], ids=str)
 def test_a_plain_search_of_one_direction_is_transformers_own(direction, num_beams, settings, variant):
     model = tiny_model(spread=0.4, **variant)
     input_ids, _ = random_pairs(batch_size=7)
@@ -584,10 +584,11 @@ def test_a_plain_search_of_one_direction_is_transformers_own(direction, num_beam
 @every_direction
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("settings", [{}, {"min_length": 5}, {"no_repeat_ngram_size": 2}], ids=str)
-def test_a_shortlist_of_all_words_changes_nothing(direction, num_beams, settings):
+@pytest.mark.parametrize("use_copy", [False, True])
+def test_a_shortlist_of_all_words_changes_nothing(direction, num_beams, settings, use_copy):
     if direction != "both" and num_beams == 1 and "no_repeat_ngram_size" in settings:
         pytest.skip("greedy search with processors is transformers' own, which knows no shortlist")
-    model = tiny_model(spread=0.4)
+    model = tiny_model(spread=0.4, use_copy=use_copy)
     input_ids, _ = random_pairs()
     settings = {**settings, "decoding_direction": direction, "num_beams": num_beams, "max_length": 9}
     plain = model.generate(input_ids, **settings)
@@ -595,10 +596,10 @@ def test_a_shortlist_of_all_words_changes_nothing(direction, num_beams, settings
 
 
 @every_direction
-@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize(("counted", "use_copy"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("settings", [{}, {"no_repeat_ngram_size": 2}, {"suppress_tokens": [4, 5]}], ids=str)
-def test_a_shortlist_is_the_model_with_the_other_words_ruled_out(direction, settings, counted):
-    model = tiny_model(spread=0.4)
+def test_a_shortlist_is_the_model_with_the_other_words_ruled_out(direction, settings, counted, use_copy):
+    model = tiny_model(spread=0.4, use_copy=use_copy)
     input_ids, _ = random_pairs(batch_size=5)
     settings = {**settings, "decoding_direction": direction, "num_beams": 3, "max_length": 9}
     settings |= {"return_dict_in_generate": True, "num_return_sequences": 2}

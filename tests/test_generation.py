@@ -5,6 +5,9 @@ import torch
 from conftest import random_pairs, tiny_model
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, TextStreamer, WatermarkingConfig
 from transformers.generation import utils as generation_utils
+from transformers.modeling_outputs import BaseModelOutput
+
+from bidir_seq2seq.tokenization import build_bpe_tokenizer
 
 PAD, UNK, START, END = 0, 1, 2, 3
 SEARCHES = [
@@ -44,7 +47,7 @@ def check_form(sequences: torch.Tensor):
 
 @pytest.mark.parametrize("direction", ["l2r", "r2l"])
 @pytest.mark.parametrize("settings", [{"num_beams": 1}, {"num_beams": 3}, {"num_beams": 3, "length_penalty": 0.0}])
-@pytest.mark.parametrize("variant", [{}, {"rnn_type": "gru"}, {"use_attention": False}], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"rnn_type": "gru"}, {"use_attention": False}, {"use_copy": True}], ids=str)
 def test_cached_steps_equal_reruns(direction, settings, variant):
     model = tiny_model(**variant)
     input_ids, _ = random_pairs()
@@ -133,7 +136,9 @@ def greedy_twins(model, input_ids, max_length: int):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("variant", [{}, {"twin_memory": "features"}, {"rnn_type": "gru"}], ids=str)
+@pytest.mark.parametrize(
+    "variant", [{}, {"twin_memory": "features"}, {"rnn_type": "gru"}, {"use_copy": True}], ids=str
+)
 def test_one_beam_is_the_greedy_twin_rerun_from_scratch(variant):
     model = tiny_model(**variant)
     input_ids, _ = random_pairs(batch_size=6)
@@ -185,7 +190,7 @@ def exhaustive_search(model, input_ids, max_length: int, length_penalty: float):
 @torch.no_grad()
 @pytest.mark.parametrize("vocab_size", [5, 6])
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-@pytest.mark.parametrize("variant", [{}, {"twin_memory": "features"}], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"twin_memory": "features"}, {"use_copy": True}], ids=str)
 def test_a_wide_search_finds_what_brute_force_finds(vocab_size, length_penalty, variant):
     model = tiny_model(vocab_size=vocab_size, **variant)
     for length in (2, 3):
@@ -241,8 +246,9 @@ def test_without_twin_attention_it_is_two_independent_beams(settings, num_beams)
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("settings", [{}, {"joint_rescoring": True}, {"decoding_direction": "r2l"}], ids=str)
-def test_a_row_does_not_depend_on_its_batch_or_its_padding(side, settings):
-    model = tiny_model()
+@pytest.mark.parametrize("variant", [{}, {"use_copy": True}], ids=str)
+def test_a_row_does_not_depend_on_its_batch_or_its_padding(side, settings, variant):
+    model = tiny_model(**variant)
     settings = {**settings, "num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 8}
     settings |= {"return_dict_in_generate": True, "output_scores": True}
     input_ids, _ = random_pairs(batch_size=5)
@@ -453,3 +459,36 @@ def test_a_length_asked_for_takes_the_place_of_the_checkpoints(monkeypatch):
     assert said == []
     model.generate(input_ids=input_ids, max_length=5, max_new_tokens=4)
     assert len(said) == 1 and "max_new_tokens" in said[0]
+
+
+def test_stop_strings_end_a_title_whatever_the_tokenizer():
+    tokenizer = build_bpe_tokenizer(["the red cat runs", "the cat the cat red runs runs"] * 5, min_frequency=1)
+    model = tiny_model(vocab_size=len(tokenizer))
+    batch = tokenizer(["the red cat runs"], return_tensors="pt")
+    settings = {"decoding_direction": "l2r", "max_new_tokens": 12}
+    for num_beams in (1, 3):
+        plain = model.generate(**batch, **settings, num_beams=num_beams)
+        text = tokenizer.decode(plain[0], skip_special_tokens=True)
+        stop = text[-3:-1]
+        found = model.generate(**batch, **settings, num_beams=num_beams, stop_strings=stop, tokenizer=tokenizer)
+        written = tokenizer.decode(found[0], skip_special_tokens=True)
+        assert stop in written
+        if num_beams == 1:
+            assert text.startswith(written) and stop not in tokenizer.decode(found[0][:-1], skip_special_tokens=True)
+    with pytest.raises(ValueError, match="tokenizer"):
+        model.generate(**batch, **settings, stop_strings=["x"])
+
+
+@pytest.mark.parametrize("as_tuple", [False, True])
+@pytest.mark.parametrize("variant", [{}, {"use_copy": True}], ids=str)
+def test_encoder_outputs_of_transformers_own_kind_are_taken(as_tuple, variant):
+    model, (input_ids, labels) = tiny_model(**variant), random_pairs()
+    mask = (input_ids != PAD).long()
+    states = model.get_encoder()(input_ids, mask).last_hidden_state
+    given = (states,) if as_tuple else BaseModelOutput(last_hidden_state=states)
+    batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+    assert torch.equal(model(**batch, encoder_outputs=given).loss, model(**batch).loss)
+    plain = model.generate(input_ids, attention_mask=mask, max_new_tokens=6)
+    given = BaseModelOutput(last_hidden_state=states)
+    found = model.generate(input_ids, attention_mask=mask, encoder_outputs=given, max_new_tokens=6)
+    assert torch.equal(found, plain)

@@ -32,14 +32,14 @@ from bidir_seq2seq.hub import create_model_card, push_to_hub, save_for_hub
 from bidir_seq2seq.tokenization import build_char_tokenizer
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("cache", "configuration", "generation", "kernels", "loss", "modeling", "search", "steps")
-CODE = [f"{part}_bidir_seq2seq.py" for part in PARTS]
+CODE = [path.name for path in (ROOT / "src" / "bidir_seq2seq").glob("*_bidir_seq2seq.py")]
 FILES = sorted(
     [
         *CODE,
         "README.md",
         "config.json",
         "generation_config.json",
+        "manifest.json",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",

@@ -21,6 +21,7 @@ from bidir_seq2seq.keras_checkpoints import (
     read_characters,
     read_keras_weights,
 )
+from bidir_seq2seq.output_bidir_seq2seq import Written
 
 SMALL = Path(__file__).parent / "golden"
 FULL = Path(os.environ.get("BIDIR_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
@@ -116,7 +117,7 @@ def step_by_step(golden: Golden, source: torch.Tensor, topk: int):
     """The same from the states that our decoders keep."""
     model = golden.model
     encoded = model.get_encoder()(source)
-    prior = model.source_prior(encoded)
+    words = model.words(encoded)
     steps = model.model.start_steps(encoded, model.config.decoder_directions)
 
     @torch.no_grad()
@@ -130,7 +131,7 @@ def step_by_step(golden: Golden, source: torch.Tensor, topk: int):
         features = list(steps.step(torch.stack(last_ids)).features)
         if golden.twin:
             features[1] = features[1].transpose(1, 2)
-        return [model.output_logits(x, prior).softmax(-1).numpy() for x in features]
+        return [words.logits(Written(x)).softmax(-1).numpy() for x in features]
 
     return next_probs
 
@@ -295,7 +296,7 @@ def test_h5_of_another_kind_is_refused(tmp_path):
 
 def test_h5_without_h5py_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ImportError, match="pip install h5py"):
+    with pytest.raises(ImportError, match=r"h5py is not installed.*bidir_seq2seq\[reference\]"):
         read_keras_weights(tmp_path / "weights.h5")
 
 

@@ -17,7 +17,7 @@ from bidir_seq2seq.kernels_bidir_seq2seq import (
     MANY_PRODUCTS,
     MANY_SUMS,
     FixedLinear,
-    Linear,
+    MatmulLinear,
     SideBySide,
     addmm_,
     can_pack,
@@ -67,13 +67,13 @@ def precision() -> str:
 def leaves(monkeypatch):
     """Counts for how many products leave to round is given."""
     entered = []
-    enter = kernels_bidir_seq2seq._LeaveToRound.__enter__
+    enter = kernels_bidir_seq2seq._OneDNNProducts.__enter__
 
     def count(leave):
         enter(leave)
         entered.append(precision())
 
-    monkeypatch.setattr(kernels_bidir_seq2seq._LeaveToRound, "__enter__", count)
+    monkeypatch.setattr(kernels_bidir_seq2seq._OneDNNProducts, "__enter__", count)
     kernels_bidir_seq2seq._stays_float32()
     entered.clear()
     return entered
@@ -149,7 +149,7 @@ def before(request):
 
 
 def test_the_setting_is_again_what_it_was_when_the_last_thread_is_done(before):
-    leave = kernels_bidir_seq2seq._LEAVE_TO_ROUND
+    leave = kernels_bidir_seq2seq._BY_ONEDNN
     seen, inside, outside = [], Barrier(2, timeout=10), Barrier(2, timeout=10)
 
     def short():
@@ -195,7 +195,7 @@ def test_models_learn_and_write_the_same_by_either_kernels(twin_memory, monkeypa
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_linear_layer_and_its_gradients_are_the_plain_ones(num_rows, bias, autocast):
-    layer = Linear(6, 9, bias=bias)
+    layer = MatmulLinear(6, 9, bias=bias)
     plain = nn.Linear(6, 9, bias=bias)
     plain.load_state_dict(layer.state_dict())
     # As attention hands them on: neither the input nor the gradient lies in one piece.
@@ -214,7 +214,7 @@ def test_a_linear_layer_and_its_gradients_are_the_plain_ones(num_rows, bias, aut
 
 @pytest.mark.parametrize("frozen", ["x", "weight", "bias"])
 def test_what_wants_no_gradient_gets_none(frozen):
-    layer, x = Linear(6, 9), torch.randn(MANY_ROWS, 6, requires_grad=True)
+    layer, x = MatmulLinear(6, 9), torch.randn(MANY_ROWS, 6, requires_grad=True)
     parts = {"x": x, "weight": layer.weight, "bias": layer.bias}
     parts[frozen].requires_grad_(False)
     layer(x).sum().backward()

@@ -3,8 +3,9 @@ import torch
 from conftest import random_pairs, tiny_model
 from torch.nn import functional as F
 
-from bidir_seq2seq import loss_bidir_seq2seq
-from bidir_seq2seq.loss_bidir_seq2seq import MANY_ROWS, projected_cross_entropy
+from bidir_seq2seq import kernels_bidir_seq2seq
+from bidir_seq2seq.kernels_bidir_seq2seq import MANY_ROWS
+from bidir_seq2seq.loss_bidir_seq2seq import projected_cross_entropy
 
 
 def random_inputs(num_targets: int = 23, num_documents: int = 4, vocab_size: int = 30, size: int = 7):
@@ -18,7 +19,7 @@ def random_inputs(num_targets: int = 23, num_documents: int = 4, vocab_size: int
 @pytest.mark.parametrize("block_rows", [1, 5, 23, 100])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 def test_it_is_the_cross_entropy_of_the_logits(block_rows, label_smoothing, monkeypatch):
-    monkeypatch.setitem(loss_bidir_seq2seq.BLOCK_ROWS, "cpu", block_rows)
+    monkeypatch.setitem(kernels_bidir_seq2seq.BLOCK_ROWS, "cpu", block_rows)
     assert_cross_entropy(*random_inputs(), label_smoothing)
 
 
@@ -78,12 +79,15 @@ def test_autocast_rounds_products_only():
         {"decoder_directions": "r2l"},
         {"use_prior": False},
         {"tie_word_embeddings": True, "label_smoothing": 0.1},
+        {"use_copy": True},
+        {"use_copy": True, "label_smoothing": 0.1, "decoder_directions": "r2l"},
+        {"use_copy": True, "use_prior": False, "copy_context": 1},
     ],
     ids=str,
 )
 @pytest.mark.parametrize("num_items", [None, 17])
 def test_skipping_logits_changes_no_loss_and_no_gradient(variant, num_items):
-    model = tiny_model(**{"twin_dropout": 0.0, **variant}).train()
+    model = tiny_model(spread=0.4, **{"twin_dropout": 0.0, **variant}).train()
     input_ids, labels = random_pairs()
     results = []
     for skip_logits in (True, False):

@@ -6,7 +6,17 @@ import pytest
 from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU
 
-from bidir_seq2seq.metrics import TitleScore, lead_baseline, pair_scores, paired_bootstrap
+from bidir_seq2seq.metrics import (
+    TitleScore,
+    accuracy_by_position,
+    bootstrap_interval,
+    lead_baseline,
+    pair_scores,
+    paired_bootstrap,
+    pronunciation_scores,
+    signatures,
+    split_tokens,
+)
 
 ENGLISH_PREDICTIONS = [
     "on the mat a cat",
@@ -307,3 +317,59 @@ def test_lead_baseline_errors():
         lead_baseline("a b", ["a"])
     with pytest.raises(ValueError, match=r"summaries\[0\] is None"):
         lead_baseline(["a b"], [None])
+
+
+def test_positions_are_counted_from_both_ends():
+    accuracy = accuracy_by_position(["a b x d", "a"], ["a b c d", "b a"], num_positions=3)
+    assert accuracy == {"start": [(50, 2), (50, 2), (0, 1)], "end": [(100, 2), (0, 2), (100, 1)]}
+    # Of two references the one with more hits.
+    best = accuracy_by_position(["a b"], [["x y z", "a b"]])
+    assert best["start"] == [(100, 1), (100, 1)]
+
+
+@pytest.mark.parametrize(("end", "metric"), [("start", "first4"), ("end", "last4")])
+def test_the_first_four_positions_together_are_the_edge_accuracy(end, metric):
+    found = accuracy_by_position(ENGLISH_PREDICTIONS, ENGLISH_REFERENCES, num_positions=4)[end]
+    hits, total = sum(share * count / 100 for share, count in found), sum(count for _, count in found)
+    scores = TitleScore().compute(predictions=ENGLISH_PREDICTIONS, references=ENGLISH_REFERENCES)
+    assert 100 * hits / total == pytest.approx(scores[metric])
+
+
+def test_no_position_is_an_error():
+    with pytest.raises(ValueError, match="num_positions=0"):
+        accuracy_by_position(["a"], ["a"], num_positions=0)
+
+
+def test_pronunciations_are_compared_with_the_nearest_reference():
+    # An exact one; one edit from either reference, of which the longer counts; nothing where one phoneme belongs.
+    predictions = ["AH0 B", "K AE1 T S", ""]
+    references = [["EY B", "AH0 B"], ["K AE1 T", "K AE1 T S AH0"], ["T"]]
+    assert pronunciation_scores(predictions, references) == pytest.approx(
+        {"wer": 200 / 3, "per": 100 * 2 / (2 + 5 + 1)}
+    )
+    # Case and stress are part of a phoneme.
+    assert pronunciation_scores(["ah0 b"], ["AH0 B"])["per"] == 100
+    assert pronunciation_scores(["kat"], ["kæt"], tokenization="char")["per"] == pytest.approx(100 / 3)
+    assert pronunciation_scores([""], [""]) == {"wer": 0, "per": 0}
+    assert pronunciation_scores(["a"], [""]) == {"wer": 100, "per": 100}
+
+
+def test_the_interval_of_a_mean_is_where_resampled_means_lie():
+    scores = [0.0, 100.0] * 200
+    low, high = bootstrap_interval(scores)
+    # The standard error of a share of a half among 400 is 2.5 points.
+    assert low == pytest.approx(50 - 1.96 * 2.5, abs=0.5) and high == pytest.approx(50 + 1.96 * 2.5, abs=0.5)
+    assert bootstrap_interval([30.0] * 9) == pytest.approx((30, 30))
+
+
+def test_a_signature_says_what_was_counted():
+    assert signatures(["中国"])["tokens"].startswith("character|") and "|tok:word|" in signatures(["a b"])["bleu"]
+    numbers = [signatures(references)["rouge"].split("|")[0] for references in ([["a", "b"]], [["a"], ["a", "b"]])]
+    assert numbers == ["nrefs:2", "nrefs:var"]
+
+
+@pytest.mark.parametrize("text", ["", "A cat, sat.", " 中国 GDP！", "<b>&amp;</b>\n"])
+def test_pieces_of_a_text_are_the_text(text):
+    pieces = split_tokens(text)
+    assert "".join(piece for piece, _ in pieces) == text
+    assert all(token is None or token == piece.lower() for piece, token in pieces)

@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, BidirSeq2SeqModel
 from bidir_seq2seq.modeling_bidir_seq2seq import MultiHeadAttention
+from bidir_seq2seq.output_bidir_seq2seq import Words, Written
 
 VARIANTS = [
     {},
@@ -21,7 +22,13 @@ VARIANTS = [
     {"decoder_directions": "l2r", "use_attention": False, "use_prior": False},
     {"encoder_layers": 1, "decoder_layers": 3},
     {"tie_word_embeddings": True},
+    {"use_copy": True},
+    {"use_copy": True, "use_prior": False, "decoder_directions": "r2l"},
 ]
+
+
+def r2l_targets(model, labels: torch.LongTensor) -> torch.LongTensor:
+    return model.directions[-1].targets(labels)
 
 
 def variant_name(variant: dict) -> str:
@@ -65,7 +72,7 @@ def test_the_loss_is_the_mean_of_both_directions():
     outputs = model(input_ids=input_ids, labels=labels)
     losses = [
         F.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten()),
-        F.cross_entropy(outputs.r2l_logits.flatten(0, 1), model.reverse_labels(labels).flatten()),
+        F.cross_entropy(outputs.r2l_logits.flatten(0, 1), r2l_targets(model, labels).flatten()),
     ]
     torch.testing.assert_close(outputs.loss, sum(losses) / 2)
 
@@ -92,7 +99,7 @@ def test_label_smoothing_smooths_both_directions_in_training_only():
     outputs = smoothed.train()(**batch, skip_logits=False)
     losses = [
         F.cross_entropy(logits.flatten(0, 1), target.flatten(), label_smoothing=0.2)
-        for logits, target in ((outputs.logits, labels), (outputs.r2l_logits, smoothed.reverse_labels(labels)))
+        for logits, target in ((outputs.logits, labels), (outputs.r2l_logits, r2l_targets(smoothed, labels)))
     ]
     torch.testing.assert_close(outputs.loss, sum(losses) / 2)
 
@@ -101,8 +108,8 @@ def test_reverse_labels():
     model = tiny_model()
     labels = torch.tensor([[5, 6, 7, 3], [5, 3, -100, -100], [3, -100, -100, -100], [5, 6, -100, -100]])
     expected = [[7, 6, 5, 2], [5, 2, -100, -100], [2, -100, -100, -100], [6, 5, -100, -100]]
-    assert model.reverse_labels(labels).tolist() == expected
-    assert model.reverse_labels(torch.full((1, 3), -100)).tolist() == [[-100] * 3]
+    assert r2l_targets(model, labels).tolist() == expected
+    assert r2l_targets(model, torch.full((1, 3), -100)).tolist() == [[-100] * 3]
 
 
 @pytest.mark.parametrize("side", ["left", "middle"])
@@ -160,7 +167,7 @@ def test_the_prior_enters_as_the_mean_with_the_logits():
     expected_prior = model.prior.log_scale.exp() * words + model.prior.shift
     torch.testing.assert_close(prior, expected_prior)
     expected = (features @ model.lm_head.weight.T + model.lm_head.bias + expected_prior[:, None]) / 2
-    torch.testing.assert_close(model.output_logits(features, prior), expected)
+    torch.testing.assert_close(Words(model.lm_head, prior).logits(Written(features)), expected)
 
 
 # What a decoder may see of the answer
@@ -291,7 +298,7 @@ def test_contradictory_inputs_are_refused():
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         model.model.encoder()
     with pytest.raises(ValueError, match="decoder_input_ids"):
-        model(input_ids=torch.tensor([[5]]))
+        model(inputs_embeds=torch.zeros(1, 1, 10))
     one_way = tiny_model(decoder_directions="l2r")
     with pytest.raises(ValueError, match="decoder_directions='l2r'"):
         one_way(input_ids=torch.tensor([[5]]), decoder_input_ids=torch.tensor([[2]]), decoding_direction="r2l")
@@ -331,13 +338,20 @@ def test_resizing_grows_embedding_output_and_prior():
     model.generate(torch.full((1, 3), 29), max_new_tokens=3)
 
 
-def test_words_of_titles_are_counted_in_training_only(tmp_path):
-    model, (input_ids, labels) = tiny_model(), random_pairs()
+def test_without_labels_the_source_is_read_as_other_models_do():
+    model, input_ids = tiny_model(), torch.tensor([[5, 6, 7]])
+    wanted = model(input_ids=input_ids, decoder_input_ids=torch.tensor([[2, 5, 6]])).logits
+    assert torch.equal(model(input_ids=input_ids).logits, wanted)
+    wanted = model(input_ids=input_ids, decoder_input_ids=torch.tensor([[3, 5, 6]]), decoding_direction="r2l").logits
+    assert torch.equal(model(input_ids=input_ids, decoding_direction="r2l").logits, wanted)
+
+
+def test_words_of_titles_are_counted_when_asked_to(tmp_path):
+    model, (input_ids, labels) = tiny_model().train(), random_pairs()
     model(input_ids=input_ids, labels=labels)
     assert not model.prior.title_counts.any()
-    model.train()
     for _ in range(2):
-        model(input_ids=input_ids, labels=labels)
+        model.count_titles(row[row >= 0].tolist() for row in labels)
     wanted = 2 * labels[labels >= 0].bincount(minlength=24)
     assert torch.equal(model.prior.title_counts, wanted)
     model.save_pretrained(tmp_path)

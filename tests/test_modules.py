@@ -9,8 +9,8 @@ from conftest import random_pairs, tiny_model
 from torch import nn
 
 from bidir_seq2seq import kernels_bidir_seq2seq
-from bidir_seq2seq.kernels_bidir_seq2seq import Linear, is_plain, plain_kernels
-from bidir_seq2seq.search_bidir_seq2seq import NextTokens
+from bidir_seq2seq.kernels_bidir_seq2seq import MatmulLinear, is_plain, plain_kernels
+from bidir_seq2seq.output_bidir_seq2seq import Words
 
 # peft asks the model by a name that transformers has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -48,7 +48,7 @@ def with_random_adapter(model, target):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"rnn_type": "gru", "twin_memory": "features"}, {"use_prior": False}], ids=str
+    "settings", [{}, {"rnn_type": "gru", "twin_memory": "features"}, {"use_prior": False}, {"use_copy": True}], ids=str
 )
 @pytest.mark.parametrize("place", TARGETS)
 def test_an_active_adapter_equals_the_merged_one(place, settings):
@@ -128,13 +128,15 @@ def test_what_is_plain():
     assert is_plain(model.model.decoder, *{type(part) for part in model.model.decoder.modules()})
     nn.utils.parametrize.register_parametrization(model.lm_head, "weight", nn.Identity())
     assert not is_plain(model.lm_head)
-    layers = nn.ModuleList([nn.Linear(2, 2), Linear(2, 2)])
+    layers = nn.ModuleList([nn.Linear(2, 2), MatmulLinear(2, 2)])
     assert is_plain(layers)
     layers[0].half()
     assert not is_plain(layers)
 
 
-@pytest.mark.parametrize("settings", [{}, {"rnn_type": "gru"}, {"twin_memory": "features"}, {"use_attention": False}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"rnn_type": "gru"}, {"twin_memory": "features"}, {"use_attention": False}, {"use_copy": True}]
+)
 @pytest.mark.parametrize("way", WAYS)
 def test_plain_kernels_write_and_learn_the_same(way, settings):
     model, (input_ids, labels) = tiny_model(**settings), random_pairs()
@@ -182,5 +184,5 @@ def test_an_operator_that_is_missing_or_wrong_gives_way_to_the_plain_one(fault, 
     assert found[0].shape == expected[0].shape
     layer = nn.Linear(16, 24)
     features = torch.randn(2, 3, 16)
-    plain = (features @ layer.weight.T).log_softmax(-1)
-    torch.testing.assert_close(NextTokens(layer, torch.zeros(1, 24), 1.0).log_probs(features), plain)
+    plain = layer(features).log_softmax(-1)
+    torch.testing.assert_close(Words(layer).next_tokens().log_probs(features), plain)

@@ -41,7 +41,9 @@ def test_it_is_short_enough_to_be_read():
 
 def test_pages_name_files_that_are_there():
     named = {
-        name for text in PAGES.values() for name in re.findall(r"(?:scripts|benchmarks|tests)/\w+\.(?:py|yaml)", text)
+        name
+        for text in PAGES.values()
+        for name in re.findall(r"(?:scripts|benchmarks|tests|examples)/\w+\.(?:py|yaml)", text)
     }
     assert len(named) > 8
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

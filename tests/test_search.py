@@ -1,148 +1,106 @@
-"""The parts of the search beside plain ways to compute the same."""
+"""The search over a vocabulary of few words, scored by a table, beside trying everything."""
+
+from itertools import product
 
 import pytest
 import torch
-from torch import nn
+from conftest import random_pairs, tiny_model
+from transformers import EosTokenCriteria, LogitsProcessorList, MaxLengthCriteria, StoppingCriteriaList
+from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor, SuppressTokensLogitsProcessor
 
-from bidir_seq2seq.search_bidir_seq2seq import NextTokens, Shortlist
+from bidir_seq2seq.search_bidir_seq2seq import Beam, StepRecords, search
+from bidir_seq2seq.steps_bidir_seq2seq import Step
 
-B, K, E = 3, 2, 8
-# With and without columns that fill the words up, few to choose from and many.
-VOCABULARIES = [24, 1000, 1001, 4800, 5003]
-
-
-def assert_best(found, log_probs: torch.Tensor, scores: torch.Tensor) -> None:
-    """`found` is the best of log-probabilities `[B, D * K, V]` beside the hypotheses' `scores` `[B, D, K]`."""
-    sums, parents, ids = found
-    plain = log_probs.unflatten(1, scores.shape[1:]) + scores[..., None]
-    torch.testing.assert_close(sums, plain.flatten(2).topk(sums.shape[-1]).values)
-    places = parents * log_probs.shape[-1] + ids
-    torch.testing.assert_close(plain.flatten(2).gather(-1, places), sums)
-    assert all(len(set(row)) == len(row) for row in places.flatten(0, 1).tolist())
+PAD, START, END, WORDS, LONGEST = 0, 1, 2, (3, 4, 5), 4
+SIZE = 6
 
 
-@pytest.fixture(params=VOCABULARIES)
-def layer(request):
-    torch.manual_seed(request.param)
-    return torch.randn(request.param, E), torch.randn(B, request.param)
+class Table:
+    """A language of log-probabilities `[SIZE, SIZE]` of the next word after the last one; both steps and scores."""
+
+    def __init__(self, log_probs: torch.Tensor):
+        self.table = log_probs
+
+    def step(self, ids, need_weights=False):
+        return Step(self.table[ids], None)
+
+    def reorder(self, parents):
+        """The last word is all there is to remember."""
+
+    def log_probs(self, features, partners=None, written=None):
+        return features
+
+    def best(self, features, scores, count, forbidden, partners=None, written=None):
+        totals = features.unflatten(1, scores.shape[1:]).clone()
+        for direction, ids in enumerate(forbidden):
+            totals[:, direction, :, ids] = float("-inf")
+        sums, places = (totals + scores[..., None]).flatten(2).topk(count)
+        return sums, places // SIZE, places % SIZE
 
 
-def layer_of(weight: torch.Tensor) -> nn.Linear:
-    layer = nn.Linear(*reversed(weight.shape), bias=False)
-    layer.weight.data = weight
-    return layer
+def all_titles(table: torch.Tensor) -> list[tuple[float, list[int]]]:
+    """Every title of at most LONGEST words and its log-probability, best first; one cut short has no end."""
+    found = []
+    for length in range(LONGEST + 1):
+        for words in product(WORDS, repeat=length):
+            path = [START, *words, END][: LONGEST + 1]
+            found.append((float(sum(table[a, b] for a, b in zip(path, path[1:]))), path[1:]))
+    return sorted(found, reverse=True)
 
 
-def shortlist_of(allowed: torch.BoolTensor) -> Shortlist:
-    """From `[B, V]`; every other word that all documents share is among the documents' own too."""
-    shared = allowed.all(0).nonzero().squeeze(1)
-    own = allowed.clone()
-    own[:, shared[::2]] = False
-    return Shortlist(shared, own)
+@pytest.mark.parametrize("num_beams", [1, 2, 81])
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_a_search_needs_neither_model_nor_config(num_beams, is_plain):
+    table = torch.randn(SIZE, SIZE).log_softmax(-1)
+    table[:, [PAD, START]] = float("-inf")
+    criteria = StoppingCriteriaList([EosTokenCriteria(END), MaxLengthCriteria(LONGEST + 1)])
+    never = SuppressTokensLogitsProcessor([PAD, START], device="cpu")
+    # Another processor makes the search look at all scores; this one forbids nothing in so short a title.
+    processors = LogitsProcessorList([never] if is_plain else [never, NoRepeatNGramLogitsProcessor(LONGEST + 2)])
+    starts = torch.full((2,), START)
+    beam = Beam(starts, num_beams, [criteria], LONGEST + 1, pad_id=PAD, length_penalty=0.0)
+    search(Table(table), Table(table), beam, [processors], [StepRecords()])
+    assert not beam.open.any()
+    best = all_titles(table)
+    for scores, paths in zip(beam.finished_scores, beam.finished_paths[..., 1:, 0]):
+        if num_beams == 81:
+            count = len([score for score in scores.tolist() if score > float("-inf")])
+            torch.testing.assert_close(scores[:count], torch.tensor([score for score, _ in best[:count]]))
+        written = [word for word in paths[0].tolist() if word != PAD]
+        assert any(words == written and score == pytest.approx(float(scores[0]), abs=1e-5) for score, words in best)
 
 
-@pytest.mark.parametrize(("num_documents", "documents_alike"), [(B, False), (B, True), (1, True)])
-@pytest.mark.parametrize("pairs", [False, True])
-def test_probabilities_are_those_of_the_plain_layer(layer, pairs, num_documents, documents_alike):
-    weight, base = layer
-    base = base[:1] if documents_alike else base
-    features = torch.randn(num_documents, 2 * K, *[K] * pairs, E)
-    plain = (0.5 * features @ weight.T + base.view(len(base), *[1] * (features.dim() - 2), -1)).log_softmax(-1)
-    partners = None
-    if pairs:
-        partners = torch.rand(num_documents, 2 * K, K).softmax(-1)
-        plain = torch.einsum("bqp,bqpv->bqv", partners, plain.exp()).log()
-    next_tokens = NextTokens(layer_of(weight), base, 0.5)
-    torch.testing.assert_close(next_tokens.log_probs(features, partners), plain)
-
-    forbidden = [torch.tensor([0, 3]), torch.tensor([0, 5])]
-    for rows, ids in zip((slice(0, K), slice(K, 2 * K)), forbidden):
-        plain[:, rows, ids] = float("-inf")
-    scores = torch.randn(num_documents, 2, K)
-    assert_best(next_tokens.best(features, scores, 5, forbidden, partners), plain, scores)
-    # A hypothesis that does not exist has no continuations.
-    scores[:, :, 1:] = float("-inf")
-    assert_best(next_tokens.best(features, scores, 5, forbidden, partners), plain, scores)
-
-
-@pytest.mark.parametrize("pairs", [False, True])
-@pytest.mark.parametrize("shortlist", [False, True])
-def test_where_too_few_words_are_possible_the_rest_are_words_too(pairs, shortlist):
-    allowed = shortlist_of(torch.arange(13).expand(B, 13) < 9) if shortlist else None
-    next_tokens = NextTokens(nn.Linear(E, 13), torch.randn(B, 13), 1.0, allowed)
-    features = torch.randn(B, 2 * K, *[K] * pairs, E)
-    partners = torch.full((B, 2 * K, K), 1 / K) if pairs else None
-    forbidden = torch.tensor([0, 2, 3, 5, 6, 7])
-    values, _, ids = next_tokens.best(features, torch.zeros(B, 1, 2 * K), 30, [forbidden], partners)
-    possible = 2 * K * (3 if shortlist else 7)
-    assert (values[..., :possible] > float("-inf")).all() and (values[..., possible:] == float("-inf")).all()
-    assert int(ids.max()) < 13
-
-
-@pytest.mark.parametrize("num_documents", [1, B])
-@pytest.mark.parametrize("copies", [1, 2])
-def test_words_that_are_not_allowed_are_not_written(layer, num_documents, copies):
-    weight, base = layer
-    base = base[:num_documents]
-    allowed = torch.rand_like(base) < 0.5
-    allowed[:, :6] = True
-    next_tokens = NextTokens(layer_of(weight), base, 1.0, shortlist_of(allowed))
-    # Each document may be there several times, as in sampling.
-    base, allowed = (x.repeat_interleave(copies, dim=0) for x in (base, allowed))
-    features = torch.randn(len(base), K, E)
-    plain = (features @ weight.T + base[:, None]).masked_fill(~allowed[:, None], float("-inf")).log_softmax(-1)
-    torch.testing.assert_close(next_tokens.log_probs(features), plain)
-    plain[..., [0, 3]] = float("-inf")
-    scores = torch.randn(len(base), 1, K)
-    assert_best(next_tokens.best(features, scores, 5, [torch.tensor([0, 3])]), plain, scores)
-
-
-@pytest.mark.parametrize("pairs", [False, True])
-def test_stand_ins_stand_for_words_that_are_not_listed(layer, pairs):
-    weight, base = layer
-    vocab_size, ratio = len(weight), 2.5
-    shared = torch.randperm(vocab_size)[: vocab_size // 2]
-    own = torch.rand_like(base) < 0.1
-    next_tokens = NextTokens(layer_of(weight), base, 1.0, Shortlist(shared, own, num_stand_ins=7, ratio=ratio))
-    features = torch.randn(B, 2 * K, *[K] * pairs, E)
-    logits = torch.einsum("b...e,ve->b...v", features, weight) + base.view(B, *[1] * (features.dim() - 2), -1)
-    probs = logits.softmax(-1)
-    is_stand_in = torch.zeros_like(own)
-    is_stand_in[:, shared[-7:]] = True
-    listed = own.clone()
-    listed[:, shared] = True
-    own, listed, is_stand_in = (x.view(B, *[1] * (features.dim() - 2), -1) for x in (own, listed, is_stand_in))
-    others = ratio * (probs * (is_stand_in & ~own)).sum(-1, keepdim=True)
-    wanted = probs * listed / ((probs * listed).sum(-1, keepdim=True) + others)
-    partners = None
-    if pairs:
-        partners = torch.rand(B, 2 * K, K).softmax(-1)
-        wanted = torch.einsum("bqp,bqpv->bqv", partners, wanted)
-    found = next_tokens.log_probs(features, partners)
-    torch.testing.assert_close(found.exp(), wanted)
-    scores = torch.randn(B, 1, 2 * K)
-    nothing = torch.tensor([], dtype=torch.long)
-    assert_best(next_tokens.best(features, scores, 5, [nothing], partners), wanted.log(), scores)
-
-
-def test_half_precision_products_have_float_probabilities(layer):
-    weight, base = layer
-    features = torch.randn(B, K, E)
-    next_tokens = NextTokens(layer_of(weight).bfloat16(), base.bfloat16(), 0.5)
-    found = next_tokens.log_probs(features.bfloat16())
-    assert found.dtype == torch.float32
-    plain = (0.5 * features @ weight.T + base[:, None]).log_softmax(-1)
-    torch.testing.assert_close(found, plain, rtol=0.02, atol=0.1)
-    found[..., 3] = float("-inf")
-    scores = torch.randn(B, 1, K)
-    assert_best(next_tokens.best(features.bfloat16(), scores, 5, [torch.tensor([3])]), found, scores)
-
-
-def test_autocast_rounds_products_only(layer):
-    weight, base = layer
-    features = torch.randn(B, K, E)
-    plain = (features @ weight.T + base[:, None]).log_softmax(-1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = NextTokens(layer_of(weight), base, 1.0).log_probs(features)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, plain, rtol=0.02, atol=0.1)
+@pytest.mark.parametrize("variant", [{}, {"twin_memory": "features"}, {"use_attention": False}], ids=str)
+def test_the_history_tells_how_titles_grew(variant):
+    model, (input_ids, _) = tiny_model(**variant), random_pairs(batch_size=2)
+    settings = {"num_beams": 3, "max_new_tokens": 6, "return_dict_in_generate": True, "joint_rescoring": False}
+    output = model.generate(input_ids, **settings, output_attentions=True)
+    plain = model.generate(input_ids, **settings)
+    assert torch.equal(output.sequences, plain.sequences) and plain.history is None
+    history = output.history
+    steps = len(history.tokens)
+    assert len(history.parents) == len(history.scores) == len(history.partner_attentions) == steps
+    assert len(history.source_attentions) == (0 if "use_attention" in variant else steps)
+    for number, read in enumerate(history.partner_attentions, start=1):
+        assert read.shape == (2, 2, 3, 3, number)
+        torch.testing.assert_close(read.sum(-1), torch.ones(2, 2, 3, 3))
+    for read in history.source_attentions:
+        torch.testing.assert_close(read.sum(-1), torch.ones(2, 2, 3))
+    # Each finished title is found again by going back from hypothesis to hypothesis.
+    for direction, document, rank in product(range(2), range(2), range(3)):
+        tokens = history.finished_tokens[direction, document, rank]
+        parents = history.finished_parents[direction, document, rank]
+        length = int((parents >= 0).sum())
+        assert length > 0 and tokens.shape[0] == steps
+        place = int(parents[length - 1])
+        for step in reversed(range(length - 1)):
+            assert history.tokens[step][direction, document, place] == tokens[step]
+            assert history.parents[step][direction, document, place] == parents[step]
+            place = int(parents[step])
+    best = output.sequences_scores[0]
+    torch.testing.assert_close(history.finished_scores[:, 0].max(), best)
+    # What dies is what no hypothesis goes on from, and scores only fall.
+    for step in range(1, steps):
+        before = history.scores[step - 1].gather(2, history.parents[step])
+        alive = history.scores[step] > float("-inf")
+        assert (history.scores[step][alive] <= before[alive] + 1e-6).all()

@@ -38,8 +38,8 @@ def prepare_decode(settings: dict, batches: list[Batch]) -> Ready:
 
     def rerun() -> int:
         num_beams = settings["generate"]["num_beams"]
-        outputs = [rerun_everything(model, *source, length, num_beams)[0] for source in sources]
-        return sum(output[:, 0, 1:].numel() for output in outputs)
+        found = [titles for source in sources for titles in rerun_everything(model, *source, length, num_beams)]
+        return sum(len(titles[0].ids) for titles in found)
 
     return model.parameters(), rerun if settings["rerun"] else generate
 

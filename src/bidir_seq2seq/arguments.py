@@ -46,7 +46,7 @@ def _read_settings(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]
     settings = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds {settings!r}: write settings as name: value")
-    types = {}
+    types: dict[str, Any] = {}
     for dataclass_type in dataclass_types:
         hints = get_type_hints(dataclass_type)
         types |= {field.name: hints[field.name] for field in dataclasses.fields(dataclass_type) if field.init}

@@ -7,9 +7,13 @@ size, N attention heads, D head size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+if TYPE_CHECKING:
+    from .output_bidir_seq2seq import Words
 
 
 @dataclass
@@ -42,7 +46,7 @@ class RecurrentStateLayer(CacheLayerMixin):
     is_croppable = True
     supports_early_init = False
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.state: tuple[torch.Tensor, ...] | None = None
         self.seq_length = 0
@@ -78,10 +82,10 @@ class RecurrentStateLayer(CacheLayerMixin):
             del self._past_states[tokens_to_remove:]
             self.seq_length += tokens_to_remove
 
-    def lazy_initialization(self, key_states, value_states) -> None:
+    def lazy_initialization(self, key_states: Any, value_states: Any) -> None:
         """Nothing to allocate: the first `advance` brings the state."""
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
         """Not an attention layer.
 
         Raises:
@@ -130,13 +134,51 @@ class BidirSeq2SeqCache(Cache):
 
     Attributes:
         memory: The decoder's `SourceMemory`, filled at the first step.
-        prior: The output prior `[B, V]` of the documents, filled by the language-modelling head.
+        words: What makes words of features about the documents, filled by the model's head.
+        written: `[R, t]`, the tokens read so far; kept by a model that copies.
     """
 
     def __init__(self, num_layers: int):
         super().__init__(layers=[RecurrentStateLayer() for _ in range(num_layers)])
         self.memory: SourceMemory | None = None
-        self.prior: torch.Tensor | None = None
+        self.words: Words | None = None
+        self.written: torch.LongTensor | None = None
+
+    def read(self, ids: torch.LongTensor) -> torch.LongTensor:
+        """Remembers tokens `[R, T]`; all of them so far, `[R, t]`."""
+        self.written = ids if self.written is None else torch.cat([self.written, ids], dim=1)
+        return self.written
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Row r continues hypothesis `beam_idx[r]`; `beam_idx` is `[R]`."""
+        super().reorder_cache(beam_idx)
+        self._select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row becomes `repeats` rows in a row."""
+        super().batch_repeat_interleave(repeats)
+        if self.written is not None:
+            self.written = self.written.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps the rows `indices`, `[R]`."""
+        super().batch_select_indices(indices)
+        self._select(indices)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back the last `-tokens_to_remove` tokens."""
+        super().crop(tokens_to_remove)
+        if self.written is not None:
+            self.written = self.written[:, : self.get_seq_length()]
+
+    def reset(self) -> None:
+        """Forgets everything read."""
+        super().reset()
+        self.written = None
+
+    def _select(self, rows: torch.LongTensor) -> None:
+        if self.written is not None:
+            self.written = self.written.index_select(0, rows.to(self.written.device))
 
 
 __all__ = ["BidirSeq2SeqCache", "RecurrentStateLayer", "SourceMemory"]

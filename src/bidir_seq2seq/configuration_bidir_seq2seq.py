@@ -1,5 +1,8 @@
 """Configuration of the bidirectional LSTM/GRU encoder-decoder: every field, its meaning and its check."""
 
+import copy
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -13,8 +16,9 @@ FORMAT_VERSION = 1
 # * twin_dropout: 0 makes teacher-forced training show each decoder the second half of its own answer.
 # * prior_initial_scale: the prior has one number a word, which an optimiser moves slowly; at 1 a word of the source
 #   starts only half a nat above any other.
+# * use_copy: they have no copies; their prior alone favours words of the source.
 # * prior_special_tokens: an unknown character in the source should not make an unknown one likelier in the title.
-REFERENCE_PRESET = {
+REFERENCE_PRESET: dict[str, Any] = {
     "embedding_size": 128,
     "hidden_size": 128,
     "encoder_layers": 2,
@@ -28,6 +32,7 @@ REFERENCE_PRESET = {
     "label_smoothing": 0.0,
     "prior_initial_scale": 1.0,
     "prior_special_tokens": True,
+    "use_copy": False,
 }
 
 
@@ -55,6 +60,10 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         use_prior (`bool`): Whether words of the source get a learned bonus in the output.
         prior_initial_scale (`float`): Bonus of a source word before training; half of it reaches the logits.
         prior_special_tokens (`bool`): Whether pad, unknown, start and end ids in the source count for the prior.
+        use_copy (`bool`): Whether words may be copied from the source by an attention to its tokens, beside being
+            chosen from the vocabulary; also words that the vocabulary does not have.
+        copy_context (`int`): So many of the last words written are looked for in the source: what follows them there
+            is likely to be copied next.
         twin_dropout (`float`): Probability that a training row gets no twin context (zeros in its place). Above 0
             the same weights are an honest left-to-right model, an honest right-to-left model and a twin.
         twin_memory (`"hidden"` or `"features"`): What the right-to-left side reads of its twin: its hidden states
@@ -99,6 +108,8 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
     use_prior: bool = True
     prior_initial_scale: float | int = 6.0
     prior_special_tokens: bool = False
+    use_copy: bool = False
+    copy_context: int = 2
     twin_dropout: float | int = 0.5
     twin_memory: str = "hidden"
     dropout: float | int = 0.0
@@ -115,15 +126,15 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def reference(cls, **overrides) -> "BidirSeq2SeqConfig":
+    def reference(cls, **overrides: Any) -> "BidirSeq2SeqConfig":
         """The published Keras programs' settings (`REFERENCE_PRESET`); `overrides` are ordinary config fields."""
         return cls(**{**REFERENCE_PRESET, **overrides})
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         for name in ("vocab_size", "embedding_size", "hidden_size", "encoder_layers", "decoder_layers"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        for name in ("num_attention_heads", "attention_head_size"):
+        for name in ("num_attention_heads", "attention_head_size", "copy_context"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         _check(self.hidden_size % 2 == 0, "hidden_size", self.hidden_size, "must be even: half for each direction")
         choices = {
@@ -146,7 +157,15 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         )
         self._validate_special_ids()
 
-    def _validate_special_ids(self):
+    def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As every config's, without an `auto_map` that came from the Hub, unless the code it names is saved too."""
+        config = self
+        if self._auto_class is None and getattr(self, "auto_map", None):
+            config = copy.copy(self)
+            del config.auto_map
+        super(BidirSeq2SeqConfig, config).save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def _validate_special_ids(self) -> None:
         owners: dict[int, str] = {}
         for name in ("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id"):
             value = getattr(self, name)
@@ -170,7 +189,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         )
 
 
-def _check(condition: bool, name: str, value, remedy: str):
+def _check(condition: bool, name: str, value: object, remedy: str) -> None:
     if not condition:
         raise ValueError(f"{name}={value!r} {remedy}")
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .extras import extra
 from .files import is_saved_dataset
 from .tables import Row, Table, cell, open_table
+from .unknown_words import can_extend, extend_ids
 from .version import __version__
 
 # datasets takes seconds to import, which who writes a title for a text has no need of.
@@ -114,7 +116,8 @@ def load_pairs(
             without text, or when neither files nor a name are given.
         FileNotFoundError: If there is no such file.
     """
-    from datasets import DatasetDict, load_dataset
+    with extra("train"):
+        from datasets import DatasetDict, load_dataset
 
     if on_bad_rows not in ON_BAD_ROWS:
         raise ValueError(f"on_bad_rows={on_bad_rows!r} must be one of {', '.join(ON_BAD_ROWS)}")
@@ -349,7 +352,11 @@ def _name_columns(split: Dataset, name: str, source_column: str | None, target_c
 
 
 def encode_pairs(
-    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_source_length: int, max_target_length: int
+    pairs: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_source_length: int,
+    max_target_length: int,
+    extend: bool = False,
 ) -> tuple[Dataset, EncodingReport]:
     """Tokenises pairs for training; drops those with an empty side and cuts long ones.
 
@@ -360,9 +367,11 @@ def encode_pairs(
         tokenizer: Its end token is appended to targets if it does not do so itself.
         max_source_length: In tokens, the end token included.
         max_target_length: In tokens, the end token included.
+        extend: Whether words outside the vocabulary get ids of their own, for a model that copies.
 
     Returns:
-        A dataset with columns `input_ids`, `attention_mask`, `labels` and `length`, and the account of it.
+        A dataset with columns `input_ids`, `attention_mask`, `labels`, `length` and, if asked for,
+        `extended_input_ids` (see `unknown_words.py`), and the account of it.
 
     Raises:
         ValueError: If a side is not text (naming the row), a limit is below 2, or no pair is left.
@@ -371,16 +380,29 @@ def encode_pairs(
         if limit < 2:
             raise ValueError(f"{name}={limit} leaves no room for a token beside the end token: use at least 2")
     end_id, unk_id = tokenizer.eos_token_id, tokenizer.unk_token_id
+    extend = extend and can_extend(tokenizer)
 
     def encode(batch: dict, indices: list[int]) -> dict:
         for column in ("source", "target"):
             for index, text in zip(indices, batch[column]):
                 if text is not None and not isinstance(text, str):
                     raise ValueError(f"row {index}: {column} is {text!r}, which is not text")
-        sources = _tokenize(tokenizer, batch["source"])
-        targets = _tokenize(tokenizer, batch["target"])
+        encodings = {name: _tokenize(tokenizer, batch[name], extend) for name in ("source", "target")}
+        sources, targets = (encodings[name]["input_ids"] for name in encodings)
         cut = [_cut(ids, max_source_length, end_id if ids[-1:] == [end_id] else None) for ids in sources]
-        return {
+        columns = {}
+        if extend:
+            extended, targets = [], []
+            for row, (source, target) in enumerate(zip(batch["source"], batch["target"])):
+                settings = (unk_id, len(tokenizer))
+                ids, words = extend_ids(encodings["source"], row, source or "", *settings)
+                ids = _cut(ids, max_source_length, end_id if ids[-1:] == [end_id] else None)
+                # What was cut off cannot be copied.
+                words = words[: max([*ids, len(tokenizer) - 1]) - len(tokenizer) + 1]
+                extended.append(ids)
+                targets.append(extend_ids(encodings["target"], row, target or "", *settings, words, grow=False)[0])
+            columns["extended_input_ids"] = extended
+        return columns | {
             "input_ids": cut,
             "attention_mask": [[1] * len(ids) for ids in cut],
             "labels": [_cut(ids, max_target_length, end_id) for ids in targets],
@@ -403,14 +425,15 @@ def encode_pairs(
     report.unknown_rate = float(counts["unknown"].sum()) / max(int(encoded.data["length"].to_numpy().sum()), 1)
     if not report.pairs:
         raise ValueError(f"no pair with text on both sides is left of {len(pairs)}: {report}")
-    encoded = encoded.select_columns(["input_ids", "attention_mask", "labels", "length"])
+    names = ["input_ids", "attention_mask", "labels", "length"]
+    encoded = encoded.select_columns([*names, "extended_input_ids"] if extend else names)
     return encoded if len(kept) == len(encoded) else encoded.select(kept), report
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str | None]) -> list[list[int]]:
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str | None], with_places: bool) -> BatchEncoding:
     # A literal "[END]" in somebody's text is text, not an end; lengths are cut by us, which can tell.
-    encoding = tokenizer([text or "" for text in texts], truncation=False, split_special_tokens=True, verbose=False)
-    return encoding["input_ids"]
+    settings = {"truncation": False, "split_special_tokens": True, "verbose": False}
+    return tokenizer([text or "" for text in texts], **settings, return_offsets_mapping=with_places)
 
 
 def _with_end(ids: list[int], end_id: int | None) -> list[int]:

@@ -14,23 +14,54 @@ with its start id, M candidates of a document.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor
-from transformers.generation.utils import GenerateBeamEncoderDecoderOutput, GenerateEncoderDecoderOutput
+from transformers.generation.utils import (
+    GenerateBeamEncoderDecoderOutput,
+    GenerateEncoderDecoderOutput,
+    GenerateOutput,
+)
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
-from .search_bidir_seq2seq import IMPOSSIBLE, Beam, NextTokens, Shortlist, StepRecords, forbidden_tokens, select
+from .directions_bidir_seq2seq import Direction, directions_of
+from .output_bidir_seq2seq import IMPOSSIBLE, NextTokens, Shortlist
+from .ranking_bidir_seq2seq import ASKS_BOTH, RANKING_RULES, Candidates
+from .search_bidir_seq2seq import Beam, BeamHistory, StepRecords, forbidden_tokens, search, select
+
+# What transformers keeps to itself and this module builds on, all of it: methods of `GenerationMixin` that the mixin
+# below extends, and names that its `generate` leaves on a prepared `GenerationConfig`.
+PRIVATE_HOOKS = (
+    "_assisted_decoding",
+    "_beam_search",
+    "_expand_inputs_for_generation",
+    "_get_logits_processor",
+    "_get_stopping_criteria",
+    "_has_unfinished_sequences",
+    "_prepare_cache_for_generation",
+    "_prepare_generation_config",
+    "_prepare_model_inputs",
+    "_prepare_special_tokens",
+    "_sample",
+    "_validate_generation_mode",
+)
+PRIVATE_TENSORS = ("_decoder_start_token_tensor", "_eos_token_tensor", "_pad_token_tensor")
 
 DIRECTIONS = ("l2r", "r2l", "both")
 # Our own flags of `generate`, and their values where nothing is said.
-FLAGS = {"decoding_direction": None, "joint_rescoring": False, "vocabulary_shortlist": None}
+FLAGS = {"decoding_direction": None, "ranking": None, "joint_rescoring": False, "vocabulary_shortlist": None}
 ONE_WAY = "pass decoding_direction='l2r'"
-
-
 # Settings of a `GenerationConfig` that speak of a title's left end, or of the order in which it is written.
 LEFT_END_SETTINGS = ("forced_bos_token_id", "begin_suppress_tokens", "stop_strings", "watermarking_config")
 
@@ -42,12 +73,12 @@ class BidirBeamSearchOutput(GenerateBeamEncoderDecoderOutput):
     Args:
         sequences: `[R, L]`, in reading order.
         sequences_scores: `[R]`, what the candidates were ranked by: log-probability divided by length **
-            length_penalty, of the direction that wrote it, or the mean of both with `joint_rescoring`.
+            length_penalty, of the direction that wrote it, or what the rule of `ranking` says.
         directions: For each sequence the direction that wrote it, `"l2r"` or `"r2l"`.
         token_scores: `[R, L - 1]`, for each token of `sequences` after the start id its (processed) log-probability
             when its direction wrote it, the end's included, 0 at padding. With `output_scores`.
         l2r_log_probs, r2l_log_probs: `[R]`, log-probability of the whole title under each direction alone. With
-            `joint_rescoring`.
+            `ranking="joint"`.
         source_attentions: `[R, N, L - 1, S]`, what each token's decoder read of the source when it wrote it, 0 at
             padding. With `output_attentions`.
         beam_indices: `[R, L - 1]` in writing order, the row of `l2r_scores` or `r2l_scores` that each token was
@@ -55,6 +86,7 @@ class BidirBeamSearchOutput(GenerateBeamEncoderDecoderOutput):
         l2r_scores, r2l_scores: For each step, `[B * K, V]` processed log-probabilities of the next token. With
             `output_scores`.
         l2r_logits, r2l_logits: The same before processing. With `output_logits`.
+        history: How the beams grew, step by step ([`BeamHistory`]). With `output_attentions`, which takes longer.
         encoder_hidden_states: As the encoder gave them. With `output_hidden_states`.
 
     The fields of transformers' own class that are not named here are `None`: they describe a single direction.
@@ -69,6 +101,30 @@ class BidirBeamSearchOutput(GenerateBeamEncoderDecoderOutput):
     r2l_scores: tuple[torch.Tensor, ...] | None = None
     l2r_logits: tuple[torch.Tensor, ...] | None = None
     r2l_logits: tuple[torch.Tensor, ...] | None = None
+    history: BeamHistory | None = None
+
+
+class StopTexts(StoppingCriteria):
+    """Ends a title with the token that completes one of the stop strings, told from its text.
+
+    transformers' own criterion takes tokens apart, and knows only vocabularies that have the letters a to f.
+
+    Args:
+        tokenizer: The model's.
+        stop_strings: One, or several.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_strings: str | list[str]):
+        self.tokenizer = tokenizer
+        self.stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor, **kwargs: Any) -> torch.BoolTensor:
+        """`[R, L]` tokens to `[R]`, which rows end."""
+        before, after = (
+            self.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (input_ids[:, :-1], input_ids)
+        )
+        ends = [any(x in now and x not in then for x in self.stop_strings) for then, now in zip(before, after)]
+        return torch.tensor(ends, dtype=torch.bool, device=input_ids.device)
 
 
 class DirectedScores(tuple):
@@ -94,20 +150,21 @@ class _TwoWayCriteria(StoppingCriteriaList):
 
 
 class BidirSeq2SeqGenerationMixin:
-    """Adds `decoding_direction`, `joint_rescoring` and `vocabulary_shortlist` to `generate`. Before `GenerationMixin`.
+    """Adds `decoding_direction`, `ranking` and `vocabulary_shortlist` to `generate`. Before `GenerationMixin`.
 
     Args:
         decoding_direction (`"both"`, `"l2r"` or `"r2l"`): The bidirectional beam search, or one decoder alone with
             its twin off. Default: what the model has.
-        joint_rescoring (`bool`): Ranks what the bidirectional search proposes by the mean of both directions'
-            log-probabilities with the twin off, each a proper model of the title (after Liu et al. 2016, "Agreement
-            on Target-bidirectional Neural Machine Translation"). Needs a model trained with `twin_dropout` above 0.
+        ranking (`str`): How what the bidirectional search proposes is ranked, one of `RANKING_RULES`: `"own"`, by what
+            the direction that wrote a title gave it; `"joint"`, by the mean of both directions' log-probabilities with
+            the twin off, each a proper model of the title, which needs a model trained with `twin_dropout` above 0.
+        joint_rescoring (`bool`): The same by its older name: `True` is `ranking="joint"`.
         vocabulary_shortlist (`int`): Titles use their document's own words and so many of the words most frequent in
             the titles that the model learned from; no others are computed. What those would take of the probability
             is estimated. Needs a model with `use_prior`. Default: the whole vocabulary.
     """
 
-    def init_generation_defaults(self):
+    def init_generation_defaults(self) -> None:
         """Puts our flags on `generation_config`, so that `generate` takes them and checkpoints keep them."""
         for name, value in FLAGS.items():
             setattr(self.generation_config, name, value)
@@ -115,7 +172,9 @@ class BidirSeq2SeqGenerationMixin:
         # A config derived from the model's would lose custom entries when it is loaded again.
         self.generation_config._from_model_config = False
 
-    def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs):
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: Any
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
         ours = {name: kwargs.pop(name) for name in FLAGS if name in kwargs}
         asked = [kwargs.get("max_new_tokens"), kwargs.get("max_length"), generation_config]
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
@@ -126,13 +185,48 @@ class BidirSeq2SeqGenerationMixin:
             setattr(generation_config, name, ours.get(name, getattr(generation_config, name, value)))
         generation_config.decoding_direction = generation_config.decoding_direction or self.config.decoder_directions
         self._validate_numbers(generation_config)
-        if generation_config.decoding_direction != "both":
-            generation_config.joint_rescoring = False
-        self._validate_direction(generation_config, asked_to_rescore=bool(ours.get("joint_rescoring")))
+        self._choose_ranking(generation_config, ours)
+        self._validate_direction(generation_config)
         return generation_config, model_kwargs
 
+    def _prepare_model_inputs(
+        self, inputs: torch.Tensor | None, bos_token_id: torch.Tensor | None, model_kwargs: dict
+    ) -> tuple[torch.Tensor, str | None, dict]:
+        ids = inputs if inputs is not None else model_kwargs.get("input_ids")
+        inputs, name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+        if model_kwargs.get("encoder_outputs") is not None:
+            asked = (model_kwargs.get(key) for key in ("encoder_outputs", "attention_mask", "extended_input_ids"))
+            outputs, attention_mask, extended_input_ids = asked
+            model_kwargs["encoder_outputs"] = self.get_encoder().complete(
+                outputs, ids, attention_mask, extended_input_ids
+            )
+        return inputs, name, model_kwargs
+
+    def _choose_ranking(self, generation_config: GenerationConfig, given: dict) -> None:
+        """One rule from its two names, of which what this call has `given` comes before what the model has stored."""
+        wanted = given.get("ranking")
+        if "joint_rescoring" in given:
+            by_flag = "joint" if given["joint_rescoring"] else "own"
+            if wanted not in (None, by_flag):
+                raise ValueError(f"ranking={wanted!r} disagrees with joint_rescoring={by_flag == 'joint'}: give one")
+            wanted = by_flag
+        direction = generation_config.decoding_direction
+        if direction != "both" and wanted not in (None, "own"):
+            name = f"ranking={wanted!r}" if given.get("ranking") else "joint_rescoring"
+            raise ValueError(f"{name} needs decoding_direction='both', not {direction!r}")
+        stored = "joint" if generation_config.joint_rescoring else "own"
+        rule = "own" if direction != "both" else wanted or generation_config.ranking or stored
+        if rule not in RANKING_RULES:
+            raise ValueError(f"ranking={rule!r} must be one of {', '.join(RANKING_RULES)}")
+        if rule in ASKS_BOTH and self.config.twin_dropout == 0:
+            raise ValueError(
+                f"ranking={rule!r}, or joint_rescoring, needs directions that have learned to write alone, and this "
+                "model has twin_dropout=0: train with twin_dropout=0.5, or leave it out"
+            )
+        generation_config.ranking, generation_config.joint_rescoring = rule, rule == "joint"
+
     @staticmethod
-    def _validate_numbers(generation_config: GenerationConfig):
+    def _validate_numbers(generation_config: GenerationConfig) -> None:
         for name in ("num_beams", "num_return_sequences"):
             value = getattr(generation_config, name)
             if not isinstance(value, int) or value < 1:
@@ -143,19 +237,12 @@ class BidirSeq2SeqGenerationMixin:
         if shortlist is not None and (isinstance(shortlist, bool) or not isinstance(shortlist, int)):
             raise ValueError(f"vocabulary_shortlist={shortlist!r} must be a whole number of words, or None")
 
-    def _validate_direction(self, generation_config: GenerationConfig, asked_to_rescore: bool):
+    def _validate_direction(self, generation_config: GenerationConfig) -> None:
         direction, built = generation_config.decoding_direction, self.config.decoder_directions
         if direction not in DIRECTIONS:
             raise ValueError(f"decoding_direction={direction!r} must be one of {', '.join(DIRECTIONS)}")
         if built not in ("both", direction):
             raise ValueError(f"decoding_direction={direction!r}: this model writes {built!r} only")
-        if asked_to_rescore and direction != "both":
-            raise ValueError(f"joint_rescoring needs decoding_direction='both', not {direction!r}")
-        if generation_config.joint_rescoring and self.config.twin_dropout == 0:
-            raise ValueError(
-                "joint_rescoring needs directions that have learned to write alone, and this model has "
-                "twin_dropout=0: train with twin_dropout=0.5, or leave joint_rescoring out"
-            )
         shortlist = generation_config.vocabulary_shortlist
         if shortlist is not None and (not self.config.use_prior or shortlist < 1):
             raise ValueError(
@@ -184,7 +271,12 @@ class BidirSeq2SeqGenerationMixin:
                 f"num_beams={generation_config.num_beams}: raise num_beams"
             )
 
-    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+    def _validate_generation_mode(
+        self,
+        generation_mode: GenerationMode,
+        generation_config: GenerationConfig,
+        generation_mode_kwargs: dict[str, Any],
+    ) -> None:
         direction = generation_config.decoding_direction
         if direction != "l2r":
             if generation_mode_kwargs.get("streamer") is not None:
@@ -195,18 +287,19 @@ class BidirSeq2SeqGenerationMixin:
             raise ValueError(f"candidates can be tried in one direction only: {ONE_WAY} or 'r2l'")
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
 
-    def _prepare_special_tokens(self, generation_config: GenerationConfig, *args, **kwargs):
+    def _prepare_special_tokens(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> None:
         super()._prepare_special_tokens(generation_config, *args, **kwargs)
         if generation_config.decoding_direction == "r2l":
             self._turn_round(generation_config)
 
-    def _turn_round(self, generation_config: GenerationConfig):
+    def _turn_round(self, generation_config: GenerationConfig) -> None:
         """Makes a prepared config speak of a title written from the right: ends swapped, token orders reversed."""
         device = generation_config._pad_token_tensor.device
-        generation_config._decoder_start_token_tensor = torch.tensor(self.config.eos_token_id, device=device)
-        generation_config._eos_token_tensor = torch.tensor([self.config.bos_token_id], device=device)
+        (direction,) = directions_of(self.config, "r2l")
+        generation_config._decoder_start_token_tensor = torch.tensor(direction.start_id, device=device)
+        generation_config._eos_token_tensor = torch.tensor([direction.end_id], device=device)
         if generation_config.forced_eos_token_id is not None:
-            generation_config.forced_eos_token_id = self.config.bos_token_id
+            generation_config.forced_eos_token_id = direction.end_id
         if generation_config.bad_words_ids is not None:
             generation_config.bad_words_ids = [words[::-1] for words in generation_config.bad_words_ids]
         if generation_config.sequence_bias is not None:
@@ -221,7 +314,13 @@ class BidirSeq2SeqGenerationMixin:
         turned.decoding_direction = "r2l"
         return turned
 
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.LongTensor | None, dict[str, Any]]:
         # Hypotheses of one document share its encoding (rows R = B * G), so it is never copied.
         encoder_outputs = model_kwargs.pop("encoder_outputs")
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
@@ -229,7 +328,9 @@ class BidirSeq2SeqGenerationMixin:
         )
         return input_ids, {**model_kwargs, "encoder_outputs": encoder_outputs}
 
-    def _prepare_cache_for_generation(self, generation_config: GenerationConfig, model_kwargs: dict, *args):
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict, *args: Any
+    ) -> None:
         direction = generation_config.decoding_direction
         if generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(
@@ -246,7 +347,9 @@ class BidirSeq2SeqGenerationMixin:
             if generation_config.is_assistant:
                 model_kwargs["past_key_values"].activate_past_recording()
 
-    def _get_logits_processor(self, generation_config: GenerationConfig, *args, **kwargs) -> LogitsProcessorList:
+    def _get_logits_processor(
+        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
+    ) -> LogitsProcessorList:
         direction = generation_config.decoding_direction
         if direction != "l2r" and kwargs.get("prefix_allowed_tokens_fn") is not None:
             raise ValueError(f"prefix_allowed_tokens_fn reads titles from the left: {ONE_WAY}")
@@ -254,8 +357,11 @@ class BidirSeq2SeqGenerationMixin:
             # Some processors compare what is written with the source's n-grams, which have to run the same way.
             kwargs["encoder_input_ids"] = kwargs["encoder_input_ids"].flip(1)
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)
-        # First, so that samplers choose among what can be written.
-        processors.insert(0, self._never_written("r2l" if direction == "r2l" else "l2r", kwargs.get("device")))
+        # First, so that samplers choose among what can be written. Of both the left-to-right direction's come first.
+        first = directions_of(self.config, direction)[0]
+        never_written = [first.pad_id, self.config.unk_token_id, first.start_id]
+        device = kwargs.get("device") or self.device
+        processors.insert(0, SuppressTokensLogitsProcessor(never_written, device=device))
         if direction == "both":
             mirrored = self._turned_round(generation_config)
             # A processor of the user's may remember what it has seen, which must not be the other direction's.
@@ -264,60 +370,97 @@ class BidirSeq2SeqGenerationMixin:
             processors.r2l = self._get_logits_processor(mirrored, *args, **kwargs)
         return processors
 
-    def _never_written(self, direction: str, device) -> SuppressTokensLogitsProcessor:
-        start_id = self.config.bos_token_id if direction == "l2r" else self.config.eos_token_id
-        return SuppressTokensLogitsProcessor(
-            [self.config.pad_token_id, self.config.unk_token_id, start_id], device=device or self.device
-        )
-
-    def _get_stopping_criteria(self, generation_config: GenerationConfig, *args, **kwargs) -> StoppingCriteriaList:
+    def _get_stopping_criteria(
+        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
+    ) -> StoppingCriteriaList:
+        tokenizer = kwargs.get("tokenizer")
+        if generation_config.stop_strings is not None and tokenizer is not None:
+            own = StopTexts(tokenizer, generation_config.stop_strings)
+            generation_config = copy.copy(generation_config)
+            generation_config.stop_strings = None
+            kwargs["stopping_criteria"] = StoppingCriteriaList([own, *(kwargs.get("stopping_criteria") or ())])
         criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)
         if generation_config.decoding_direction == "both":
             criteria = _TwoWayCriteria(criteria)
             criteria.r2l = super()._get_stopping_criteria(self._turned_round(generation_config), *args, **kwargs)
         return criteria
 
-    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
-        search = super()._sample
-        return self._decode(search, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+    def _sample(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> GenerateOutput | torch.LongTensor:
+        one_way = super()._sample
+        return self._decode(one_way, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
-    def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
-        search = super()._beam_search
-        return self._decode(search, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+    def _beam_search(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> GenerateOutput | torch.LongTensor:
+        one_way = super()._beam_search
+        return self._decode(one_way, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
     def _assisted_decoding(
-        self, input_ids, logits_processor, stopping_criteria, generation_config, inputs_tensor=None, **kwargs
-    ):
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        inputs_tensor: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> GenerateOutput | torch.LongTensor:
         # `generate` looks for the name `inputs_tensor` in this signature.
-        search, kwargs["inputs_tensor"] = super()._assisted_decoding, inputs_tensor
-        return self._decode(search, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+        one_way, kwargs["inputs_tensor"] = super()._assisted_decoding, inputs_tensor
+        return self._decode(one_way, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
-    def _decode(self, one_direction, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+    def _decode(
+        self,
+        one_way: Callable[..., Any],
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> GenerateOutput | torch.LongTensor:
         direction = generation_config.decoding_direction
         if direction != "l2r" and input_ids.shape[1] > 1:
             raise ValueError(f"decoder_input_ids fix the left end, where {direction!r} does not start: {ONE_WAY}")
-        search = one_direction
+        write = one_way
         if direction == "both" or self._can_search_one_way(input_ids, logits_processor, generation_config, kwargs):
-            search = self._search
+            write = self._search
         elif generation_config.vocabulary_shortlist is not None:
             raise ValueError(
                 "vocabulary_shortlist is for searching: leave it out when sampling in one direction, in greedy search "
                 "with processors that change scores, with a given beginning, candidates, a streamer or "
                 "use_cache=False, and when asking for the scores, attentions or states of one direction"
             )
-        result = search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+        result = write(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
         # An assistant's draft is read as it was written.
         if direction == "both" or generation_config.is_assistant:
             return result
+        (written_by,) = directions_of(self.config, direction)
         if isinstance(result, torch.Tensor):
-            return self._clean(result, direction)
-        result.sequences = self._clean(result.sequences, direction)
+            return written_by.reading_order(result)[0]
+        result.sequences = written_by.reading_order(result.sequences)[0]
         if result.scores is not None:
             result.scores = DirectedScores(result.scores)
             result.scores.decoding_direction = direction
         return result
 
-    def _can_search_one_way(self, input_ids, logits_processor, generation_config: GenerationConfig, kwargs) -> bool:
+    def _can_search_one_way(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        generation_config: GenerationConfig,
+        kwargs: dict[str, Any],
+    ) -> bool:
         """Whether a search in one direction is the plain case that `_search` is for."""
         past = kwargs.get("past_key_values")
         plain = (
@@ -364,38 +507,14 @@ class BidirSeq2SeqGenerationMixin:
             )
         if decoding_direction is None:
             decoding_direction = getattr(scores, "decoding_direction", "l2r")
-        written = sequences
-        if decoding_direction == "r2l":
-            # Reading order and writing order are each other's mirror images, so one index serves both ways.
-            index = self._mirror(sequences, self.config.eos_token_id)
-            written = sequences.gather(1, index)
-            written = written.where(written != self.config.eos_token_id, self.config.bos_token_id)
+        (direction,) = directions_of(self.config, decoding_direction)
+        # Reading order and writing order are each other's mirror images, so one order serves both ways.
+        written, order = direction.writing_order(sequences)
         token_scores = super().compute_transition_scores(written, scores, beam_indices, normalize_logits)
-        if decoding_direction == "r2l":
-            token_scores = token_scores.gather(1, index[:, 1:] - 1)
+        # What is written in several pieces starts from the left, where both orders are the same.
+        token_scores = token_scores.gather(1, order[:, 1 : token_scores.shape[1] + 1] - 1)
         is_padding = sequences[:, -token_scores.shape[1] :] == self.config.pad_token_id
         return token_scores.masked_fill(is_padding, 0)
-
-    def _mirror(self, sequences: torch.LongTensor, end_id: int) -> torch.LongTensor:
-        """For sequences `[R, L]` of start id, content and, if they came that far, `end_id` the positions `[R, L]` that
-        turn their content round and leave everything else in its place."""
-        positions = torch.arange(sequences.shape[1], device=sequences.device).expand_as(sequences)
-        is_end = (sequences == end_id) & (positions > 0)
-        # Content stands at 1..size; pads at the tail of a sequence that did not end are no content.
-        unended_size = ((sequences != self.config.pad_token_id) * positions).amax(1, keepdim=True)
-        size = torch.where(is_end.any(1, keepdim=True), is_end.int().argmax(1, keepdim=True) - 1, unended_size)
-        return torch.where((positions > 0) & (positions <= size), size + 1 - positions, positions)
-
-    def _clean(self, sequences: torch.LongTensor, direction: str) -> torch.LongTensor:
-        """One direction's raw sequences `[R, L]` to reading order, the end id at the end and padded after it."""
-        start_id, end_id = self.config.bos_token_id, self.config.eos_token_id
-        if direction == "r2l":
-            sequences = sequences.gather(1, self._mirror(sequences, start_id))
-            # The other direction's start is this one's end.
-            sequences = torch.where(sequences == start_id, end_id, sequences)
-            sequences[:, 0] = start_id
-        after_end = (sequences == end_id).cumsum(1) - (sequences == end_id).long() > 0
-        return sequences.masked_fill(after_end, self.config.pad_token_id)
 
     def _search(
         self,
@@ -403,10 +522,10 @@ class BidirSeq2SeqGenerationMixin:
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        encoder_outputs=None,
+        encoder_outputs: Any = None,
         past_key_values: BidirSeq2SeqCache | None = None,
         synced_gpus: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> GenerateBeamEncoderDecoderOutput | BidirBeamSearchOutput | torch.LongTensor:
         """The search of one direction, or of both in lock-step, each hypothesis of one reading all of the other.
 
@@ -419,50 +538,37 @@ class BidirSeq2SeqGenerationMixin:
             past_key_values: The empty past of the only decoder.
             synced_gpus: Whether to go on stepping until every process is done.
         """
-        direction, num_beams = generation_config.decoding_direction, generation_config.num_beams
-        batch_size = input_ids.shape[0] // num_beams
-        start_ids, processors, criteria = [int(input_ids[0, 0])], [logits_processor], [stopping_criteria]
-        if direction == "both":
-            start_ids = [self.config.bos_token_id, self.config.eos_token_id]
+        directions = directions_of(self.config, generation_config.decoding_direction)
+        processors, criteria = [logits_processor], [stopping_criteria]
+        start_ids = input_ids[:: generation_config.num_beams, 0]
+        if len(directions) == 2:
             processors.append(logits_processor.r2l)
             criteria.append(stopping_criteria.r2l)
-        num_directions = len(start_ids)
-        beam = Beam(batch_size, num_beams, start_ids, criteria, generation_config, input_ids.device)
-        if direction != "both" and num_beams == 1:
+            start_ids = torch.cat([torch.full_like(start_ids, direction.start_id) for direction in directions])
+        beam = Beam(
+            start_ids,
+            generation_config.num_beams,
+            criteria,
+            generation_config.max_length,
+            pad_id=int(generation_config._pad_token_tensor),
+            length_penalty=generation_config.length_penalty,
             # Greedy search ends with the first end, whatever is set for beams.
-            beam.early_stopping = True
-        steps = self.model.start_steps(encoder_outputs, direction)
-        next_tokens = self._next_tokens(encoder_outputs, generation_config)
-        records = [StepRecords(generation_config) for _ in start_ids]
-        hypotheses = num_directions, batch_size, num_beams
-        done = False
-        while self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device):
-            step = steps.step(beam.last_ids.view(hypotheses), records[0].weights is not None)
-            if done:
-                continue
-            # A document's hypotheses of all directions together: [B, Q, E], or [B, Q, K, E] beside their partners.
-            features = step.features.transpose(0, 1).flatten(1, 2)
-            partners = _equal_say(beam.alive.view(hypotheses)) if num_directions == 2 else None
-            forbidden = [forbidden_tokens(own, beam.length) for own in processors]
-            if records[0].is_empty and not beam.do_sample and all(ids is not None for ids in forbidden):
-                scores = beam.scores.view(hypotheses).transpose(0, 1)
-                found = next_tokens.best(features, scores, 2 * num_beams, forbidden, partners)
-                parents = beam.advance(*(x.transpose(0, 1).flatten(0, 1) for x in found))
-            else:
-                log_probs = _by_direction(next_tokens.log_probs(features, partners), num_directions)
-                by_direction = (x.chunk(num_directions) for x in (beam.running, log_probs))
-                scores = []
-                for index, (running, logits) in enumerate(zip(*by_direction)):
-                    logits = logits.flatten(0, 1)
-                    scores.append(processors[index](running.flatten(0, 1), logits))
-                    weights = None if step.weights is None else step.weights[index]
-                    records[index].add(logits, scores[index], weights)
-                parents = beam.advance(*beam.candidates(torch.cat(scores).unflatten(0, (-1, num_beams))))
-            done = not bool(beam.open.any())
-            if not done:
-                steps.reorder(parents.view(hypotheses))
-        if direction == "both":
-            return self._gather_results(beam, records, encoder_outputs, generation_config)
+            early_stopping=generation_config.num_beams == len(directions) == 1 or generation_config.early_stopping,
+            do_sample=generation_config.do_sample,
+        )
+        next_tokens = self._next_tokens(encoder_outputs, directions, generation_config.vocabulary_shortlist)
+        records = [self._start_records(generation_config) for _ in directions]
+        history = BeamHistory() if len(directions) == 2 and records[0].weights is not None else None
+        steps = self.model.start_steps(
+            encoder_outputs, generation_config.decoding_direction, need_twin_weights=history is not None
+        )
+
+        def goes_on(done: bool) -> bool:
+            return self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device)
+
+        search(steps, next_tokens, beam, processors, records, goes_on, history)
+        if len(directions) == 2:
+            return self._gather_results(beam, records, history, encoder_outputs, generation_config)
 
         count = generation_config.num_return_sequences
         sequences = beam.finished_paths[:, :count, :, 0].flatten(0, 1)
@@ -470,7 +576,8 @@ class BidirSeq2SeqGenerationMixin:
         if not generation_config.return_dict_in_generate:
             return sequences
         steps.leave_in(past_key_values)
-        if num_beams == 1:
+        past_key_values.written = beam.running[:, :, :-1].flatten(0, 1)
+        if generation_config.num_beams == 1:
             return GenerateEncoderDecoderOutput(sequences=sequences, past_key_values=past_key_values)
         return GenerateBeamEncoderDecoderOutput(
             sequences=sequences,
@@ -478,42 +585,42 @@ class BidirSeq2SeqGenerationMixin:
             past_key_values=past_key_values,
         )
 
-    def _next_tokens(self, encoder_outputs, generation_config: GenerationConfig) -> NextTokens:
-        prior = self.source_prior(encoder_outputs)
-        scale, base = self.output_base(prior)
-        size, shortlist = generation_config.vocabulary_shortlist, None
+    def _next_tokens(self, encoder_outputs: Any, directions: Sequence[Direction], size: int | None) -> NextTokens:
+        shortlist = None
         if size is not None and size < self.config.vocab_size:
-            shortlist = self._shortlist(encoder_outputs, size)
-        return NextTokens(self.lm_head, base, scale, shortlist)
+            shortlist = Shortlist.of(self.config, encoder_outputs, self.prior, self.lm_head, size)
+        return self.words(encoder_outputs).next_tokens(shortlist, [direction.name for direction in directions])
 
-    def _shortlist(self, encoder_outputs, size: int) -> Shortlist:
-        """A document's own words, the special ids and the `size` most frequent words of titles."""
-        counts = self.prior.title_counts.double()
-        names = ("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id")
-        special = torch.tensor([getattr(self.config, name) for name in names], device=counts.device)
-        # Equally frequent ones, all of them in a model that has not counted, go by their bias.
-        ranks = counts + (self.lm_head.bias + self.prior.shift).sigmoid()
-        ranks[special] = IMPOSSIBLE
-        listed = ranks.topk(size).indices
-        stand_ins = listed[size // 2 :]
-        others, known = counts.sum() - counts[special].sum() - counts[listed].sum(), counts[stand_ins].sum()
-        return Shortlist(
-            shared=torch.cat([special, listed]),
-            own=encoder_outputs.source_words.index_fill(1, special, False),
-            num_stand_ins=len(stand_ins),
-            ratio=float(others / known) if known > 0 else 0.0,
-        )
+    @staticmethod
+    def _start_records(generation_config: GenerationConfig) -> StepRecords:
+        if not generation_config.return_dict_in_generate:
+            return StepRecords()
+        asked = (generation_config.output_scores, generation_config.output_logits, generation_config.output_attentions)
+        return StepRecords(*([] if is_asked else None for is_asked in asked))
 
-    def _gather_results(self, beam: Beam, records, encoder_outputs, generation_config):
+    def _gather_results(
+        self,
+        beam: Beam,
+        records: list[StepRecords],
+        history: BeamHistory | None,
+        encoder_outputs: Any,
+        generation_config: GenerationConfig,
+    ) -> GenerateOutput | torch.LongTensor:
         """Merges both directions' pools: one ranking, no sequence twice."""
         paths = beam.finished_paths[:, :, : beam.length].chunk(2)
-        sides = [self._pool_details(*side) for side in zip(paths, records, ("l2r", "r2l"))]
+        sides = [self._pool_details(*side) for side in zip(paths, records, directions_of(self.config, "both"))]
         pool = {name: torch.cat([side[name] for side in sides], dim=1) for name in sides[0]}
-        scores = torch.cat(beam.finished_scores.chunk(2), dim=1)
-        if generation_config.joint_rescoring:
-            log_probs, joint = self._joint_scores(pool["sequences"], encoder_outputs, generation_config.length_penalty)
-            pool |= log_probs
-            scores = joint.where(scores > IMPOSSIBLE, IMPOSSIBLE)
+        candidates = Candidates(
+            pool["sequences"],
+            torch.cat(beam.finished_scores.chunk(2), dim=1),
+            self.config.pad_token_id,
+            generation_config.length_penalty,
+            judge=lambda labels: self.sequence_log_probs(encoder_outputs, labels),
+        )
+        scores = RANKING_RULES[generation_config.ranking](candidates)
+        scores = scores.where(candidates.scores > IMPOSSIBLE, IMPOSSIBLE)
+        if generation_config.ranking in ASKS_BOTH:
+            pool |= {f"{name}_log_probs": values for name, values in candidates.log_probs.items()}
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         sequences = select(pool["sequences"], order)
         repeats = (sequences[:, :, None] == sequences[:, None]).all(-1).tril(-1).any(-1)
@@ -540,70 +647,39 @@ class BidirSeq2SeqGenerationMixin:
             r2l_scores=_as_tuple(records[1].scores),
             l2r_logits=_as_tuple(records[0].logits),
             r2l_logits=_as_tuple(records[1].logits),
+            history=history,
             encoder_hidden_states=encoder_outputs.hidden_states,
             **found,
         )
 
-    def _pool_details(self, paths: torch.LongTensor, records: StepRecords, direction: str) -> dict[str, torch.Tensor]:
+    @staticmethod
+    def _pool_details(paths: torch.LongTensor, records: StepRecords, direction: Direction) -> dict[str, torch.Tensor]:
         """What is known of the finished paths `[B, K, L, 2]` of one direction: tensors `[B, K, ...]` by name."""
         pool_shape = paths.shape[:2]
         written, parents = paths.flatten(0, 1).unbind(-1)
+        sequences, order = direction.reading_order(written)
         details = {
-            "sequences": self._clean(written, direction),
-            "from_right": torch.full(written.shape[:1], direction == "r2l", device=written.device),
+            "sequences": sequences,
+            "from_right": torch.full(written.shape[:1], direction.name == "r2l", device=written.device),
         }
         if records.scores or records.weights:
             first_rows = torch.arange(len(written), device=written.device) // pool_shape[1] * pool_shape[1]
             tokens, rows = written[:, 1:], parents[:, 1:] + first_rows[:, None]
             exists = parents[:, 1:] >= 0
             details["beam_indices"] = rows.where(exists, -1)
-            steps = torch.arange(rows.shape[1], device=rows.device)
-            order = steps.expand_as(rows)
-            if direction == "r2l":
-                order = self._mirror(written, self.config.bos_token_id)[:, 1:] - 1
-            steps, rows = order, rows.where(exists, 0).gather(1, order)
+            steps = order[:, 1:] - 1
+            rows = rows.where(exists, 0).gather(1, steps)
             if records.scores:
-                chosen = torch.stack(records.scores)[steps, rows, tokens.gather(1, order)]
+                chosen = torch.stack(records.scores)[steps, rows, tokens.gather(1, steps)]
                 details["token_scores"] = chosen.masked_fill(~exists, 0)
             if records.weights:
                 read = torch.stack(records.weights)[steps, rows] * exists[..., None, None]
                 details["source_attentions"] = read.transpose(1, 2)
         return {name: values.unflatten(0, pool_shape) for name, values in details.items()}
 
-    def _joint_scores(
-        self, sequences: torch.LongTensor, encoder_outputs, length_penalty: float
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """`[B, M, L]` candidates to each direction's log-probabilities and their length-normalised mean, `[B, M]`."""
-        labels = sequences[:, :, 1:].flatten(0, 1)
-        labels = labels.masked_fill(labels == self.config.pad_token_id, -100)
-        by_direction = self.sequence_log_probs(encoder_outputs, labels)
-        lengths = (labels != -100).sum(1).clamp(min=1)
-        joint = (by_direction["l2r"] + by_direction["r2l"]) / 2 / lengths**length_penalty
-        shape = sequences.shape[:2]
-        return {f"{name}_log_probs": values.view(shape) for name, values in by_direction.items()}, joint.view(shape)
-
-
-def _equal_say(alive: torch.BoolTensor) -> torch.Tensor:
-    """`[B, 2K, K]`, the weights of K partners for the K hypotheses of either direction: equal ones.
-
-    Partners that do not exist (`alive` `[2, B, K]`, at the first step and in a vocabulary smaller than the beam) have
-    none, unless none exists.
-    """
-    num_beams = alive.shape[-1]
-    if alive.device.type == "cpu" and alive.all():
-        return torch.full((alive.shape[1], 2 * num_beams, num_beams), 1 / num_beams)
-    alive = alive | ~alive.any(-1, keepdim=True)
-    of_partners = (alive / alive.sum(-1, keepdim=True)).flip(0).transpose(0, 1)
-    return of_partners.repeat_interleave(num_beams, dim=1)
-
-
-def _by_direction(x: torch.Tensor, num_directions: int) -> torch.Tensor:
-    """What is known of a document's hypotheses, `[B, D * K, ...]`, in a beam's order, `[D * B, K, ...]`."""
-    return x if num_directions == 1 else x.unflatten(1, (num_directions, -1)).transpose(0, 1).flatten(0, 1)
-
 
 def _as_tuple(steps: list[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | None:
     return None if steps is None else tuple(steps)
 
 
-__all__ = ["BidirBeamSearchOutput", "BidirSeq2SeqGenerationMixin", "DirectedScores"]
+__all__ = ["BidirBeamSearchOutput", "BidirSeq2SeqGenerationMixin", "DirectedScores", "StopTexts"]

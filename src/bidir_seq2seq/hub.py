@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import transformers
 from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardData
@@ -18,6 +19,8 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .evaluation import format_table
+from .loading import forget_code
+from .manifest import write_manifest
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 
 logger = logging.get_logger(__name__)
@@ -45,7 +48,7 @@ def save_for_hub(
     tokenizer: PreTrainedTokenizerBase,
     save_directory: str | Path,
     repo_id: str | None = None,
-    **card_kwargs,
+    **card_kwargs: Any,
 ) -> list[Path]:
     """Writes a folder that loads with this package and, by `trust_remote_code=True`, without it.
 
@@ -60,7 +63,8 @@ def save_for_hub(
         card_kwargs: What the card says, as for [`create_model_card`].
 
     Returns:
-        The files of the model, in the order of their names: weights, configs, tokenizer, code and card.
+        The files of the model, in the order of their names: weights, configs, tokenizer, code, card, and a manifest
+        of checksums.
 
     Raises:
         ValueError: If model, tokenizer, folder or repository id will not do. Nothing has been written then.
@@ -86,17 +90,19 @@ def save_for_hub(
     model.save_pretrained(directory)
     config = copy.deepcopy(model.config)
     config.auto_map = dict(AUTO_MAP)
-    config.save_pretrained(directory)
+    config.to_json_file(directory / CONFIG_NAME)
     # `register_for_auto_class` would do this too, and for every later checkpoint of the process.
     code = custom_object_save(model, directory)
-    tokenizer_files = tokenizer.save_pretrained(directory)
+    tokenizer_files = forget_code(tokenizer).save_pretrained(directory)
     card_file = directory / REPOCARD_NAME
     if card_file.exists() and CARD_MARK not in card_file.read_text(encoding="utf-8-sig"):
         logger.warning(f"{card_file} was not written by bidir_seq2seq and is kept; remove it to get a new one")
     else:
         card.save(card_file)
-    names = {CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, REPOCARD_NAME}
-    names.update(Path(file).name for file in (*code, *tokenizer_files))
+    names = {CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, *(Path(file).name for file in tokenizer_files)}
+    # Code and card are there to be worked on.
+    manifest = write_manifest(directory, names)
+    names |= {REPOCARD_NAME, manifest.name, *(Path(file).name for file in code)}
     return [directory / name for name in sorted(names)]
 
 
@@ -111,7 +117,7 @@ def push_to_hub(
     revision: str | None = None,
     commit_message: str = "Upload model",
     create_pr: bool = False,
-    **card_kwargs,
+    **card_kwargs: Any,
 ) -> CommitInfo:
     """Uploads what [`save_for_hub`] writes, and nothing else; the repository and the branch are made if need be.
 
@@ -194,7 +200,7 @@ def create_model_card(
     Raises:
         ValueError: If `metrics` has another form, or it is not said what it was measured on.
     """
-    language, datasets = ([value] if isinstance(value, str) else value for value in (language, datasets))
+    languages, datasets = (_listed(value) for value in (language, datasets))
     dataset_name = dataset_name or (datasets[0] if datasets else None)
     if metrics is not None:
         _check_metrics(metrics, dataset_name)
@@ -202,7 +208,7 @@ def create_model_card(
         EvalResult(
             task_type="summarization",
             dataset_type=datasets[0] if datasets else "custom",
-            dataset_name=dataset_name,
+            dataset_name=str(dataset_name),
             metric_type=metric_type,
             metric_name=f"{metric_name} ({system})",
             metric_value=round(scores[name], 2),
@@ -214,7 +220,7 @@ def create_model_card(
     data = ModelCardData(
         # The name of the results; without any it would be a stray entry.
         model_name=model_id if results else None,
-        language=language,
+        language=languages,
         license=license,
         library_name="transformers",
         pipeline_tag="summarization",
@@ -243,13 +249,19 @@ def create_model_card(
     )
 
 
-def _check_repo_id(repo_id: str):
+def _listed(value: str | Sequence[str] | None) -> list[str] | None:
+    if value is None:
+        return None
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _check_repo_id(repo_id: str) -> None:
     validate_repo_id(repo_id)
     if "/" not in repo_id:
         raise ValueError(f"repo_id={repo_id!r} must say whose it is, as user/{repo_id} or organization/{repo_id}")
 
 
-def _check_metrics(metrics: Mapping, dataset_name: str | None):
+def _check_metrics(metrics: Mapping, dataset_name: str | None) -> None:
     needed = (*HUB_METRICS, "first4", "last4")
     for system, scores in metrics.items():
         if not isinstance(scores, Mapping) or not all(name in scores for name in needed):

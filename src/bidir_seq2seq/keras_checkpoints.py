@@ -7,7 +7,6 @@ weight; both order an LSTM's gates input, forget, cell, output.
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from .configuration_bidir_seq2seq import REFERENCE_PRESET, BidirSeq2SeqConfig
+from .extras import extra
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 from .tokenization import SPECIAL_TOKENS, as_fast_tokenizer, char_backend
 
@@ -39,7 +39,7 @@ class Slot(NamedTuple):
     kind: str
     layer: int
     leaf: str
-    index: int = 0
+    index: int = 0  # type: ignore[assignment] # hides tuple's own method, which nobody asks a slot for
 
 
 def convert_reference_checkpoint(
@@ -159,10 +159,8 @@ def build_reference_model(
 
 
 def _read_h5(path: Path) -> dict[str, np.ndarray]:
-    try:
+    with extra("reference"):
         import h5py
-    except ImportError as error:
-        raise ImportError(f"reading {str(path)!r} needs h5py: pip install h5py") from error
 
     with h5py.File(path, "r") as file:
         root = file.get("model_weights", file)
@@ -184,13 +182,13 @@ def _text(name: str | bytes) -> str:
 
 def _split_number(name: str) -> tuple[str, int]:
     """`"lstm_10"` to `("lstm", 10)`; the first of its kind may have no number."""
-    stem, number = re.fullmatch(r"(.*?)(?:_(\d+))?", name).groups()
-    return stem, int(number or 0)
+    stem, _, number = name.rpartition("_")
+    return (stem, int(number)) if stem and number.isdecimal() else (name, 0)
 
 
 def _arrange(weights: Mapping[str, np.ndarray]) -> dict[Slot, tuple[str, np.ndarray]]:
     """Sorts arrays `name: array` into slots by the order of their numbers."""
-    layers = defaultdict(lambda: defaultdict(list))
+    layers: dict[tuple[str, int], dict[str, list]] = defaultdict(lambda: defaultdict(list))
     for name, array in weights.items():
         layer, *path = name.split(":")[0].split("/")
         kind, number = _split_number(layer)
@@ -201,7 +199,7 @@ def _arrange(weights: Mapping[str, np.ndarray]) -> dict[Slot, tuple[str, np.ndar
         order = ["backward" in name, [part for _, part in stems], name]
         layers[kind, number][stems[-1][0] if stems else ""].append((order, name, np.asarray(array)))
 
-    numbers = defaultdict(list)
+    numbers: dict[str, list[int]] = defaultdict(list)
     for kind, number in sorted(layers):
         numbers[kind].append(number)
     if "dense" in numbers:
@@ -307,12 +305,12 @@ def _plan(config: BidirSeq2SeqConfig) -> dict[Slot, str]:
         Slot("scale_shift", 0, "shift"): "prior.shift",
     }
 
-    def add_dense(kind: str, layer: int, module: str, index: int = 0, bias: bool = True):
+    def add_dense(kind: str, layer: int, module: str, index: int = 0, bias: bool = True) -> None:
         plan[Slot(kind, layer, "kernel", index)] = f"{module}.weight"
         if bias:
             plan[Slot(kind, layer, "bias", index)] = f"{module}.bias"
 
-    def add_lstm(kind: str, layer: int, module: str, index: int = 0):
+    def add_lstm(kind: str, layer: int, module: str, index: int = 0) -> None:
         plan[Slot(kind, layer, "kernel", index)] = f"{module}.weight_ih_l0"
         plan[Slot(kind, layer, "recurrent_kernel", index)] = f"{module}.weight_hh_l0"
         plan[Slot(kind, layer, "bias", index)] = f"{module}.bias_ih_l0"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -37,6 +37,11 @@ _num_plain = int(os.environ.get("BIDIR_SEQ2SEQ_KERNELS") == "plain")
 _KEPT: WeakKeyDictionary[nn.Module, dict[tuple, tuple[list[torch.Tensor], object]]] = WeakKeyDictionary()
 # Of fewer multiplications a product takes less time than to start one of oneDNN's.
 MANY_PRODUCTS = 2**20
+# Of fewer rows it takes longer to lay a weight out for one batch than that saves.
+MANY_ROWS = 1024
+# Rows of logits worked on at a time: enough for efficient products, few enough to stay in a processor's cache.
+BLOCK_ROWS = {"cpu": 256}
+DEFAULT_BLOCK_ROWS = 4096
 # On a CPU the best of so many sums are looked for in so many shares of the columns at once.
 MANY_SUMS, NUM_SHARES = 2**15, 8
 
@@ -83,7 +88,22 @@ def _is_hooked(module: nn.Module) -> bool:
     )
 
 
-class Linear(nn.Linear):
+def is_read_at_once(x: torch.Tensor) -> bool:
+    """Whether the values of `x` `[...]` may decide what to do: elsewhere looking at them would stall the device."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def block_size(x: torch.Tensor) -> int:
+    """How many rows `[V]` of logits that are made of `x`, `[rows, E]`, to work on at a time."""
+    return BLOCK_ROWS.get(x.device.type, DEFAULT_BLOCK_ROWS)
+
+
+def column_multiple(x: torch.Tensor) -> int:
+    """Of what the number of columns beside `x`, `[..., E]`, had better be a multiple, for [`largest_sums`]."""
+    return NUM_SHARES if x.device.type == "cpu" else 1
+
+
+class MatmulLinear(nn.Linear):
     """`nn.Linear`, forward and back by [`matmul`]."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -103,14 +123,14 @@ _PLAIN_TYPES = (
     nn.ModuleList,
     nn.ReLU,
     nn.Sequential,
-    Linear,
+    MatmulLinear,
 )
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu")
-    def forward(ctx, x, weight, bias):
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         outputs = matmul(x, weight.T)
         return outputs if bias is None else outputs.add_(bias)
@@ -118,7 +138,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
@@ -139,15 +159,17 @@ class FixedLinear:
     Args:
         weight: `[outputs, inputs]`.
         bias: `[outputs]`.
-        lay_out: Whether to do so. For one batch it is not worth while where products are direct ([`is_direct`]).
+        num_rows: How many rows it will be used for in all; of few it is not always worth while to lay it out. Default:
+            of many.
 
     Attributes:
         dtype: That of the product: the weight's, or autocast's.
-        is_packed: Whether the weight is laid out so.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, lay_out: bool = True):
-        self.is_packed, self.dtype = lay_out and can_pack(weight), product_dtype(weight)
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, num_rows: int | None = None):
+        few = num_rows is not None and num_rows < MANY_ROWS
+        is_fast_anyway = few and _is_direct(weight.dtype, weight, num_rows * weight.numel())
+        self.is_packed, self.dtype = can_pack(weight) and not is_fast_anyway, product_dtype(weight)
         self._weight = weight.detach().to(self.dtype)
         self._bias = None if bias is None else bias.detach().to(self.dtype)
         if self.is_packed:
@@ -159,6 +181,12 @@ class FixedLinear:
         if self.is_packed:
             return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return matmul(x, self._weight.T) if self._bias is None else F.linear(x, self._weight, self._bias)
+
+    def add_to(self, total: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Adds the product of `[rows, inputs]` to `total` `[rows, outputs]`."""
+        if self.is_packed or x.dtype != total.dtype or self._bias is not None:
+            return total.add_(self(x))
+        return addmm_(total, x, self._weight.T)
 
 
 class SideBySide:
@@ -186,8 +214,13 @@ class SideBySide:
         return torch.bmm(x, self._weight) if self._bias is None else torch.baddbmm(self._bias, x, self._weight)
 
 
+def without_autocast(x: torch.Tensor) -> torch.autocast:
+    """A context in which products on the device of `x` `[...]` have the dtype of their factors."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def product_dtype(weight: torch.Tensor) -> torch.dtype:
-    """That of products with this weight, `[outputs, inputs]`: its own, or autocast's."""
+    """That of products with `weight` `[...]`: its own, or autocast's."""
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
@@ -232,7 +265,7 @@ def matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """
     if not is_direct(left, right):
         return left @ right
-    with _LEAVE_TO_ROUND:
+    with _BY_ONEDNN:
         return left @ right
 
 
@@ -240,38 +273,44 @@ def addmm_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torc
     """Adds the product of `[M, K]` and `[K, N]` to `total`, `[M, N]`, as [`matmul`] makes it."""
     if not is_direct(left, right):
         return total.addmm_(left, right)
-    with _LEAVE_TO_ROUND:
+    with _BY_ONEDNN:
         return total.addmm_(left, right)
 
 
 def is_direct(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether oneDNN may make the product of `[..., M, K]` and `[..., K, N]` as they are, and is faster than MKL."""
-    is_large = left.numel() * right.shape[-1] >= MANY_PRODUCTS
-    is_ordinary = are_enabled() and left.device.type == "cpu" and left.dtype == right.dtype == torch.float32
-    return is_large and is_ordinary and not torch.compiler.is_compiling() and _stays_float32()
+    return _is_direct(left.dtype, right, left.numel() * right.shape[-1])
 
 
-class _LeaveToRound:
-    """A setting of the whole process: it lasts from the first thread that asks for it to the last."""
+def _is_direct(dtype: torch.dtype, right: torch.Tensor, num_products: int) -> bool:
+    is_ordinary = are_enabled() and is_read_at_once(right) and dtype == right.dtype == torch.float32
+    return num_products >= MANY_PRODUCTS and is_ordinary and _stays_float32()
 
-    def __init__(self):
+
+class _OneDNNProducts:
+    """The setting under which torch gives products to oneDNN, "bf16", while somebody asks for it.
+
+    It is the whole process's: it lasts from the first thread that asks for it to the last.
+    """
+
+    def __init__(self) -> None:
         self._lock, self._holders, self._before = Lock(), 0, None
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         with self._lock:
             if self._holders == 0:
                 self._before = torch.backends.mkldnn.matmul.fp32_precision
                 torch.backends.mkldnn.matmul.fp32_precision = "bf16"
             self._holders += 1
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         with self._lock:
             self._holders -= 1
             if self._holders == 0:
                 torch.backends.mkldnn.matmul.fp32_precision = self._before
 
 
-_LEAVE_TO_ROUND = _LeaveToRound()
+_BY_ONEDNN = _OneDNNProducts()
 
 
 @cache
@@ -287,11 +326,86 @@ def _stays_float32() -> bool:
     # The last of float32's 23 bits, of which bfloat16 keeps 7.
     numbers = torch.full((16, 64, 64), 1 + 2**-23)
     try:
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False), _LEAVE_TO_ROUND:
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False), _BY_ONEDNN:
             return torch.equal(ones @ numbers, numbers) and torch.equal(numbers @ ones, numbers)
     except (AttributeError, RuntimeError) as error:
         logger.warning(f"float32 products by oneDNN are not used: {error}")
         return False
+
+
+class RecurrentStep:
+    """The same recurrent layer of each direction, for one token at a time.
+
+    Args:
+        rnns: An `nn.LSTM` or `nn.GRU` of one layer for each direction.
+    """
+
+    def __init__(self, rnns: Sequence[nn.RNNBase]):
+        self.hidden_size = rnns[0].hidden_size
+        self._cell = torch.lstm_cell if isinstance(rnns[0], nn.LSTM) else torch.gru_cell
+        self._weights = [rnn.all_weights[0] for rnn in rnns]
+        self._gates: SideBySide | None = None
+        if isinstance(rnns[0], nn.LSTM) and can_pack(self._weights[0][0]):
+            # One product of what is read and what is remembered, and the other operations for both directions at once.
+            weights = [torch.cat(both, dim=1) for *both, _, _ in self._weights]
+            biases = [input_bias + hidden_bias for *_, input_bias, hidden_bias in self._weights]
+            self._gates = SideBySide(weights, biases)
+
+    def __call__(self, x: torch.Tensor, state: tuple[torch.Tensor, ...] | None) -> tuple[torch.Tensor, ...]:
+        """One token.
+
+        Args:
+            x: `[D, R, inputs]`.
+            state: `(h, c)`, or `(h,)` of a GRU, each `[D, R, H]`; zeros if `None`.
+
+        Returns:
+            The next state.
+        """
+        if state is None:
+            zeros = x.new_zeros(*x.shape[:2], self.hidden_size)
+            state = (zeros, zeros) if self._cell is torch.lstm_cell else (zeros,)
+        if self._gates is not None:
+            return self._lstm(x, *state)
+        nexts = []
+        for direction, weights in enumerate(self._weights):
+            before = tuple(part[direction] for part in state)
+            after = self._cell(x[direction], before if len(before) == 2 else before[0], *weights)
+            nexts.append(after if len(before) == 2 else (after,))
+        return tuple(torch.stack(parts) for parts in zip(*nexts))
+
+    def _lstm(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # torch's order, and its names, of gates.
+        i, f, g, o = self._gates(torch.cat([x, h], dim=-1)).chunk(4, dim=-1)
+        c = torch.addcmul(f.sigmoid_() * c, i.sigmoid_(), tanh(g))
+        return o.sigmoid_() * tanh(c), c
+
+
+def tanh(x: torch.Tensor) -> torch.Tensor:
+    """Of `x` `[...]`, which it leaves as it is."""
+    # On a CPU torch's own takes five to ten times as long as its sigmoid, which of many is more than to start it.
+    return torch.tanh(x) if x.numel() < 2**12 else x.mul(2).sigmoid_().mul_(2).sub_(1)
+
+
+def attention(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """torch's `scaled_dot_product_attention`, with gradients that are as fast in half precision.
+
+    Args:
+        queries: `[..., N, Q, D]`.
+        keys, values: `[..., N, M, D]`.
+        mask: Bool, broadcast to `[..., N, Q, M]`; true may be read.
+
+    Returns:
+        The context `[..., N, Q, D]`.
+    """
+    is_half = queries.dtype in (torch.bfloat16, torch.float16)
+    if not (is_half and queries.device.type == "cpu" and torch.is_grad_enabled()):
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    # On a CPU the kernel's backward pass takes two to nine times as long in half precision.
+    with torch.autocast("cpu", enabled=False):
+        in_full = (x.float() for x in (queries, keys, values))
+        return F.scaled_dot_product_attention(*in_full, attn_mask=mask).to(queries.dtype)
 
 
 @torch.no_grad()
@@ -346,7 +460,7 @@ def largest_sums(
         The sums `[..., C]`, largest first, their rows and their columns.
     """
     num_columns, size = x.shape[-1], x.shape[-1] // NUM_SHARES
-    if x.device.type != "cpu" or x.numel() < MANY_SUMS or num_columns % NUM_SHARES:
+    if not is_read_at_once(x) or x.numel() < MANY_SUMS or num_columns % NUM_SHARES:
         sums, places = ((x if is_log else x.log()) + scores[..., None]).flatten(-2).topk(count)
         return sums, places // num_columns, places % num_columns
     maxima = x.unflatten(-1, (NUM_SHARES, size)).amax(-2)
@@ -363,18 +477,24 @@ def largest_sums(
 
 
 __all__ = [
-    "NUM_SHARES",
     "FixedLinear",
-    "Linear",
+    "MatmulLinear",
+    "RecurrentStep",
     "SideBySide",
     "addmm_",
     "are_enabled",
+    "attention",
+    "block_size",
     "can_pack",
+    "column_multiple",
     "is_direct",
     "is_plain",
+    "is_read_at_once",
     "keep",
     "largest_sums",
     "matmul",
     "plain_kernels",
     "product_dtype",
+    "tanh",
+    "without_autocast",
 ]

@@ -4,22 +4,20 @@ The logits of a batch are by far its largest tensor. Here they exist for one blo
 buffer, which also becomes their gradient: they never travel through main memory, and padding has none. The idea of
 taking the gradient in the forward pass is Hsu et al. 2024 (Liger Kernel, https://arxiv.org/abs/2410.10989).
 
+A model that copies mixes its softmax with copies target by target; the gradient of a mixture's logarithm is the
+softmax's own, weighted by the share that the vocabulary has in the target's probability.
+
 Letters: P target tokens, B documents, V vocabulary, E embedding size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-from .kernels_bidir_seq2seq import FixedLinear, addmm_, is_direct
-
-# Rows of one block: enough for efficient products, and few enough for the block to stay in a processor's cache.
-BLOCK_ROWS = {"cpu": 256}
-DEFAULT_BLOCK_ROWS = 4096
-# For fewer rows in all it takes longer to lay a weight out than that saves.
-MANY_ROWS = 1024
+from .kernels_bidir_seq2seq import FixedLinear, addmm_, block_size, product_dtype, without_autocast
 
 
 def projected_cross_entropy(
@@ -29,30 +27,37 @@ def projected_cross_entropy(
     documents: torch.LongTensor,
     targets: torch.LongTensor,
     label_smoothing: float = 0.0,
+    copied: torch.Tensor | None = None,
+    generated: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sum over P tokens of the cross-entropy of `features @ weight.T + base[documents]`.
 
     Equal to `F.cross_entropy(..., reduction="sum")` of those logits, without keeping them. Products run in the dtype
-    of `features` (or of autocast), everything else in float32.
+    of `features` (or of autocast), everything else in float32. Of a model that copies, a target's probability is
+    `copied + generated * softmax(logits)[target]`; smoothing is of the softmax.
 
     Args:
         features: `[P, E]`.
         weight: `[V, E]`.
         base: `[B, V]`, what is added to the logits of each document's tokens: bias and prior.
         documents: `[P]`, which document each token belongs to.
-        targets: `[P]`, its id.
+        targets: `[P]`, its id; V and above (only to be copied) with `copied`.
         label_smoothing: Share of the target distribution that is spread evenly over the vocabulary.
+        copied: `[P]`, the probability that a copy gives the target.
+        generated: `[P]`, the probability of no copy.
 
     Returns:
         The sum in nats, a float32 scalar.
     """
-    device_type = features.device.type
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        features, weight = features.to(dtype), weight.to(dtype)
-    with torch.autocast(device_type, enabled=False):
+    dtype = product_dtype(features)
+    features, weight = features.to(dtype), weight.to(dtype)
+    if copied is not None:
+        # Logarithms and quotients of both are taken.
+        tiny = torch.finfo(torch.float32).tiny
+        copied, generated = copied.float().clamp(min=tiny), generated.float().clamp(min=tiny)
+    with without_autocast(features):
         return _ProjectedCrossEntropy.apply(
-            features, weight.to(features.dtype), base.float(), documents, targets, label_smoothing
+            features, weight.to(features.dtype), base.float(), documents, targets, label_smoothing, copied, generated
         )
 
 
@@ -71,52 +76,72 @@ def projected_log_probs(
     return log_probs
 
 
-def _logits_in_blocks(features, weight, base, documents) -> Iterator[tuple[slice, torch.Tensor]]:
+def _logits_in_blocks(
+    features: torch.Tensor, weight: torch.Tensor, base: torch.Tensor, documents: torch.Tensor
+) -> Iterator[tuple[slice, torch.Tensor]]:
     """Some rows at a time and their logits `[n, V]`, float32, in a buffer that the next ones overwrite."""
-    block_rows = BLOCK_ROWS.get(features.device.type, DEFAULT_BLOCK_ROWS)
+    block_rows = block_size(features)
     buffer = base.new_empty(min(block_rows, len(features)), weight.shape[0])
-    project = FixedLinear(weight, lay_out=_is_worth_laying_out(weight, features))
+    project = FixedLinear(weight, num_rows=len(features))
     for start in range(0, len(features), block_rows):
         rows = slice(start, start + block_rows)
         x = features[rows]
         logits = buffer[: len(x)]
         torch.index_select(base, 0, documents[rows], out=logits)
-        if x.dtype == logits.dtype and not project.is_packed:
-            addmm_(logits, x, weight.T)
-        else:
-            logits.add_(project(x))
+        project.add_to(logits, x)
         yield rows, logits
-
-
-def _is_worth_laying_out(weight: torch.Tensor, features: torch.Tensor) -> bool:
-    return len(features) >= MANY_ROWS or not is_direct(features, weight.T)
 
 
 class _ProjectedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features, weight, base, documents, targets, label_smoothing):
-        wants_grad = any(ctx.needs_input_grad[:3])
+    def forward(
+        ctx: Any,
+        features: torch.Tensor,
+        weight: torch.Tensor,
+        base: torch.Tensor,
+        documents: torch.Tensor,
+        targets: torch.LongTensor,
+        label_smoothing: float,
+        copied: torch.Tensor | None,
+        generated: torch.Tensor | None,
+    ) -> torch.Tensor:
+        wants_grad = any(ctx.needs_input_grad)
         vocab_size = weight.shape[0]
         total = base.new_zeros(())
         if wants_grad:
             grad_features, grad_base = torch.empty_like(features), torch.zeros_like(base)
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-            project_back = FixedLinear(weight.T, lay_out=_is_worth_laying_out(weight, features))
+            project_back = FixedLinear(weight.T, num_rows=len(features))
+        grad_copied = grad_generated = None
+        if copied is not None:
+            grad_copied, grad_generated = torch.empty_like(copied), torch.empty_like(generated)
+        is_known = (targets < vocab_size)[:, None]
+        targets = targets.clamp(max=vocab_size - 1)[:, None]
         buffer = None
         for rows, logits in _logits_in_blocks(features, weight, base, documents):
-            x, target, document = features[rows], targets[rows, None], documents[rows]
+            x, target, document = features[rows], targets[rows], documents[rows]
             buffer = torch.empty_like(logits) if buffer is None else buffer
             probs = torch.softmax(logits, dim=1, out=buffer[: len(x)])
             # The largest probability is at least 1 / V, so its logarithm is always safe.
             log_total = logits.amax(1) - probs.amax(1).log()
-            wanted = logits.gather(1, target).squeeze(1) * (1 - label_smoothing)
+            wanted = logits.gather(1, target).squeeze(1) - log_total
+            # The share of the vocabulary in a target's probability: all of it, or what copies leave.
+            share = 1.0
+            if copied is not None:
+                wanted, share = _mix(wanted.where(is_known[rows, 0], float("-inf")), copied[rows], generated[rows])
+                grad_generated[rows] = (label_smoothing - 1) * share / generated[rows]
+                grad_copied[rows] = (label_smoothing - 1) * (1 - share) / copied[rows]
+                share = share[:, None]
+            total -= wanted.sum() * (1 - label_smoothing)
             if label_smoothing:
-                wanted += logits.mean(1) * label_smoothing
-            total += (log_total - wanted).sum()
+                total -= (logits.mean(1) - log_total).sum() * label_smoothing
             if not wants_grad:
                 continue
             # From here on the probabilities are the gradient in the logits.
-            probs.scatter_add_(1, target, probs.new_full(target.shape, label_smoothing - 1))
+            share = (1 - label_smoothing) * share
+            if copied is not None:
+                probs.mul_(share + label_smoothing)
+            probs.scatter_add_(1, target, probs.new_full(target.shape, -1) * share)
             if label_smoothing:
                 probs.sub_(label_smoothing / vocab_size)
             grad_base.index_add_(0, document, probs)
@@ -127,14 +152,22 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             else:
                 addmm_(grad_weight, grad.T, x)
         if wants_grad:
-            ctx.save_for_backward(grad_features, grad_weight.to(weight.dtype), grad_base)
+            grads = grad_features, grad_weight.to(weight.dtype), grad_base
+            ctx.save_for_backward(*grads, grad_copied, grad_generated)
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_total):
-        grads = (grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors)
-        return (*grads, None, None, None)
+    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grads = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors]
+        return (*grads[:3], None, None, None, *grads[3:])
+
+
+def _mix(log_probs: torch.Tensor, copied: torch.Tensor, generated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the mixture and the vocabulary's share in each, `[n]`."""
+    of_vocabulary = generated.log() + log_probs
+    mixed = torch.logaddexp(of_vocabulary, copied.log())
+    return mixed, (of_vocabulary - mixed).exp()
 
 
 __all__ = ["projected_cross_entropy", "projected_log_probs"]

@@ -10,21 +10,29 @@ Tokens are lower-cased and never stemmed. The text is not Unicode-normalized: a 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import chain, islice, zip_longest
 from typing import Any, Literal, get_args
 
-import datasets
-import evaluate
 import numpy as np
-import regex
-from rouge_score import rouge_scorer, tokenizers
-from sacrebleu.metrics import BLEU
+
+from .extras import extra
+
+with extra("train"):
+    import datasets
+    import evaluate
+    import regex
+    from rapidfuzz.distance import Levenshtein
+    from rouge_score import rouge_scorer, tokenizers
+    from sacrebleu.metrics import BLEU
 
 Tokenization = Literal["auto", "char", "word"]
 References = Sequence[str] | Sequence[Sequence[str]]
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 EDGE_LENGTH = 4
+# Positions, from either end, of which `accuracy_by_position` tells.
+POSITIONS = 10
 
 # Hangul is written with spaces, but they separate phrases (a noun with its particles) rather than words, so that
 # Korean too is scored by syllables.
@@ -125,16 +133,16 @@ class TitleScore(evaluate.Metric):
     def _compute(
         self, predictions: list[str], references: list[list[str]], tokenization: Tokenization
     ) -> dict[str, float]:
-        predictions, references = _tokenize_pairs(predictions, references, tokenization)
-        scores = {name: float(np.mean(values)) for name, values in _rouge(predictions, references).items()}
-        if not any(chain.from_iterable(references)):
-            return scores | dict.fromkeys(("bleu", "first4", "last4"), 0.0 if any(predictions) else 100.0)
+        written, wanted = _tokenize_pairs(predictions, references, tokenization)
+        scores = {name: float(np.mean(values)) for name, values in _rouge(written, wanted).items()}
+        if not any(chain.from_iterable(wanted)):
+            return scores | dict.fromkeys(("bleu", "first4", "last4"), 0.0 if any(written) else 100.0)
         return scores | {
-            "bleu": _bleu(predictions, references),
-            "first4": _edge_accuracy(predictions, references),
+            "bleu": _bleu(written, wanted),
+            "first4": _edge_accuracy(written, wanted),
             "last4": _edge_accuracy(
-                [prediction[::-1] for prediction in predictions],
-                [[reference[::-1] for reference in alternatives] for alternatives in references],
+                [prediction[::-1] for prediction in written],
+                [[reference[::-1] for reference in alternatives] for alternatives in wanted],
             ),
         }
 
@@ -159,6 +167,106 @@ def pair_scores(
         ValueError: As for `TitleScore.compute`.
     """
     return _rouge(*_tokenize_pairs(predictions, _listed_references(predictions, references), tokenization))
+
+
+def accuracy_by_position(
+    predictions: Sequence[str],
+    references: References,
+    tokenization: Tokenization = "auto",
+    num_positions: int = POSITIONS,
+) -> dict[str, list[tuple[float, int]]]:
+    """How often the n-th token of a title is that of its reference, counted from the start and from the end.
+
+    Of several references the one with the most hits counts. With a single one, the hits of the first four positions
+    over their tokens are `first4` of `TitleScore`, and from the end `last4`.
+
+    Args:
+        predictions: One text per pair.
+        references: One text, or one non-empty list of texts, per pair.
+        tokenization: As for `TitleScore.compute`.
+        num_positions: How many positions to look at from either end.
+
+    Returns:
+        For "start" and "end" a pair for each position, the outermost first: the percentage of hits, and of how many
+        references that are long enough. Positions that no reference reaches are left out.
+
+    Raises:
+        ValueError: As for `TitleScore.compute`, and if `num_positions` is not positive.
+    """
+    if num_positions < 1:
+        raise ValueError(f"num_positions={num_positions} must be at least 1")
+    tokens, alternatives = _tokenize_pairs(predictions, _listed_references(predictions, references), tokenization)
+    accuracy = {}
+    for end, step in (("start", 1), ("end", -1)):
+        hits, totals = np.zeros(num_positions, dtype=int), np.zeros(num_positions, dtype=int)
+        for prediction, listed in zip(tokens, alternatives, strict=True):
+            matches = [_matches(prediction[::step], reference[::step][:num_positions]) for reference in listed]
+            best = max(matches, key=sum)
+            hits[: len(best)] += best
+            totals[: len(best)] += 1
+        accuracy[end] = [(100.0 * hit / total, int(total)) for hit, total in zip(hits, totals) if total]
+    return accuracy
+
+
+def pronunciation_scores(
+    predictions: Sequence[str], references: References, tokenization: Tokenization = "auto"
+) -> dict[str, float]:
+    """Word and phoneme error rates of written pronunciations, in percent, each against its nearest reference.
+
+    The phonemes are what stands between spaces, case and marks included; with "char", and with "auto" where the
+    references are Chinese or the like, the characters that are not spaces. The nearest reference is the one with the
+    fewest edits (insertions, deletions and substitutions) from the prediction, of equally near ones the longest.
+
+    Args:
+        predictions: One pronunciation per word.
+        references: One pronunciation, or a non-empty list of those that are right, per word.
+        tokenization: As for `TitleScore.compute`.
+
+    Returns:
+        `wer`, the share of words whose pronunciation is none of the references; and `per`, the edits to the nearest
+        references over the phonemes of these. Without any phoneme in them `per` is 0 if there are no edits, else 100.
+
+    Raises:
+        ValueError: As for `TitleScore.compute`.
+    """
+    listed = _listed_references(predictions, references)
+    by_character = _pattern(tokenization, list(chain.from_iterable(listed))) is _PATTERNS["char"]
+    wrong = edits = length = 0
+    for prediction, alternatives in zip(predictions, listed, strict=True):
+        written, *right = (
+            list("".join(text.split())) if by_character else text.split() for text in (prediction, *alternatives)
+        )
+        distance, size = min((Levenshtein.distance(written, reference), -len(reference)) for reference in right)
+        wrong += distance > 0
+        edits += distance
+        length -= size
+    per = 100.0 * edits / length if length else 100.0 * bool(edits)
+    return {"wer": 100.0 * wrong / len(predictions), "per": per}
+
+
+def signatures(references: References, tokenization: Tokenization = "auto") -> dict[str, str]:
+    """What has to be said of scores for others to get the same: tokens, number of references and versions.
+
+    Args:
+        references: As for `TitleScore.compute`.
+        tokenization: As for `TitleScore.compute`.
+
+    Returns:
+        A line for `tokens`, `rouge` and `bleu`; the latter in the form of sacrebleu's own.
+
+    Raises:
+        ValueError: If the tokenization is unknown.
+    """
+    listed = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
+    by_character = _pattern(tokenization, list(chain.from_iterable(listed))) is _PATTERNS["char"]
+    numbers = {len(alternatives) for alternatives in listed}
+    count = str(numbers.pop()) if len(numbers) == 1 else "var"
+    tokens = "character" if by_character else "word"
+    return {
+        "tokens": f"{tokens}|case:lower|stem:no|normalized:no",
+        "rouge": f"nrefs:{count}|measure:f1|average:pairs|version:rouge_score {version('rouge_score')}",
+        "bleu": f"nrefs:{count}|case:lc|eff:no|tok:{tokens}|smooth:exp|version:{version('sacrebleu')}",
+    }
 
 
 @dataclass(frozen=True)
@@ -229,6 +337,44 @@ def paired_bootstrap(
     )
 
 
+def bootstrap_interval(scores: Sequence[float], num_samples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % percentile interval of a mean score: between which means other test pairs might have given.
+
+    Args:
+        scores: Per-pair scores, as from `pair_scores`.
+        num_samples: Number of resamples.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: As for `paired_bootstrap`.
+    """
+    result = paired_bootstrap(scores, [0.0] * len(scores), num_samples, seed)
+    return result.low, result.high
+
+
+def split_tokens(text: str, tokenization: Tokenization = "auto") -> list[tuple[str, str | None]]:
+    """A text cut into what the scores count and what they do not see.
+
+    Args:
+        text: Any text.
+        tokenization: As for `TitleScore.compute`, "auto" looking at this very text.
+
+    Returns:
+        Pieces that together are the text, each with its token, or `None` for spaces and, by word, punctuation.
+
+    Raises:
+        ValueError: If the tokenization is unknown.
+    """
+    pieces: list[tuple[str, str | None]] = []
+    end = 0
+    for match in _pattern(tokenization, [text]).finditer(text):
+        if match.start() > end:
+            pieces.append((text[end : match.start()], None))
+        pieces.append((match.group(), match.group().lower()))
+        end = match.end()
+    return [*pieces, (text[end:], None)] if end < len(text) else pieces
+
+
 def lead_baseline(
     documents: Sequence[str], summaries: Sequence[str], tokenization: Tokenization = "auto"
 ) -> list[str]:
@@ -285,7 +431,7 @@ def _listed_references(predictions: Sequence[str], references: References) -> li
         raise ValueError("got no predictions and references; give at least one pair")
     listed = []
     for index, reference in enumerate(references):
-        alternatives = list(reference) if isinstance(reference, list | tuple) else [reference]
+        alternatives: list[Any] = list(reference) if isinstance(reference, list | tuple) else [reference]
         if not alternatives:
             raise ValueError(f"references[{index}] is an empty list; give at least one reference per prediction")
         _check_texts(f"references[{index}]", alternatives)
@@ -332,12 +478,17 @@ def _bleu(predictions: list[list[str]], references: list[list[list[str]]]) -> fl
     return BLEU(tokenize="none", force=True).corpus_score(hypotheses, streams).score
 
 
+def _matches(prediction: list[str], reference: list[str]) -> list[bool]:
+    """For each token of the reference whether the prediction has it at the same place."""
+    return [ours == theirs for ours, theirs in zip_longest(prediction[: len(reference)], reference)]
+
+
 def _edge_accuracy(predictions: list[list[str]], references: list[list[list[str]]]) -> float:
     """Percentage of the first tokens of the references found at their place, of which there must be some."""
 
     def count(prediction: list[str], reference: list[str]) -> tuple[int, int]:
         edge = reference[:EDGE_LENGTH]
-        return sum(ours == theirs for ours, theirs in zip(prediction, edge, strict=False)), len(edge)
+        return sum(_matches(prediction, edge)), len(edge)
 
     counts = [
         max(
@@ -350,4 +501,17 @@ def _edge_accuracy(predictions: list[list[str]], references: list[list[list[str]
     return 100.0 * hits / total
 
 
-__all__ = ["BootstrapResult", "TitleScore", "lead_baseline", "pair_scores", "paired_bootstrap"]
+__all__ = [
+    "BootstrapResult",
+    "References",
+    "TitleScore",
+    "Tokenization",
+    "accuracy_by_position",
+    "bootstrap_interval",
+    "lead_baseline",
+    "pair_scores",
+    "paired_bootstrap",
+    "pronunciation_scores",
+    "signatures",
+    "split_tokens",
+]

@@ -10,7 +10,10 @@ decoders follow Zhou, Zhang and Zong 2019 (https://arxiv.org/abs/1905.04847).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,15 +25,15 @@ from transformers.utils import can_return_tuple, logging
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
+from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, directions_of, pack_labels
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
-from .kernels_bidir_seq2seq import Linear, are_enabled, is_plain
-from .loss_bidir_seq2seq import projected_cross_entropy, projected_log_probs
+from .kernels_bidir_seq2seq import MatmulLinear, are_enabled, attention, is_plain, is_read_at_once
+from .output_bidir_seq2seq import Copies, CopyAttention, SourcePrior, Words, Written
 from .steps_bidir_seq2seq import DecoderSteps, FastDecoderSteps
 
 logger = logging.get_logger(__name__)
 
 RNN_CLASSES = {"lstm": nn.LSTM, "gru": nn.GRU}
-IGNORE_INDEX = -100
 
 
 @dataclass
@@ -42,11 +45,13 @@ class BidirSeq2SeqEncoderOutput(BaseModelOutput):
         pooler_output: `[B, H]`, the maximum over unpadded positions; zero for an empty document.
         source_mask: `[B, S]` bool, true where there is a token.
         source_words: `[B, V]` bool, true for ids that occur in the document; `None` without prior.
+        source_ids: `[B, S]`, for words to copy, V and above outside the vocabulary; `None` without copies.
     """
 
     pooler_output: torch.Tensor | None = None
     source_mask: torch.Tensor | None = None
     source_words: torch.Tensor | None = None
+    source_ids: torch.Tensor | None = None
 
 
 @dataclass
@@ -106,9 +111,9 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, query_size: int, memory_size: int, num_heads: int, head_size: int):
         super().__init__()
         self.num_heads, self.head_size = num_heads, head_size
-        self.query = Linear(query_size, num_heads * head_size, bias=False)
-        self.key = Linear(memory_size, num_heads * head_size, bias=False)
-        self.value = Linear(memory_size, num_heads * head_size, bias=False)
+        self.query = MatmulLinear(query_size, num_heads * head_size, bias=False)
+        self.key = MatmulLinear(memory_size, num_heads * head_size, bias=False)
+        self.value = MatmulLinear(memory_size, num_heads * head_size, bias=False)
 
     def memory(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What is attended to, `[..., M, memory_size]`, to keys and values, each `[..., N, M, D]`."""
@@ -141,22 +146,11 @@ class MultiHeadAttention(nn.Module):
             weights = scores.softmax(-1)
             context = weights @ values
         else:
-            weights, context = None, _fused_attention(queries, keys, values, mask)
+            weights, context = None, attention(queries, keys, values, mask)
         return context.transpose(-2, -3).flatten(-2), weights
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_size)).transpose(-2, -3)
-
-
-def _fused_attention(queries, keys, values, mask: torch.Tensor | None) -> torch.Tensor:
-    """Queries `[..., N, Q, D]`, keys and values `[..., N, M, D]` and a mask to the context `[..., N, Q, D]`."""
-    is_half = queries.dtype in (torch.bfloat16, torch.float16)
-    if not (is_half and queries.device.type == "cpu" and torch.is_grad_enabled()):
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-    # On a CPU the kernel's backward pass takes two to nine times as long in half precision.
-    with torch.autocast("cpu", enabled=False):
-        in_full = (x.float() for x in (queries, keys, values))
-        return F.scaled_dot_product_attention(*in_full, attn_mask=mask).to(queries.dtype)
 
 
 class EncoderLayer(nn.Module):
@@ -198,15 +192,19 @@ class Encoder(nn.Module):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
-        **kwargs,
+        extended_input_ids: torch.LongTensor | None = None,
+        **kwargs: Any,
     ) -> BidirSeq2SeqEncoderOutput:
         """Encodes documents. Padding may stand on either side, and anywhere else.
 
         Args:
             input_ids: `[B, S]` token ids.
             attention_mask: `[B, S]`, 1 at tokens, 0 at padding; default: wherever `input_ids` is not the pad id.
-            inputs_embeds: `[B, S, E]` instead of `input_ids`; the prior then knows no source word.
+            inputs_embeds: `[B, S, E]` instead of `input_ids`; the prior then knows no source word, and nothing is
+                copied unless `extended_input_ids` says what stands there.
             output_hidden_states: Whether to return embeddings and every layer's output.
+            extended_input_ids: `[B, S]`, for a model that copies: `input_ids`, but each word outside the vocabulary by
+                an id of its own from V on, which counts within its row. Default: `input_ids`.
 
         Raises:
             ValueError: If neither or both of `input_ids` and `inputs_embeds` are given, or an id is outside the
@@ -258,9 +256,55 @@ class Encoder(nn.Module):
             last_hidden_state=hidden_states[-1],
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             pooler_output=pooled.masked_fill(lengths[:, None] == 0, 0),
-            source_mask=mask.T,
-            source_words=self._source_words(given if input_ids is not None else None, mask.T),
+            **self._source(given if input_ids is not None else None, mask.T, extended_input_ids),
         )
+
+    def complete(
+        self,
+        outputs: BaseModelOutput | tuple,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
+        extended_input_ids: torch.LongTensor | None = None,
+    ) -> BidirSeq2SeqEncoderOutput:
+        """Of states that somebody else has kept, as other models of transformers take them, our own output.
+
+        Args:
+            outputs: With `last_hidden_state` `[B, S, H]`, or that as the first of a tuple.
+            input_ids, attention_mask, extended_input_ids: `[B, S]`, as for `forward`; without ids there is no prior
+                for any word, and nothing to copy.
+        """
+        if isinstance(outputs, BidirSeq2SeqEncoderOutput):
+            return outputs
+        states = outputs[0]
+        if attention_mask is not None:
+            mask = attention_mask.bool()
+        else:
+            mask = states.new_ones(states.shape[:2], dtype=torch.bool)
+            mask = mask if input_ids is None else input_ids != self.config.pad_token_id
+        pooled = states.masked_fill(~mask[..., None], float("-inf")).amax(1)
+        return BidirSeq2SeqEncoderOutput(
+            last_hidden_state=states * mask[..., None],
+            hidden_states=getattr(outputs, "hidden_states", None),
+            pooler_output=pooled.masked_fill(~mask.any(1, keepdim=True), 0),
+            **self._source(input_ids, mask, extended_input_ids),
+        )
+
+    def _source(self, ids: torch.Tensor | None, mask: torch.Tensor, extended_ids: torch.Tensor | None) -> dict:
+        return {
+            "source_mask": mask,
+            "source_words": self._source_words(ids, mask),
+            "source_ids": self._source_ids(ids, extended_ids),
+        }
+
+    def _source_ids(self, ids: torch.Tensor | None, extended_ids: torch.Tensor | None) -> torch.Tensor | None:
+        if not self.config.use_copy or extended_ids is None or extended_ids.shape[1] == 0:
+            return ids if self.config.use_copy else None
+        if ids is not None and ids.shape != extended_ids.shape:
+            raise ValueError(
+                f"extended_input_ids of shape {tuple(extended_ids.shape)} beside input_ids of {tuple(ids.shape)}: "
+                "each token has both"
+            )
+        return extended_ids
 
     def _source_words(self, ids: torch.Tensor | None, mask: torch.Tensor) -> torch.Tensor | None:
         if not self.config.use_prior:
@@ -273,30 +317,6 @@ class Encoder(nn.Module):
             names += ("unk_token_id", "bos_token_id", "eos_token_id")
         words[:, [getattr(self.config, name) for name in names]] = False
         return words
-
-
-class SourcePrior(nn.Module):
-    """The learned prior over source words: exp(log_scale) * chi + shift, chi marking the words that occur.
-
-    It also counts how often each word stands in the titles that the model learns from (of several processes in those
-    of the first), which is what a vocabulary shortlist is made of. Weights tell that badly: features are far from zero
-    on average, so the largest biases are not the likeliest words.
-    """
-
-    def __init__(self, vocab_size: int):
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(vocab_size))
-        self.shift = nn.Parameter(torch.zeros(vocab_size))
-        self.register_buffer("title_counts", torch.zeros(vocab_size, dtype=torch.long))
-
-    def count(self, labels: torch.LongTensor) -> None:
-        """Counts the words of titles `[B, T]`, -100 where there is none."""
-        is_word = labels != IGNORE_INDEX
-        self.title_counts.index_add_(0, labels.where(is_word, 0).flatten(), is_word.flatten().long())
-
-    def forward(self, source_words: torch.Tensor) -> torch.Tensor:
-        """`[B, V]` bool to `[B, V]`."""
-        return torch.addcmul(self.shift, source_words.to(self.shift.dtype), self.log_scale.exp())
 
 
 class Decoder(nn.Module):
@@ -322,7 +342,7 @@ class Decoder(nn.Module):
             heads[0] * heads[1] if twin_memory_size is not None else 0,
             heads[0] * heads[1] if config.use_attention else 0,
         )
-        self.feature = Linear(sum(self.feature_sizes), config.embedding_size)
+        self.feature = MatmulLinear(sum(self.feature_sizes), config.embedding_size)
         self.dropout = nn.Dropout(config.dropout)
 
     def read_source(self, encoder_outputs: BidirSeq2SeqEncoderOutput) -> SourceMemory:
@@ -427,7 +447,7 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = False
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         """Keras's own scheme, under which the published programs learn: Glorot, orthogonal, forget gate 1."""
         if isinstance(module, nn.Embedding):
             init.uniform_(module.weight, -0.05, 0.05)
@@ -446,9 +466,13 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
             init.constant_(module.log_scale, math.log(self.config.prior_initial_scale))
             init.zeros_(module.shift)
             init.zeros_(module.title_counts)
+        elif isinstance(module, CopyAttention):
+            # After two words that stand side by side in the source the third is e**4 times as likely as others.
+            init.zeros_(module.follow.weight)
+            init.constant_(module.follow.bias, 2.0)
 
     @staticmethod
-    def _init_rnn(rnn: nn.RNNBase):
+    def _init_rnn(rnn: nn.RNNBase) -> None:
         size = rnn.hidden_size
         # One [D, gates * H] kernel in Keras, so Glorot's fan counts all gates.
         init.xavier_uniform_(rnn.weight_ih_l0)
@@ -466,7 +490,7 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
 class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
     """Encoder and decoders without output layer."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^prior\."]
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^prior\.", r"^copy_attention\."]
 
     def __init__(self, config: BidirSeq2SeqConfig):
         super().__init__(config)
@@ -486,11 +510,11 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         """The embedding shared by source and both decoders."""
         return self.encoder.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Embedding):
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replaces the shared embedding."""
         self.encoder.embed_tokens = value
 
-    def get_encoder(self, *args, **kwargs) -> Encoder:
+    def get_encoder(self, *args: Any, **kwargs: Any) -> Encoder:
         """The encoder."""
         return self.encoder
 
@@ -525,7 +549,8 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        **kwargs,
+        extended_input_ids: torch.LongTensor | None = None,
+        **kwargs: Any,
     ) -> BidirSeq2SeqModelOutput:
         """Encodes the source and runs one decoder, or both over known targets.
 
@@ -546,6 +571,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             use_cache: Whether to return the past of the one direction that runs.
             output_attentions: Whether to return the source attention weights `[R, N, T, S]`.
             output_hidden_states: Whether to return every layer's states.
+            extended_input_ids: `[B, S]`, see [`Encoder.forward`].
 
         Raises:
             ValueError: On contradictory or missing inputs.
@@ -554,14 +580,17 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        if past_key_values is not None and past_key_values.memory is not None:
-            encoder_outputs = encoder_outputs if encoder_outputs is not None else BidirSeq2SeqEncoderOutput()
-        elif encoder_outputs is None:
+        if encoder_outputs is not None:
+            encoder_outputs = self.encoder.complete(encoder_outputs, input_ids, attention_mask, extended_input_ids)
+        elif past_key_values is not None and past_key_values.memory is not None:
+            encoder_outputs = BidirSeq2SeqEncoderOutput()
+        else:
             encoder_outputs = self.encoder(
                 input_ids,
                 attention_mask,
                 inputs_embeds=inputs_embeds,
                 output_hidden_states=output_hidden_states,
+                extended_input_ids=extended_input_ids,
                 return_dict=True,
             )
         if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -597,10 +626,23 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
     def _embed(self, ids: torch.Tensor | None, embeds: torch.Tensor | None) -> torch.Tensor:
         if embeds is not None:
             return embeds
+        if self.config.use_copy:
+            return self._embed_words(ids)
         check_ids("decoder_input_ids", ids, self.config.vocab_size)
         return self.encoder.embed_tokens(ids)
 
-    def _run_one(self, direction: str, embeds, encoder_outputs, cache: BidirSeq2SeqCache | None, need_weights) -> dict:
+    def _embed_words(self, ids: torch.LongTensor) -> torch.Tensor:
+        # There is no vector for a word outside the vocabulary that has been copied.
+        return self.encoder.embed_tokens(ids.where(ids < self.config.vocab_size, self.config.unk_token_id))
+
+    def _run_one(
+        self,
+        direction: str,
+        embeds: torch.Tensor,
+        encoder_outputs: Any,
+        cache: BidirSeq2SeqCache | None,
+        need_weights: bool,
+    ) -> dict:
         decoder = self.direction_decoder(direction)
         memory = cache.memory if cache is not None else None
         if memory is None:
@@ -612,7 +654,14 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         features = decoder.features(decoder.concatenate(hidden_states[-1], None, source_context))
         return {"features": features, "hidden_states": hidden_states, "weights": weights}
 
-    def _run_both(self, l2r_embeds, r2l_embeds, encoder_outputs, use_twin: bool | None, need_weights: bool) -> dict:
+    def _run_both(
+        self,
+        l2r_embeds: torch.Tensor,
+        r2l_embeds: torch.Tensor,
+        encoder_outputs: Any,
+        use_twin: bool | None,
+        need_weights: bool,
+    ) -> dict:
         l2r, r2l = self.direction_decoder("l2r"), self.direction_decoder("r2l")
         l2r_memory, r2l_memory = l2r.read_source(encoder_outputs), r2l.read_source(encoder_outputs)
         l2r_states, r2l_states = l2r.recur(l2r_embeds, l2r_memory), r2l.recur(r2l_embeds, r2l_memory)
@@ -641,9 +690,11 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         }
 
     def start_steps(
-        self, encoder_outputs: BidirSeq2SeqEncoderOutput, direction: str
+        self, encoder_outputs: BidirSeq2SeqEncoderOutput, direction: str, need_twin_weights: bool = False
     ) -> DecoderSteps | FastDecoderSteps:
         """What writes about documents a token at a time: `"l2r"`, `"r2l"`, or `"both"` reading each other.
+
+        Those that can tell what twins read of each other take longer.
 
         Raises:
             ValueError: If the model has no such decoder.
@@ -651,9 +702,10 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         directions = ("l2r", "r2l") if direction == "both" else (direction,)
         decoders = [self.direction_decoder(name) for name in directions]
         own_types = (Decoder, ModulatedLayerNorm, MultiHeadAttention)
-        is_fast = are_enabled() and all(is_plain(decoder, *own_types) for decoder in decoders)
-        steps = FastDecoderSteps if is_fast else DecoderSteps
-        return steps(decoders, self.encoder.embed_tokens, encoder_outputs, self.config.twin_memory)
+        are_plain = all(is_plain(decoder, *own_types) for decoder in decoders)
+        steps = FastDecoderSteps if are_plain and are_enabled() and not need_twin_weights else DecoderSteps
+        embed = self._embed_words if self.config.use_copy else self.encoder.embed_tokens
+        return steps(decoders, embed, encoder_outputs, self.config.twin_memory)
 
     def _twin_keep(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[R, 1, 1]`: 0 where a training row loses its twin context, else 1 (twin dropout)."""
@@ -673,6 +725,10 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         super().__init__(config)
         self.model = BidirSeq2SeqModel(config)
         self.prior = SourcePrior(config.vocab_size) if config.use_prior else None
+        self.copy_attention = None
+        if config.use_copy:
+            attentions = {direction.name: CopyAttention(config, direction) for direction in self.directions}
+            self.copy_attention = nn.ModuleDict(attentions)
         self.lm_head = nn.Linear(config.embedding_size, config.vocab_size)
         self.post_init()
         self.init_generation_defaults()
@@ -681,15 +737,15 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         """The output layer shared by both directions."""
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Linear):
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replaces the output layer."""
         self.lm_head = new_embeddings
 
-    def get_encoder(self, *args, **kwargs) -> Encoder:
+    def get_encoder(self, *args: Any, **kwargs: Any) -> Encoder:
         """The encoder."""
         return self.model.encoder
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resizes embedding, output layer and the prior's tables; new words start with the initial prior."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         size = embeddings.num_embeddings
@@ -706,7 +762,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """`[B, T]` labels to left-to-right decoder inputs `[B, T]`: the start id, then the labels but the last."""
-        return self._shift_right(pack_labels(labels), self.config.bos_token_id)
+        return directions_of(self.config, "l2r")[0].decoder_inputs(pack_labels(labels))
 
     @can_return_tuple
     def forward(
@@ -728,13 +784,16 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         output_hidden_states: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool | None = None,
-        **kwargs,
+        extended_input_ids: torch.LongTensor | None = None,
+        **kwargs: Any,
     ) -> BidirSeq2SeqLMOutput:
         """As [`BidirSeq2SeqModel.forward`], and further:
 
         Args:
             labels: `[B, T]` target ids ending in the end id, -100 where there is none. The right-to-left targets
-                are made from them; logits come out with each row's targets pushed to the left.
+                are made from them; logits come out with each row's targets pushed to the left. Of a model that
+                copies they may hold ids of `extended_input_ids`. Without labels or decoder inputs the source itself
+                is read, as by BART.
             num_items_in_batch: Number of target tokens that the loss is averaged over; default: those in `labels`.
             skip_logits: Whether to return no logits beside the loss, which is much faster and smaller: see
                 `projected_cross_entropy`. Default: in training with `labels`.
@@ -742,20 +801,27 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         Raises:
             ValueError: On contradictory or missing inputs, and on labels outside the vocabulary (checked on CPU).
         """
-        r2l_labels = None
+        if encoder_outputs is not None:
+            encoder = self.model.encoder
+            encoder_outputs = encoder.complete(encoder_outputs, input_ids, attention_mask, extended_input_ids)
+        elif past_key_values is None or past_key_values.memory is None:
+            encoder_outputs = self.model.encoder(
+                input_ids,
+                attention_mask,
+                inputs_embeds=inputs_embeds,
+                output_hidden_states=output_hidden_states,
+                extended_input_ids=extended_input_ids,
+                return_dict=True,
+            )
+        targets: list[torch.LongTensor] = []
         if labels is not None:
-            labels = pack_labels(labels)
-            check_ids("labels", labels.masked_fill(labels == IGNORE_INDEX, 0), self.config.vocab_size)
-            if self.training and self.prior is not None:
-                self.prior.count(labels)
-            use_cache = False
-            if self.config.decoder_directions != "l2r":
-                r2l_labels = self.reverse_labels(labels)
-                r2l_decoder_input_ids = self._shift_right(r2l_labels, self.config.eos_token_id)
-            if self.config.decoder_directions == "r2l":
-                labels, decoder_input_ids, r2l_decoder_input_ids = r2l_labels, r2l_decoder_input_ids, None
-            elif decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self._shift_right(labels, self.config.bos_token_id)
+            labels, use_cache = pack_labels(labels), False
+            self._check_labels(labels, encoder_outputs)
+            targets = [direction.targets(labels) for direction in self.directions]
+            first, *r2l = (direction.decoder_inputs(target) for direction, target in zip(self.directions, targets))
+            r2l_decoder_input_ids = r2l[0] if r2l else None
+            if self.config.decoder_directions == "r2l" or (decoder_input_ids is decoder_inputs_embeds is None):
+                decoder_input_ids = first
         elif (
             num_items_in_batch is not None
             and self.config.decoder_directions != "l2r"
@@ -770,15 +836,10 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             )
         elif use_cache is None:
             use_cache = self.config.use_cache and not self.training and r2l_decoder_input_ids is None
+        if decoder_input_ids is decoder_inputs_embeds is None and input_ids is not None:
+            (direction,) = directions_of(self.config, decoding_direction)[:1]
+            decoder_input_ids = direction.decoder_inputs(input_ids)
 
-        if encoder_outputs is None and (past_key_values is None or past_key_values.memory is None):
-            encoder_outputs = self.model.encoder(
-                input_ids,
-                attention_mask,
-                inputs_embeds=inputs_embeds,
-                output_hidden_states=output_hidden_states,
-                return_dict=True,
-            )
         outputs = self.model(
             decoder_input_ids=decoder_input_ids,
             r2l_decoder_input_ids=r2l_decoder_input_ids,
@@ -792,22 +853,22 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        prior = self.source_prior(encoder_outputs, outputs.past_key_values)
-        features = [x for x in (outputs.last_hidden_state, outputs.r2l_last_hidden_state) if x is not None]
-        targets = [labels, r2l_labels][: len(features)]
-        loss, logits = None, [None, None]
-        skips = labels is not None and (self.training if skip_logits is None else skip_logits)
-        if skips and self._is_output_plain:
-            loss = self._loss_from_features(features, targets, prior, num_items_in_batch)
+        words = self.words(encoder_outputs, outputs.past_key_values)
+        written = [self._written(outputs, decoding_direction, decoder_input_ids)]
+        if outputs.r2l_last_hidden_state is not None:
+            written.append(Written(outputs.r2l_last_hidden_state, "r2l", r2l_decoder_input_ids))
+        loss, logits = None, []
+        # Smoothed targets are for learning; measured outside training, the loss stays the plain cross-entropy.
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        if labels is None:
+            logits = [words.logits(own) for own in written]
+        elif self.training if skip_logits is None else skip_logits:
+            loss = words.loss(written, targets, num_items_in_batch, smoothing)
         else:
-            logits = [self.output_logits(x, prior) for x in features]
-            if labels is not None:
-                loss = self._loss_from_logits(logits, targets, num_items_in_batch)
-            if skips:
-                logits = [None, None]
+            logits, loss = words.logits_and_loss(written, targets, num_items_in_batch, smoothing)
         return BidirSeq2SeqLMOutput(
             loss=loss,
-            logits=logits[0],
+            logits=logits[0] if logits else None,
             r2l_logits=logits[1] if len(logits) > 1 else None,
             past_key_values=outputs.past_key_values,
             decoder_hidden_states=outputs.decoder_hidden_states,
@@ -816,62 +877,64 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             encoder_hidden_states=outputs.encoder_hidden_states,
         )
 
-    def source_prior(
-        self, encoder_outputs: BidirSeq2SeqEncoderOutput | None, cache: BidirSeq2SeqCache | None = None
-    ) -> torch.Tensor | None:
-        """The prior `[B, V]` of B documents, taken from or left in the cache; `None` for a model without."""
-        if self.prior is None:
-            return None
-        if cache is None:
-            return self.prior(encoder_outputs.source_words)
-        if cache.prior is None:
-            cache.prior = self.prior(encoder_outputs.source_words)
-        return cache.prior
+    def _written(
+        self,
+        outputs: BidirSeq2SeqModelOutput,
+        direction: str | None,
+        inputs: torch.LongTensor | None,
+    ) -> Written:
+        """What the only or left-to-right direction makes words of."""
+        if self.copy_attention is not None:
+            if inputs is None:
+                raise ValueError(
+                    "decoder_inputs_embeds do not say which words were written, and a model with use_copy=True looks "
+                    "for them in the source: give decoder_input_ids"
+                )
+            inputs = inputs if outputs.past_key_values is None else outputs.past_key_values.read(inputs)
+        return Written(outputs.last_hidden_state, direction or self.directions[0].name, inputs)
+
+    def _check_labels(self, labels: torch.LongTensor, encoder_outputs: BidirSeq2SeqEncoderOutput) -> None:
+        num_words = self.config.vocab_size
+        if encoder_outputs.source_ids is not None and is_read_at_once(labels) and labels.numel():
+            num_words = max(num_words, int(encoder_outputs.source_ids.max()) + 1)
+        check_ids("labels", labels.masked_fill(labels == IGNORE_INDEX, 0), num_words)
 
     @property
-    def _is_output_plain(self) -> bool:
-        """Whether the output layer's weight may be used past the layer."""
-        return are_enabled() and is_plain(self.lm_head)
+    def directions(self) -> tuple[Direction, ...]:
+        """Those that the model has, left-to-right first."""
+        return directions_of(self.config)
 
-    def output_base(self, prior: torch.Tensor | None) -> tuple[float, torch.Tensor]:
-        """The prior `[B, V]` to (scale, base `[B, V]` or `[1, V]`): logits are scale * features @ weight.T + base.
+    def words(
+        self, encoder_outputs: BidirSeq2SeqEncoderOutput | None, cache: BidirSeq2SeqCache | None = None
+    ) -> Words:
+        """What makes words of features about B documents, taken from or left in the cache."""
+        if cache is not None and cache.words is not None:
+            return cache.words
+        prior = copies = None
+        if self.prior is not None:
+            prior = self.prior(encoder_outputs.source_words)
+        if self.copy_attention is not None and encoder_outputs.source_ids is not None:
+            ids, mask = encoder_outputs.source_ids, encoder_outputs.source_mask
+            for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+                mask = mask & (ids != getattr(self.config, name))
+            copies = {
+                name: Copies(attention, encoder_outputs.last_hidden_state, ids, mask)
+                for name, attention in self.copy_attention.items()
+            }
+        words = Words(self.lm_head, prior, copies)
+        if cache is not None:
+            cache.words = words
+        return words
 
-        Where the output layer is not the plain one (`is_plain`), they are scale * lm_head(features) + base.
+    def count_titles(self, titles: Iterable[Sequence[int]]) -> None:
+        """Counts the words of titles that the model learns from, which `vocabulary_shortlist` goes by.
+
+        Args:
+            titles: The ids of each, such as a column of labels. Those of an earlier call stay counted.
         """
-        is_read = is_plain(self.lm_head)
-        bias = self.lm_head.bias if is_read else torch.zeros(self.config.vocab_size, device=self.device)
-        if prior is None:
-            return 1.0, bias[None]
-        return 0.5, (prior + bias) / 2
-
-    def output_logits(self, features: torch.Tensor, prior: torch.Tensor | None) -> torch.Tensor:
-        """Features `[R, ..., E]` and prior `[B, V]` to logits `[R, ..., V]`: (logits + prior) / 2."""
-        if prior is None:
-            return self.lm_head(features)
-        if not self._is_output_plain:
-            logits = self.lm_head(features)
-            by_document = logits.reshape(prior.shape[0], -1, logits.shape[-1])
-            return ((by_document + prior.to(logits.dtype)[:, None]) / 2).view_as(logits)
-        folded = features.reshape(prior.shape[0], -1, features.shape[-1])
-        # Halving the features and joining bias and prior leaves one pass over the V logits instead of three.
-        scale, base = self.output_base(prior)
-        logits = F.linear(folded * scale, self.lm_head.weight)
-        return logits.add_(base.to(logits.dtype)[:, None]).view(*features.shape[:-1], -1)
-
-    def reverse_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
-        """Left-to-right targets `[B, T]`, padded on the right, to right-to-left targets `[B, T]`.
-
-        The content is reversed and the start id takes the place of the end id. Targets without end id (cut ones)
-        have none on the other side either, so both directions count the same tokens.
-        """
-        lengths = (labels != IGNORE_INDEX).sum(1, keepdim=True)
-        last = labels.gather(1, (lengths - 1).clamp(min=0))
-        ended = (last == self.config.eos_token_id) & (lengths > 0)
-        content = lengths - ended.long()
-        positions = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
-        mirrored = labels.gather(1, (content - 1 - positions).clamp(min=0))
-        reversed_labels = torch.where(positions < content, mirrored, IGNORE_INDEX)
-        return torch.where(ended & (positions == content), self.config.bos_token_id, reversed_labels)
+        titles = iter(titles)
+        while self.prior is not None and (some := list(islice(titles, 1000))):
+            self.prior.count(torch.tensor(list(chain.from_iterable(some)), dtype=torch.long, device=self.device))
 
     @torch.no_grad()
     def sequence_log_probs(
@@ -886,95 +949,21 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         Returns:
             For each direction of the model, `[R]` natural log-probabilities of the whole title and its end.
         """
-        labels = pack_labels(labels)
-        prior = self.source_prior(encoder_outputs)
-        targets = {"l2r": (labels, self.config.bos_token_id)}
-        if self.config.decoder_directions != "l2r":
-            targets["r2l"] = (self.reverse_labels(labels), self.config.eos_token_id)
-        if self.config.decoder_directions == "r2l":
-            del targets["l2r"]
+        labels, words = pack_labels(labels), self.words(encoder_outputs)
         log_probs = {}
-        for direction, (target, start_id) in targets.items():
+        for direction in self.directions:
+            targets = direction.targets(labels)
+            inputs = direction.decoder_inputs(targets)
             outputs = self.model(
-                decoder_input_ids=self._shift_right(target, start_id),
+                decoder_input_ids=inputs,
                 encoder_outputs=encoder_outputs,
-                decoding_direction=direction,
+                decoding_direction=direction.name,
                 use_cache=False,
                 return_dict=True,
             )
-            log_probs[direction] = self._target_log_probs(outputs.last_hidden_state, prior, target).sum(1)
+            written = Written(outputs.last_hidden_state, direction.name, inputs)
+            log_probs[direction.name] = words.log_probs(written, targets).sum(1)
         return log_probs
-
-    def _target_log_probs(
-        self, features: torch.Tensor, prior: torch.Tensor | None, target: torch.LongTensor
-    ) -> torch.Tensor:
-        """Of features `[R, T, E]` the log-probability of each target `[R, T]`, float32, 0 where there is none."""
-        is_target = target != IGNORE_INDEX
-        if not self._is_output_plain:
-            log_probs = self.output_logits(features, prior).float().log_softmax(-1)
-            return log_probs.gather(2, target.where(is_target, 0)[..., None]).squeeze(2) * is_target
-        scale, base = self.output_base(prior)
-        found = features.new_zeros(target.shape, dtype=torch.float32)
-        documents = torch.arange(len(target), device=target.device) // (len(target) // base.shape[0])
-        found[is_target] = projected_log_probs(
-            features[is_target] * scale,
-            self.lm_head.weight,
-            base,
-            documents[:, None].expand_as(target)[is_target],
-            target[is_target],
-        )
-        return found
-
-    def _loss_from_logits(self, logits: list, targets: list, num_items: torch.Tensor | int | None) -> torch.Tensor:
-        """Mean over the directions of the cross-entropy of logits `[R, T, V]` per target of `[R, T]`."""
-        total = sum(
-            F.cross_entropy(
-                x.flatten(0, 1).float(),
-                target.flatten(),
-                ignore_index=IGNORE_INDEX,
-                reduction="sum",
-                label_smoothing=self._label_smoothing,
-            )
-            for x, target in zip(logits, targets)
-        )
-        return total / self._num_targets(targets, num_items)
-
-    def _loss_from_features(
-        self, features: list, targets: list, prior: torch.Tensor | None, num_items: torch.Tensor | int | None
-    ) -> torch.Tensor:
-        """The same from features `[R, T, E]` and prior `[B, V]`: both directions at once, no logits at padding."""
-        rows, length, size = features[0].shape
-        flat = torch.cat(targets).flatten()
-        positions = (flat != IGNORE_INDEX).nonzero().squeeze(1)
-        x = torch.cat(features).view(-1, size).index_select(0, positions)
-        scale, base = self.output_base(prior)
-        documents = positions // length % rows // (rows // base.shape[0])
-        total = projected_cross_entropy(
-            x * scale, self.lm_head.weight, base, documents, flat[positions], self._label_smoothing
-        )
-        return total / self._num_targets(targets, num_items)
-
-    @property
-    def _label_smoothing(self) -> float:
-        # Smoothed targets are for learning; measured outside training, the loss stays the plain cross-entropy.
-        return self.config.label_smoothing if self.training else 0.0
-
-    @staticmethod
-    def _num_targets(targets: list, num_items: torch.Tensor | int | None) -> torch.Tensor | int:
-        if num_items is None:
-            num_items = (targets[0] != IGNORE_INDEX).sum().clamp(min=1)
-        return num_items * len(targets)
-
-    def _shift_right(self, labels: torch.LongTensor, start_id: int) -> torch.LongTensor:
-        start = labels.new_full((labels.shape[0], 1), start_id)
-        shifted = torch.cat([start, labels[:, :-1]], dim=1)
-        return shifted.masked_fill(shifted == IGNORE_INDEX, self.config.pad_token_id)
-
-
-def pack_labels(labels: torch.LongTensor) -> torch.LongTensor:
-    """Pushes each row's targets `[B, T]` to the left, so that labels padded on the left mean the same."""
-    ignored = labels == IGNORE_INDEX
-    return labels.gather(1, ignored.to(torch.uint8).argsort(dim=1, stable=True))
 
 
 def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
@@ -988,7 +977,7 @@ def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
     Raises:
         ValueError: Naming the first such id.
     """
-    if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
+    if ids.numel() == 0 or not is_read_at_once(ids):
         return
     low, high = (int(bound) for bound in ids.aminmax())
     if low < 0 or high >= vocab_size:
@@ -1002,12 +991,12 @@ class _Permute(torch.autograd.Function):
     """Permutes rows; the gradient goes back by a lookup too, where autograd's own would add up into zeros."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(inverse, index)
         return x.index_select(0, index)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return _Permute.apply(grad, *ctx.saved_tensors), None, None
 
 
@@ -1038,7 +1027,5 @@ __all__ = [
     "EncoderLayer",
     "ModulatedLayerNorm",
     "MultiHeadAttention",
-    "SourcePrior",
     "check_ids",
-    "pack_labels",
 ]

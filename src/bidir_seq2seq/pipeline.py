@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers import Pipeline
 from transformers.utils import logging
+
+from .loading import forget_code
+from .unknown_words import can_extend, decode, extend_ids
 
 logger = logging.get_logger(__name__)
 
@@ -38,11 +43,11 @@ class BidirSeq2SeqPipeline(Pipeline):
     _load_video_processor = False
     _load_feature_extractor = False
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model.eval()
 
-    def __call__(self, inputs, progress: bool = False, **kwargs):
+    def __call__(self, inputs: Any, progress: bool = False, **kwargs: Any) -> Any:
         """Writes titles for documents.
 
         An empty document gets one empty title, and a literal special token in a document is text. Once a call the log
@@ -78,11 +83,12 @@ class BidirSeq2SeqPipeline(Pipeline):
             _check_is_text(f"document {index}", document)
         # Similar lengths pad less. Longest first: what does not fit into memory fails at once.
         order = sorted(range(len(documents)), key=lambda index: len(documents[index]), reverse=True)
-        written = super().__call__(Subset(documents, order), **kwargs)
+        by_length: Subset[str] = Subset(documents, order)  # type: ignore[arg-type] # a list will do
+        written = super().__call__(by_length, **kwargs)
         titles = dict(zip(order, list(tqdm(written, desc="Writing titles", disable=not progress))))
         return [titles[index] for index in range(len(documents))]
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves model and tokenizer, for the installed package to load.
 
         transformers' own method would add this file and mark the folder as one whose code has to be trusted.
@@ -92,9 +98,17 @@ class BidirSeq2SeqPipeline(Pipeline):
             **kwargs: As for `save_pretrained` of a model.
         """
         self.model.save_pretrained(save_directory, **kwargs)
-        self.tokenizer.save_pretrained(save_directory, **kwargs)
+        forget_code(self.tokenizer).save_pretrained(save_directory, **kwargs)
 
-    def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> _TitleStream:
         """As every pipeline's, and keeps the account of the call's documents."""
         report = _SourceReport(preprocess_params.get("max_source_length") or self.tokenizer.model_max_length)
         titles = super().get_iterator(
@@ -108,9 +122,11 @@ class BidirSeq2SeqPipeline(Pipeline):
         return _TitleStream(titles, inputs, report)
 
     def _sanitize_parameters(
-        self, max_source_length: int | None = None, return_details: bool | None = None, **generate_kwargs
+        self, max_source_length: int | None = None, return_details: bool | None = None, **generate_kwargs: Any
     ) -> tuple[dict, dict, dict]:
-        preprocess_params, forward_params, postprocess_params = {}, generate_kwargs, {}
+        preprocess_params: dict[str, Any] = {}
+        postprocess_params: dict[str, Any] = {}
+        forward_params = generate_kwargs
         if max_source_length is not None:
             if max_source_length < 2:
                 raise ValueError(
@@ -131,20 +147,31 @@ class BidirSeq2SeqPipeline(Pipeline):
 
         Returns:
             `input_ids` and `attention_mask`, `[1, S]`, a masked pad id for an empty document; and, each `[1]`, whether
-            it was `truncated`, and how many `tokens` of it are read and `unknown`.
+            it was `truncated`, and how many `tokens` of it are read and `unknown`; for a model that copies also
+            `extended_input_ids` `[1, S]` and the `words` that they stand for.
 
         Raises:
             ValueError: If it is not a string.
         """
         _check_is_text("a document", document)
         limit = max_source_length or self.tokenizer.model_max_length
+        copies = getattr(self.model.config, "use_copy", False) and can_extend(self.tokenizer)
         # Somebody's "[END]" is text, not an end.
-        settings = {"split_special_tokens": True, "verbose": False}
-        ids = self.tokenizer(document, **settings)["input_ids"] if document.strip() else []
+        settings = {"split_special_tokens": True, "verbose": False, "return_offsets_mapping": copies}
+        encoding = self.tokenizer([document if document.strip() else ""], **settings)
+        ids = encoding["input_ids"][0] if document.strip() else []
         truncated = len(ids) > limit
         if truncated:
-            ids = self.tokenizer(document, truncation=True, max_length=limit, **settings)["input_ids"]
-        return {
+            encoding = self.tokenizer([document], truncation=True, max_length=limit, **settings)
+            ids = encoding["input_ids"][0]
+        extended: dict[str, Any] = {}
+        if copies:
+            # Words that the vocabulary does not have can be copied all the same.
+            unk_id, vocab_size = self.tokenizer.unk_token_id, self.model.config.vocab_size
+            with_words, words = extend_ids(encoding, 0, document, unk_id, vocab_size) if ids else ([], [])
+            extended = {"extended_input_ids": torch.tensor([with_words or [self.tokenizer.pad_token_id]])}
+            extended["words"] = words
+        return extended | {
             "input_ids": torch.tensor([ids or [self.tokenizer.pad_token_id]]),
             "attention_mask": torch.tensor([[1] * len(ids) or [0]]),
             "truncated": torch.tensor([truncated]),
@@ -152,11 +179,16 @@ class BidirSeq2SeqPipeline(Pipeline):
             "unknown": torch.tensor([ids.count(self.tokenizer.unk_token_id)]),
         }
 
-    def _forward(self, model_inputs: dict, return_details: bool = False, **generate_kwargs) -> dict:
+    def _forward(self, model_inputs: dict, return_details: bool = False, **generate_kwargs: Any) -> dict:
         """Adds the n titles of each of B documents: `sequences` `[B, n, L]`, `scores` and `from_right` `[B, n]`."""
         settings = self._get_set_generation_params(self._prepare_generate_kwargs(generate_kwargs))
         direction = settings.get("decoding_direction") or getattr(self.model.config, "decoder_directions", "l2r")
-        sources = {name: model_inputs.pop(name) for name in ("input_ids", "attention_mask")}
+        names = ("input_ids", "attention_mask", "extended_input_ids")
+        sources = {name: model_inputs.pop(name) for name in names if name in model_inputs}
+        if "extended_input_ids" in sources:
+            # Batches are padded with zeros.
+            extended, is_token = sources["extended_input_ids"], sources["attention_mask"].bool()
+            sources["extended_input_ids"] = extended.where(is_token, self.tokenizer.pad_token_id)
         # Empty documents never reach the model.
         has_text = sources["attention_mask"].any(1)
         outputs = {"has_text": has_text, **model_inputs}
@@ -192,9 +224,10 @@ class BidirSeq2SeqPipeline(Pipeline):
         """
         if report is not None:
             report.add(**{name: int(model_outputs[name]) for name in ("truncated", "tokens", "unknown")})
-        written = [("", None, None)]
+        written: Iterable[tuple[str, float | None, str | None]] = [("", None, None)]
         if model_outputs["has_text"]:
-            texts = self.tokenizer.batch_decode(model_outputs["sequences"][0], skip_special_tokens=True)
+            words, vocab_size = model_outputs.get("words", ()), self.model.config.vocab_size
+            texts = [decode(self.tokenizer, ids.tolist(), words, vocab_size) for ids in model_outputs["sequences"][0]]
             scores = [None] * len(texts) if model_outputs["scores"] is None else model_outputs["scores"][0].tolist()
             directions = ["r2l" if from_right else "l2r" for from_right in model_outputs["from_right"][0]]
             written = zip(texts, scores, directions)
@@ -217,13 +250,13 @@ class _SourceReport:
     tokens: int = 0
     unknown: int = 0
 
-    def add(self, truncated: int, tokens: int, unknown: int):
+    def add(self, truncated: int, tokens: int, unknown: int) -> None:
         self.documents += 1
         self.truncated += truncated
         self.tokens += tokens
         self.unknown += unknown
 
-    def log(self):
+    def log(self) -> None:
         if self.truncated:
             logger.warning(
                 f"{self.truncated} of {self.documents} documents are longer than {self.limit} tokens: their tails "
@@ -239,7 +272,7 @@ class _SourceReport:
 class _TitleStream:
     """The titles of one call, document by document; after the last one the account is logged."""
 
-    def __init__(self, titles: Iterable[list[dict]], inputs, report: _SourceReport):
+    def __init__(self, titles: Iterable[list[dict]], inputs: Any, report: _SourceReport):
         self.titles, self.inputs, self.report = titles, inputs, report
 
     def __len__(self) -> int:
@@ -250,7 +283,7 @@ class _TitleStream:
         self.report.log()
 
 
-def _check_is_text(name: str, document) -> None:
+def _check_is_text(name: str, document: object) -> None:
     if not isinstance(document, str):
         raise ValueError(
             f"{name} is {reprlib.repr(document)}, which is not text: give a string, or strings in a list, "

@@ -9,18 +9,18 @@ size, H hidden size, N attention heads of size Z, A = N * Z, t tokens written so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
-from .kernels_bidir_seq2seq import SideBySide, can_pack, keep, matmul
+from .kernels_bidir_seq2seq import RecurrentStep, SideBySide, is_read_at_once, keep, matmul
 
-# The twins' memory gets room for so many further steps at a time.
-ROOM = 16
+# The twins' memory grows by so many steps at a time.
+GROWTH = 16
 
 
 class Step(NamedTuple):
@@ -30,10 +30,13 @@ class Step(NamedTuple):
         features: `[D, B, K, E]` of one direction; `[D, B, K, K, E]` of two, for each hypothesis beside each of its
             partners, the hypotheses of the other direction.
         weights: Source attention `[D, B * K, N, S]`; `None` if not asked for, or there is none.
+        twin_weights: What each hypothesis reads of each partner's tokens, the mean over the heads, `[D, B, K, K, t]`;
+            `None` unless asked for, of one direction, and by `FastDecoderSteps`.
     """
 
     features: torch.Tensor
     weights: torch.Tensor | None
+    twin_weights: torch.Tensor | None = None
 
 
 class DecoderSteps:
@@ -44,29 +47,33 @@ class DecoderSteps:
 
     Args:
         decoders: One `Decoder`, or two that read each other, left-to-right first.
-        embed_tokens: The embedding that they share.
+        embed_tokens: What turns ids `[...]` into the embeddings `[..., E]` that they share.
         encoder_outputs: Of the documents.
         twin_memory: As in the config: what the second of two decoders reads of the first.
     """
 
     @torch.no_grad()
     def __init__(
-        self, decoders: Sequence[nn.Module], embed_tokens: nn.Embedding, encoder_outputs, twin_memory: str = "hidden"
+        self,
+        decoders: Sequence[nn.Module],
+        embed_tokens: Callable[[torch.Tensor], torch.Tensor],
+        encoder_outputs: Any,
+        twin_memory: str = "hidden",
     ):
         self.decoders, self.embed_tokens = decoders, embed_tokens
-        self._offers_features = twin_memory == "features"
+        self._shows_features = twin_memory == "features"
         self.caches = [BidirSeq2SeqCache(len(decoder.rnns)) for decoder in decoders]
         for decoder, cache in zip(decoders, self.caches):
             cache.memory = decoder.read_source(encoder_outputs)
         # What each direction has offered its twin, for each pair of hypotheses: [B, K, K, t, size], own ones first.
-        self._offered: list[torch.Tensor | None] = [None] * len(decoders)
+        self._shown: list[torch.Tensor | None] = [None] * len(decoders)
 
     def step(self, ids: torch.LongTensor, need_weights: bool = False) -> Step:
         """Reads one token of each hypothesis.
 
         Args:
             ids: `[D, B, K]`, or as many rows more as each document has of them, one after another.
-            need_weights: Whether to return the source attention.
+            need_weights: Whether to return the attention to the source and the twin.
         """
         hidden, contexts, weights = [], [], []
         for decoder, cache, own_ids in zip(self.decoders, self.caches, ids):
@@ -85,17 +92,19 @@ class DecoderSteps:
             [None if x is None else x.view(*ids.shape[1:], 1, 1, -1).expand(*shape, 1, -1) for x in of_directions]
             for of_directions in (hidden, contexts)
         )
-        features, offer = [], hidden[1]
+        features, twin_weights, offer = [], [], hidden[1]
         for index, decoder in enumerate(self.decoders):
             # Offered by the partners, whose own place among the pairs is the first.
-            self._offer(1 - index, offer)
-            twin = decoder.twin_attention(
-                hidden[index], *decoder.twin_attention.memory(self._offered[1 - index].transpose(1, 2))
-            )[0]
+            self._show(1 - index, offer)
+            memory = decoder.twin_attention.memory(self._shown[1 - index].transpose(1, 2))
+            twin, read = decoder.twin_attention(hidden[index], *memory, need_weights=need_weights)
+            twin_weights.append(read)
             concatenated = decoder.concatenate(hidden[index], twin, contexts[index])
             features.append(decoder.features(concatenated).squeeze(3))
-            offer = concatenated if self._offers_features else hidden[0]
-        return Step(torch.stack(features), weights)
+            offer = concatenated if self._shows_features else hidden[0]
+        if not need_weights:
+            return Step(torch.stack(features), weights)
+        return Step(torch.stack(features), weights, torch.stack(twin_weights).mean(-3).squeeze(-2))
 
     def reorder(self, parents: torch.LongTensor) -> None:
         """Hypothesis k continues hypothesis `parents[d, b, k]` of its direction and document, `[D, B, K]`."""
@@ -105,9 +114,9 @@ class DecoderSteps:
             for layer in cache.layers:
                 layer.reorder_cache((own + documents[:, None] * num_beams).flatten())
         if len(parents) == 2:
-            self._offered = [
+            self._shown = [
                 offered[documents[:, None, None], own[:, :, None], other[:, None, :]]
-                for offered, own, other in zip(self._offered, parents, parents.flip(0))
+                for offered, own, other in zip(self._shown, parents, parents.flip(0))
             ]
 
     def leave_in(self, cache: BidirSeq2SeqCache) -> None:
@@ -116,10 +125,10 @@ class DecoderSteps:
         for layer, own in zip(cache.layers, self.caches[0].layers):
             layer.advance(own.state, own.get_seq_length())
 
-    def _offer(self, index: int, offer: torch.Tensor) -> None:
+    def _show(self, index: int, offer: torch.Tensor) -> None:
         """Direction `index` shows its partners `[B, K, K, 1, size]`, and what it has shown before stays."""
-        before = self._offered[index]
-        self._offered[index] = offer if before is None else torch.cat([before, offer], dim=3)
+        before = self._shown[index]
+        self._shown[index] = offer if before is None else torch.cat([before, offer], dim=3)
 
 
 class FastDecoderSteps:
@@ -129,17 +138,21 @@ class FastDecoderSteps:
 
     Args:
         decoders: One plain `Decoder`, or two that read each other, left-to-right first.
-        embed_tokens: The embedding that they share.
+        embed_tokens: What turns ids `[...]` into the embeddings `[..., E]` that they share.
         encoder_outputs: Of the documents.
         twin_memory: As in the config: what the second of two decoders reads of the first.
 
     Attributes:
-        offers: What each direction reads of its twin; the symmetric form fits into one memory for both.
+        twin_memories: What each direction reads of its twin; the symmetric form fits into one memory for both.
     """
 
     @torch.no_grad()
     def __init__(
-        self, decoders: Sequence[nn.Module], embed_tokens: nn.Embedding, encoder_outputs, twin_memory: str = "hidden"
+        self,
+        decoders: Sequence[nn.Module],
+        embed_tokens: Callable[[torch.Tensor], torch.Tensor],
+        encoder_outputs: Any,
+        twin_memory: str = "hidden",
     ):
         self.embed_tokens = embed_tokens
         self.num_directions = len(decoders)
@@ -164,7 +177,7 @@ class FastDecoderSteps:
         self._states: list[tuple[torch.Tensor, ...] | None] = [None] * len(self._weights.layers)
         self._length = 0
         self._first_rows = self._offsets = None
-        self.offers = [TwinMemory() for _ in range(2 if self._weights.pair is not None else 1)]
+        self.twin_memories = [TwinMemory() for _ in range(2 if self._weights.pair is not None else 1)]
 
     def step(self, ids: torch.LongTensor, need_weights: bool = False) -> Step:
         """Reads one token of each hypothesis.
@@ -247,10 +260,10 @@ class FastDecoderSteps:
         if num_directions == 1:
             return
         if self._weights.pair is None:
-            self.offers[0].reorder((rows.flip(0) + self._offsets).flatten())
+            self.twin_memories[0].reorder((rows.flip(0) + self._offsets).flatten())
         else:
-            self.offers[0].reorder(rows[1])
-            self.offers[1].reorder((rows[0].view(-1, num_beams, 1) * num_beams + parents[1, :, None]).flatten())
+            self.twin_memories[0].reorder(rows[1])
+            self.twin_memories[1].reorder((rows[0].view(-1, num_beams, 1) * num_beams + parents[1, :, None]).flatten())
 
     def leave_in(self, cache: BidirSeq2SeqCache) -> None:
         """Hands what the only direction remembers to an empty cache, for others to go on from."""
@@ -261,7 +274,7 @@ class FastDecoderSteps:
     def _additive_mask(self, keys: torch.Tensor) -> torch.Tensor | None:
         """What is added to scores of keys `[D * B, N, S, Z]`: `[D * B * N, 1, S]`; `None` if there is no padding."""
         mask = torch.cat([memory.mask for memory in self._memories])
-        if mask.device.type == "cpu" and mask.all():
+        if is_read_at_once(mask) and mask.all():
             return None
         additive = torch.zeros_like(mask, dtype=keys.dtype).masked_fill_(~mask, float("-inf"))
         return additive.expand(-1, keys.shape[1], -1, -1).flatten(0, 1)
@@ -295,18 +308,18 @@ class FastDecoderSteps:
             The context of each hypothesis beside each partner, `[D, B, K, K, A]`.
         """
         if self._weights.pair is None:
-            self.offers[0].append(self._split(offers.flip(0)))
-            return self._read_partners(queries, self.offers[0])
+            self.twin_memories[0].append(self._split(offers.flip(0)))
+            return self._read_partners(queries, self.twin_memories[0])
         # What left-to-right offers depends on its partner too, so each pair has a memory of its own.
-        self.offers[0].append(self._split(offers[1]))
-        left = self._read_partners(queries[:1], self.offers[0])
+        self.twin_memories[0].append(self._split(offers[1]))
+        left = self._read_partners(queries[:1], self.twin_memories[0])
         pairs = left[0] @ self._weights.pair + offers[0][:, :, None]
         if source_context is not None:
             pairs += (source_context[0] @ self._weights.context).view(*offers[0].shape)[:, :, None]
-        self.offers[1].append(self._split(pairs))
+        self.twin_memories[1].append(self._split(pairs))
         # Each query once for each left-to-right hypothesis: [B, K, K, N, Z].
         right = self._split(queries[1])[:, None].expand(*pairs.shape[:2], -1, -1, -1)
-        context = self.offers[1].attend(right.reshape(-1, 1, right.shape[-1]))
+        context = self.twin_memories[1].attend(right.reshape(-1, 1, right.shape[-1]))
         return torch.cat([left, context.view(1, *pairs.shape[:3], -1).transpose(2, 3)])
 
     def _read_partners(self, queries: torch.Tensor, memory: TwinMemory) -> torch.Tensor:
@@ -330,7 +343,7 @@ class StepWeights:
 
     Args:
         decoders: As for [`FastDecoderSteps`].
-        offers_features: Whether the second of two reads the first one's features.
+        shows_features: Whether the second of two reads the first one's features.
 
     Attributes:
         layers: The recurrent ones.
@@ -343,7 +356,7 @@ class StepWeights:
             `None` where all partners are offered the same.
     """
 
-    def __init__(self, decoders: Sequence[nn.Module], offers_features: bool):
+    def __init__(self, decoders: Sequence[nn.Module], shows_features: bool):
         self.layers = [RecurrentStep(rnns) for rnns in zip(*(decoder.rnns for decoder in decoders))]
         hidden_size = decoders[0].rnns[0].hidden_size
         attention = decoders[0].source_attention or decoders[0].twin_attention
@@ -362,7 +375,7 @@ class StepWeights:
                 # Each computes the keys and values that its twin reads of it.
                 reader = decoders[1 - index].twin_attention
                 offer = torch.cat([reader.key.weight, reader.value.weight])
-                if index == 0 and offers_features:
+                if index == 0 and shows_features:
                     offer, twin, source = offer.split(decoder.feature_sizes, dim=1)
                     self.pair, self.context = twin.T, source.T
                 parts += [decoder.twin_attention.query.weight * reader.head_size**-0.5, offer]
@@ -384,7 +397,7 @@ class TwinMemory:
         length: Steps so far, t.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         # [M, N, Z, room] and [M, N, room, Z], and as much again.
         self._keys = self._values = self._other_keys = self._other_values = torch.empty(0)
         self.length = 0
@@ -393,10 +406,10 @@ class TwinMemory:
         """One step of M hypotheses: `[..., 2 * N, Z]`, M in all the leading dimensions, keys before values."""
         keys, values = offers.reshape(-1, 2, offers.shape[-2] // 2, offers.shape[-1]).unbind(1)
         if self.length == 0:
-            self._keys = offers.new_zeros(*keys.shape, ROOM)
-            self._values = offers.new_zeros(*values.shape[:2], ROOM, values.shape[2])
+            self._keys = offers.new_zeros(*keys.shape, GROWTH)
+            self._values = offers.new_zeros(*values.shape[:2], GROWTH, values.shape[2])
         elif self.length == self._keys.shape[3]:
-            self._keys, self._values = F.pad(self._keys, (0, ROOM)), F.pad(self._values, (0, 0, 0, ROOM))
+            self._keys, self._values = F.pad(self._keys, (0, GROWTH)), F.pad(self._values, (0, 0, 0, GROWTH))
         self._keys[..., self.length] = keys
         self._values[:, :, self.length] = values
         self.length += 1
@@ -421,57 +434,4 @@ class TwinMemory:
         self._values, self._other_values = self._other_values, self._values
 
 
-class RecurrentStep:
-    """The same recurrent layer of each direction, for one token at a time.
-
-    Args:
-        rnns: An `nn.LSTM` or `nn.GRU` of one layer for each direction.
-    """
-
-    def __init__(self, rnns: Sequence[nn.RNNBase]):
-        self.hidden_size = rnns[0].hidden_size
-        self._cell = torch.lstm_cell if isinstance(rnns[0], nn.LSTM) else torch.gru_cell
-        self._weights = [rnn.all_weights[0] for rnn in rnns]
-        self._gates: SideBySide | None = None
-        if isinstance(rnns[0], nn.LSTM) and can_pack(self._weights[0][0]):
-            # One product of what is read and what is remembered, and the other operations for both directions at once.
-            weights = [torch.cat(both, dim=1) for *both, _, _ in self._weights]
-            biases = [input_bias + hidden_bias for *_, input_bias, hidden_bias in self._weights]
-            self._gates = SideBySide(weights, biases)
-
-    def __call__(self, x: torch.Tensor, state: tuple[torch.Tensor, ...] | None) -> tuple[torch.Tensor, ...]:
-        """One token.
-
-        Args:
-            x: `[D, R, inputs]`.
-            state: `(h, c)`, or `(h,)` of a GRU, each `[D, R, H]`; zeros if `None`.
-
-        Returns:
-            The next state.
-        """
-        if state is None:
-            zeros = x.new_zeros(*x.shape[:2], self.hidden_size)
-            state = (zeros, zeros) if self._cell is torch.lstm_cell else (zeros,)
-        if self._gates is not None:
-            return self._lstm(x, *state)
-        nexts = []
-        for direction, weights in enumerate(self._weights):
-            before = tuple(part[direction] for part in state)
-            after = self._cell(x[direction], before if len(before) == 2 else before[0], *weights)
-            nexts.append(after if len(before) == 2 else (after,))
-        return tuple(torch.stack(parts) for parts in zip(*nexts))
-
-    def _lstm(self, x: torch.Tensor, hidden: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        gates = self._gates(torch.cat([x, hidden], dim=-1))
-        # torch's order of gates.
-        read, keep, new, shown = gates.chunk(4, dim=-1)
-        memory = torch.addcmul(keep.sigmoid_() * memory, read.sigmoid_(), _tanh(new))
-        return shown.sigmoid_() * _tanh(memory), memory
-
-
-def _tanh(x: torch.Tensor) -> torch.Tensor:
-    # On a CPU torch's own takes five to ten times as long as its sigmoid, which of many is more than to start it.
-    return torch.tanh(x) if x.numel() < 2**12 else x.mul(2).sigmoid_().mul_(2).sub_(1)
-
-
-__all__ = ["DecoderSteps", "FastDecoderSteps", "RecurrentStep", "Step", "StepWeights", "TwinMemory"]
+__all__ = ["DecoderSteps", "FastDecoderSteps", "Step", "StepWeights", "TwinMemory"]

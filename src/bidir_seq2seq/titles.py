@@ -7,6 +7,7 @@ import reprlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -40,7 +41,7 @@ def write_titles(
     batch_size: int = 32,
     max_source_length: int | None = None,
     progress: bool = False,
-    **generate_kwargs,
+    **generate_kwargs: Any,
 ) -> list[list[Title]]:
     """Writes titles for documents with a [`BidirSeq2SeqPipeline`].
 

@@ -28,13 +28,15 @@ class ModelArguments:
     tokenizer_type: str = field(
         default="char",
         metadata={
-            "help": "What to build when there is no tokenizer: 'char' (Chinese, Japanese) or 'bpe' (spaced text).",
-            "choices": ["char", "bpe"],
+            "help": "What to build when there is no tokenizer: 'char' (Chinese, Japanese), 'bpe' (spaced text) or "
+            "'word' (what stands between spaces, as in pronunciations).",
+            "choices": ["char", "bpe", "word"],
         },
     )
     vocab_size: int = field(default=8000, metadata={"help": "Largest vocabulary of a new tokenizer."})
     min_frequency: int = field(
-        default=10, metadata={"help": "Characters (or pairs of pieces) seen less often get no id in a new tokenizer."}
+        default=10,
+        metadata={"help": "Characters, words (or pairs of pieces) seen less often get no id in a new tokenizer."},
     )
     lowercase: bool = field(default=False, metadata={"help": "Whether a new tokenizer lower-cases all text."})
     embedding_size: int = field(default=128, metadata={"help": "Width of the embedding."})
@@ -51,6 +53,12 @@ class ModelArguments:
     use_prior: bool = field(default=True, metadata={"help": "Favour words of the source by a learned prior."})
     prior_initial_scale: float = field(
         default=6.0, metadata={"help": "Bonus of a source word before training; half of it reaches the logits."}
+    )
+    use_copy: bool = field(
+        default=True, metadata={"help": "Copy words of the source by an attention of its own, beside the vocabulary."}
+    )
+    copy_context: int = field(
+        default=2, metadata={"help": "So many of the last words written are looked for in the source, to go on there."}
     )
     tie_word_embeddings: bool = field(
         default=False, metadata={"help": "Use one matrix for the embedding and the output layer."}
@@ -138,6 +146,13 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     )
     predict_with_generate: bool = field(default=True, metadata={"help": "Write titles in validation."})
     generation_num_beams: int | None = field(default=3, metadata={"help": "Beams per direction in validation."})
+    generation_no_repeat_ngram_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "No n-gram of this size twice in a title, in validation and wherever the model writes later. 2 or "
+            "3 suits titles of words."
+        },
+    )
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; for GPUs."}
     )
@@ -145,11 +160,15 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         default=None, metadata={"help": "Stop after so many validations without a better one."}
     )
 
+    report: bool = field(
+        default=True, metadata={"help": "Write a page about the run, report/report.html, at its end; with curves."}
+    )
+
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Log the mean of earlier losses for one that is not finite."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._choose_metric()
         self._choose_best_model()
         super().__post_init__()

@@ -31,11 +31,11 @@ from ..allocator import keep_freed_memory
 from ..arguments import parse_arguments
 from ..data import check_column, check_text, choose_columns, is_known_source, read_texts
 from ..files import find_files
+from ..loading import load_model_and_tokenizer
 from ..tables import Row, Table, open_table, split_lines
 from ..title_file import TitleFile, describe_input, describe_model
 from ..titles import Title, stream_titles, window_size
 from ..version import __version__
-from .loading import load_model
 
 logger = logging.get_logger(__name__)
 
@@ -229,7 +229,7 @@ def write_all(args: GenerateArguments, documents: Documents, start: int = 0) -> 
             args.num_processes, args.model_name_or_path, texts, dtype=args.dtype, device=args.device, **settings
         )
     keep_freed_memory()
-    model, tokenizer = load_model(args.model_name_or_path, args.dtype, args.device)
+    model, tokenizer = load_model_and_tokenizer(args.model_name_or_path, args.dtype, args.device)
     return stream_titles(model, tokenizer, texts, **settings)
 
 

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ..arguments import parse_arguments
 from ..hub import push_to_hub, save_for_hub
+from ..loading import load_model_and_tokenizer
 
 
 @dataclass
@@ -59,10 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     card = asdict(card_args)
     metrics_file = card.pop("metrics_file")
     card["metrics"] = json.loads(Path(metrics_file).read_text(encoding="utf-8")) if metrics_file else None
-    model = AutoModelForSeq2SeqLM.from_pretrained(
-        args.model_name_or_path, use_safetensors=True, trust_remote_code=False
-    )
-    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, trust_remote_code=False)
+    model, tokenizer = load_model_and_tokenizer(args.model_name_or_path)
     if args.dry_run:
         output_dir = args.output_dir or tempfile.mkdtemp(prefix="bidir_seq2seq_")
         files = save_for_hub(model, tokenizer, output_dir, args.repo_id, **card)

@@ -2,21 +2,39 @@
 
     bidir-seq2seq score --model_name_or_path my_model --test_file test.jsonl
     bidir-seq2seq score --predictions_file mine.txt --test_file test.jsonl
+    torchrun --nproc_per_node 2 -m bidir_seq2seq score --model_name_or_path my_model --test_file test.jsonl
 
 Prints ROUGE-1/2/L, BLEU and the share of the first and last four tokens in their place, in percent, each system
-compared with the first by paired bootstrap. Works without a network, for Chinese characters and for spaced words.
+compared with the first by paired bootstrap. Works without a network, for Chinese characters and for spaced words. With
+--output_dir my_model/scores, `bidir-seq2seq report my_model` finds what it needs.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from ..allocator import keep_freed_memory
 from ..arguments import parse_arguments
-from ..data import load_pairs
-from ..evaluation import available_systems, format_table, predict, score
+from ..evaluation import (
+    PRONUNCIATION_METRICS,
+    TITLE_METRICS,
+    available_systems,
+    format_table,
+    listed_references,
+    load_test_pairs,
+    predict_titles,
+    processes,
+    save_scores,
+    score,
+    score_pairs,
+)
+from ..loading import load_model_and_tokenizer
+from ..metrics import Tokenization
 from ..tables import open_table
-from .loading import load_model
+from ..titles import Title
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass
@@ -29,6 +47,12 @@ class ScoreArguments:
             "or two files of plain text, sources and targets line by line."
         }
     )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of test_file, such as cp1252. Default: found out."}
+    )
+    device: str | None = field(
+        default=None, metadata={"help": "Such as cpu or cuda:1. Default: a GPU if there is one."}
+    )
     model_name_or_path: str | None = field(default=None, metadata={"help": "Model to score."})
     predictions_file: list[str] | None = field(
         default=None, metadata={"help": "Files of titles to score instead, one a line, in the order of the pairs."}
@@ -39,18 +63,24 @@ class ScoreArguments:
     source_column: str | None = field(
         default=None, metadata={"help": "Column of documents. Default: by name, else the first."}
     )
-    target_column: str | None = field(
-        default=None, metadata={"help": "Column of references. Default: by name, else the second."}
+    target_column: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Column(s) of references, each of texts or of lists of texts; the best reference counts. "
+            "Default: by name, else the second."
+        },
+    )
+    metrics: list[str] = field(
+        default_factory=lambda: list(TITLE_METRICS),
+        metadata={
+            "help": "Scores to print. For pronunciations there are also wer and per, the word and phoneme error rates "
+            "against the nearest reference.",
+            "choices": [*TITLE_METRICS, *PRONUNCIATION_METRICS],
+        },
     )
     max_samples: int | None = field(default=None, metadata={"help": "Score only the first so many pairs."})
     num_beams: int | None = field(default=None, metadata={"help": "Beams per direction. Default: the model's own."})
-    encoding: str | None = field(
-        default=None, metadata={"help": "Encoding of test_file, such as cp1252. Default: found out."}
-    )
     batch_size: int = field(default=32, metadata={"help": "Documents per batch."})
-    device: str | None = field(
-        default=None, metadata={"help": "Such as cpu or cuda:1. Default: a GPU if there is one."}
-    )
     dtype: str = field(
         default="auto",
         metadata={
@@ -63,7 +93,8 @@ class ScoreArguments:
         default="auto", metadata={"help": "What a token is for the scores.", "choices": ["auto", "char", "word"]}
     )
     output_dir: str | None = field(
-        default=None, metadata={"help": "Folder for the scores (scores.json) and each system's titles (NAME.txt)."}
+        default=None,
+        metadata={"help": "Folder for the scores (scores.json), each system's titles (NAME.txt) and all by pair."},
     )
     num_examples: int = field(default=0, metadata={"help": "Show so many pairs with every system's title."})
 
@@ -74,7 +105,7 @@ def read_predictions(path: str, pairs: int, wanted: int) -> list[str]:
     Raises:
         ValueError: If the file has another number of lines, since nothing tells which pairs they belong to.
     """
-    lines = [row.values["text"] for row in open_table(path, shape="texts")]
+    lines = [row.values["text"] if row.values else "" for row in open_table(path, shape="texts")]
     if len(lines) not in (pairs, wanted):
         expected = f"{pairs}" if pairs == wanted else f"{wanted} (max_samples) or all {pairs}"
         raise ValueError(
@@ -89,41 +120,52 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse_arguments(ScoreArguments, description=__doc__, args=argv)
     if (args.model_name_or_path is None) == (args.predictions_file is None):
         raise ValueError("give either model_name_or_path or predictions_file")
-    pairs = load_pairs(
-        {"test": args.test_file},
-        source_column=args.source_column,
-        target_column=args.target_column,
-        encoding=args.encoding,
-    )["test"]
+    columns = [args.target_column] if isinstance(args.target_column, str) else args.target_column
+    state = processes()
+    with state.main_process_first():
+        pairs = load_test_pairs(args.test_file, args.source_column, columns, args.encoding)
     number = len(pairs)
     pairs = pairs.select(range(min(args.max_samples or len(pairs), len(pairs))))
-    if args.model_name_or_path:
-        keep_freed_memory()
-        model, tokenizer = load_model(args.model_name_or_path, args.dtype, args.device)
-        predictions = predict(
-            model,
-            tokenizer,
-            pairs,
-            args.systems or available_systems(model),
-            tokenization=args.tokenization,
-            batch_size=args.batch_size,
-            **({"num_beams": args.num_beams} if args.num_beams else {}),
-        )
-    else:
-        predictions = {Path(path).stem: read_predictions(path, number, len(pairs)) for path in args.predictions_file}
-        if len(predictions) < len(args.predictions_file):
-            raise ValueError(f"predictions_file: {args.predictions_file} must differ in name: it names the system")
-    results = score(predictions, [text or "" for text in pairs["target"]], args.tokenization)
-    print(format_table(results))
+    titles = _titles_of_model(args, pairs) if args.model_name_or_path else _titles_of_files(args, number, len(pairs))
+    if not state.is_main_process:
+        return
+    predictions = {name: [title.text for title in written] for name, written in titles.items()}
+    references = listed_references(pairs)
+    by_pair = score_pairs(predictions, references, args.tokenization)
+    results = score(predictions, references, args.tokenization, args.metrics, by_pair)
+    print(format_table(results, args.metrics))
     for index in range(min(args.num_examples, len(pairs))):
         print(f"\nsource     {' '.join((pairs['source'][index] or '').split())[:300]}")
-        print(f"reference  {pairs['target'][index]}")
+        print(f"reference  {' | '.join(references[index])}")
         for name, texts in predictions.items():
             print(f"{name:10} {texts[index]}")
     if args.output_dir:
-        folder = Path(args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "scores.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        for name, texts in predictions.items():
-            lines = (" ".join(text.split()) for text in texts)
-            (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        about = {"model": args.model_name_or_path, "test_file": args.test_file, "num_beams": args.num_beams}
+        save_scores(args.output_dir, pairs, titles, results, by_pair, args.tokenization, **about)
+
+
+def _titles_of_model(args: ScoreArguments, pairs: Dataset) -> dict[str, list[Title]]:
+    keep_freed_memory()
+    model, tokenizer = load_model_and_tokenizer(str(args.model_name_or_path), args.dtype, args.device)
+    settings: dict[str, Any] = {"batch_size": args.batch_size}
+    if args.num_beams:
+        settings["num_beams"] = args.num_beams
+    state = processes()
+    if state.num_processes > 1:
+        model.to(state.device)
+    return predict_titles(
+        model,
+        tokenizer,
+        pairs,
+        args.systems or available_systems(model),
+        tokenization=cast(Tokenization, args.tokenization),
+        **settings,
+    )
+
+
+def _titles_of_files(args: ScoreArguments, number: int, wanted: int) -> dict[str, list[Title]]:
+    paths = args.predictions_file or []
+    files = {Path(path).stem: read_predictions(path, number, wanted) for path in paths}
+    if len(files) < len(paths):
+        raise ValueError(f"predictions_file: {args.predictions_file} must differ in name: it names the system")
+    return {name: [Title(text) for text in texts] for name, texts in files.items()}

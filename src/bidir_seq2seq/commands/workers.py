@@ -13,8 +13,8 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from ..allocator import keep_freed_memory
+from ..loading import load_model_and_tokenizer
 from ..titles import Title, window_size, windows, write_titles
-from .loading import load_model
 
 # What a worker process has loaded.
 _loaded: dict = {}
@@ -37,7 +37,7 @@ def write_in_processes(
         num_processes: How many. With several GPUs each takes the next.
         model_name_or_path: What each process loads.
         documents, batch_size, seed, start, generate_kwargs: As for [`stream_titles`].
-        dtype, device: As for [`load_model`].
+        dtype, device: As for [`load_model_and_tokenizer`].
 
     Yields:
         The titles of each document, in the given order, best first.
@@ -68,7 +68,7 @@ def _load(model_name_or_path: str, dtype: str, device: str | None, num_processes
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
     keep_freed_memory()
-    _loaded["model"], _loaded["tokenizer"] = load_model(model_name_or_path, dtype, device)
+    _loaded["model"], _loaded["tokenizer"] = load_model_and_tokenizer(model_name_or_path, dtype, device)
 
 
 def _write(

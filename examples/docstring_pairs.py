@@ -1,12 +1,16 @@
 """Training pairs from the docstrings of the Python packages on this machine, for runs without a network.
 
+    python examples/docstring_pairs.py --output_dir data/docstrings
+
 By PEP 257 a docstring opens with a one-line summary and goes on with a longer body. Each documented class, function
 and module therefore gives one example of the task "write the summary line": the document is its kind, name, argument
-names and docstring body, and the summary is its first sentence.
+names and docstring body, and the summary is its first sentence. Files are parsed, never imported. It takes about a
+minute and writes train, validation and test files.
 """
 
 import ast
 import hashlib
+import json
 import os
 import re
 import sysconfig
@@ -14,11 +18,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm.auto import tqdm
+
+from bidir_seq2seq.arguments import parse_arguments
 
 MAX_BODY_WORDS = 100
 MIN_BODY_WORDS = 8
@@ -31,6 +38,8 @@ OPENING_WORDS = 10
 
 # Bundled copies of other packages and test suites repeat text that is found elsewhere, or is not written to be read.
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "_vendor", "tests", "test", "testing", "idle_test"}
+# It is only there to check this repository's types; without it the pairs are those that figures were measured on.
+SKIPPED_FOLDERS |= {"mypy", "mypyc"}
 
 _Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -77,13 +86,14 @@ def python_files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(names) if name.endswith(".py"))
 
 
-def docstring_pairs(path: Path) -> tuple[list[Pair], Counter]:
+def pairs_of_file(path: Path) -> tuple[list[Pair], Counter]:
     """Reads the good pairs of one Python file, which is parsed and never imported.
 
     Returns:
         The pairs in the order of the file, and how many files or docstrings each rule dropped.
     """
-    pairs, dropped = [], Counter()
+    pairs: list[Pair] = []
+    dropped: Counter[str] = Counter()
     try:
         source = path.read_bytes()
         # Parsing is nearly all of the run time, and generated files repeat the docstrings they are generated from.
@@ -93,7 +103,7 @@ def docstring_pairs(path: Path) -> tuple[list[Pair], Counter]:
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
         module = path.parent.name if path.stem == "__init__" else path.stem
-        documented = [(f"module {_words(module)}", tree)]
+        documented: list[tuple[str, ast.Module | _Definition]] = [(f"module {_words(module)}", tree)]
         documented += [(_heading(node, owner), node) for node, owner in _definitions(tree)]
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return pairs, Counter({"unreadable file": 1})
@@ -119,7 +129,7 @@ def split_docstring(docstring: str) -> tuple[str, str]:
     return _plain(opening), _plain_body(rest)
 
 
-def gather_docstrings(
+def gather_pairs(
     roots: Iterable[Path] | None = None,
     max_train_samples: int | None = 25_000,
     eval_samples: int = 500,
@@ -172,7 +182,8 @@ def gather_docstrings(
 
 
 def _read(files: list[Path], num_workers: int) -> tuple[list[Pair], Counter]:
-    pairs, dropped = [], Counter()
+    pairs: list[Pair] = []
+    dropped: Counter[str] = Counter()
 
     def collect(results: Iterable[tuple[list[Pair], Counter]]) -> None:
         for found, problems in tqdm(results, total=len(files), desc="Reading docstrings", unit="file"):
@@ -180,16 +191,18 @@ def _read(files: list[Path], num_workers: int) -> tuple[list[Pair], Counter]:
             dropped.update(problems)
 
     if num_workers == 1:
-        collect(map(docstring_pairs, files))
+        collect(map(pairs_of_file, files))
     else:
         with ProcessPoolExecutor(num_workers) as pool:
-            collect(pool.map(docstring_pairs, files, chunksize=32))
+            collect(pool.map(pairs_of_file, files, chunksize=32))
     return pairs, dropped
 
 
 def _without_repeats(pairs: Iterable[Pair], dropped: Counter) -> list[Pair]:
     """Drops equal pairs and the surplus of frequent summaries and bodies, in an order that favours no package."""
-    kept, summaries, bodies = {}, Counter(), Counter()
+    kept: dict[tuple[str, str], Pair] = {}
+    summaries: Counter[str] = Counter()
+    bodies: Counter[str] = Counter()
     for pair in sorted(pairs, key=_digest):
         summary, body = _normal(pair.summary), _normal(pair.body)
         if (summary, body) in kept:
@@ -329,4 +342,58 @@ def _digest(pair: Pair) -> bytes:
     return hashlib.sha256(repr(pair).encode()).digest()
 
 
-__all__ = ["Pair", "docstring_pairs", "gather_docstrings", "python_files", "split_docstring"]
+@dataclass
+class GatherArguments:
+    """Where to read, what to keep and where to write."""
+
+    output_dir: str = field(
+        default="data/docstrings",
+        metadata={"help": "Folder for train.jsonl, validation.jsonl and test.jsonl, with the keys document, summary."},
+    )
+    roots: list[str] | None = field(
+        default=None,
+        metadata={"help": "Folders with Python files; default the installed packages and the standard library."},
+    )
+    max_train_samples: int = field(default=25_000, metadata={"help": "Most pairs in the training file."})
+    eval_samples: int = field(default=500, metadata={"help": "Most pairs in each of the other two files."})
+    num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that parse files; default one for each core."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace files that are already there."})
+
+
+def write_json_lines(path: Path, rows: list[dict[str, str]]) -> None:
+    """Writes one JSON object per line; an interrupted run leaves no half-written `path` behind."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    os.replace(partial, path)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the program; `args` instead of the process's own arguments."""
+    (options,) = parse_arguments(GatherArguments, description=__doc__, args=args)
+    output_dir = Path(options.output_dir)
+    files = {split: output_dir / f"{split}.jsonl" for split in ("train", "validation", "test")}
+    if (existing := [str(file) for file in files.values() if file.exists()]) and not options.overwrite:
+        print(f"Already there: {', '.join(existing)}. Nothing written; --overwrite replaces them.")
+        return
+
+    splits, dropped = gather_pairs(
+        roots=[Path(root) for root in options.roots] if options.roots else None,
+        max_train_samples=options.max_train_samples,
+        eval_samples=options.eval_samples,
+        num_workers=options.num_workers,
+    )
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for split, file in files.items():
+        write_json_lines(file, splits[split])
+        print(f"{len(splits[split]):>7,} pairs in {file}")
+    for rule, count in dropped.most_common():
+        print(f"{count:>7,} dropped: {rule}")
+    for pair in splits["train"][:3]:
+        print(f"\ndocument: {pair['document']}\nsummary:  {pair['summary']}")
+
+
+if __name__ == "__main__":
+    main()

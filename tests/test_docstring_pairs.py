@@ -1,13 +1,10 @@
 import json
-import runpy
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from bidir_seq2seq.docstrings import MAX_REPEATS, docstring_pairs, gather_docstrings, split_docstring
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "gather_docstrings.py"
+from docstring_pairs import MAX_REPEATS, gather_pairs, main, pairs_of_file, split_docstring
 
 GOOD = '''
 class TableReader:
@@ -51,7 +48,7 @@ def write_functions(
 def test_pair_is_extracted_exactly(tmp_path):
     path = tmp_path / "reader.py"
     path.write_text(GOOD)
-    (pair,), dropped = docstring_pairs(path)
+    (pair,), dropped = pairs_of_file(path)
     assert pair.document == (
         "method Table Reader read csv (file path, sep): "
         "The file may be compressed, and is separated by a comma. file_path: Where the Table is stored."
@@ -97,7 +94,7 @@ def test_body_is_cut_at_a_line_end():
 def test_poor_docstring_is_dropped_and_counted(tmp_path, docstring, rule):
     path = tmp_path / "poor.py"
     path.write_text(f'"""{docstring}"""')
-    assert docstring_pairs(path) == ([], Counter({rule: 1}))
+    assert pairs_of_file(path) == ([], Counter({rule: 1}))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +105,7 @@ def test_poor_docstring_is_dropped_and_counted(tmp_path, docstring, rule):
 def test_broken_file_is_counted_and_the_rest_is_read(tmp_path, source):
     write_functions(tmp_path, 10)
     (tmp_path / "broken.py").write_bytes(source)
-    splits, dropped = gather_docstrings([tmp_path], num_workers=1)
+    splits, dropped = gather_pairs([tmp_path], num_workers=1)
     assert sum(map(len, splits.values())) == 10
     assert dropped == {"unreadable file": 1}
 
@@ -116,7 +113,7 @@ def test_broken_file_is_counted_and_the_rest_is_read(tmp_path, source):
 @pytest.mark.filterwarnings("error")
 def test_warnings_of_parsed_code_are_silent(tmp_path):
     (tmp_path / "noisy.py").write_text(GOOD + '\npattern = "\\d"\nequal = 1 is 1\n')
-    assert len(docstring_pairs(tmp_path / "noisy.py")[0]) == 1
+    assert len(pairs_of_file(tmp_path / "noisy.py")[0]) == 1
 
 
 def test_tests_vendored_and_generated_files_are_skipped(tmp_path):
@@ -125,21 +122,21 @@ def test_tests_vendored_and_generated_files_are_skipped(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "reader.py").write_text(GOOD)
     (tmp_path / "generated.py").write_text("# This file was automatically generated.\n" + GOOD)
-    splits, _ = gather_docstrings([tmp_path], num_workers=1)
+    splits, _ = gather_pairs([tmp_path], num_workers=1)
     assert sum(map(len, splits.values())) == 10
 
 
 def test_duplicates_are_removed(tmp_path):
     write_functions(tmp_path / "original", 10)
     write_functions(tmp_path / "copy", 10)
-    splits, dropped = gather_docstrings([tmp_path], num_workers=1)
+    splits, dropped = gather_pairs([tmp_path], num_workers=1)
     assert sum(map(len, splits.values())) == 10
     assert dropped["duplicate"] == 10
 
 
 def test_frequent_summary_is_capped(tmp_path):
     write_functions(tmp_path, 20, summary="Return the same old thing")
-    splits, dropped = gather_docstrings([tmp_path], num_workers=1)
+    splits, dropped = gather_pairs([tmp_path], num_workers=1)
     assert {name: len(pairs) for name, pairs in splits.items()} == {"train": MAX_REPEATS, "validation": 0, "test": 0}
     assert dropped == {"frequent summary or body": 20 - MAX_REPEATS}
 
@@ -149,7 +146,7 @@ def test_pairs_with_one_equal_part_stay_together(tmp_path, shared):
     different = {"name": "twin_{0}", "summary": "Write another text about {0} instead", "body": "twin{0}"}
     write_functions(tmp_path / "original", 60)
     write_functions(tmp_path / "twin", 60, **{part: text for part, text in different.items() if part != shared})
-    splits, dropped = gather_docstrings([tmp_path], eval_samples=5, num_workers=1)
+    splits, dropped = gather_pairs([tmp_path], eval_samples=5, num_workers=1)
     assert {name: len(pairs) for name, pairs in splits.items()} == {"train": 100, "validation": 5, "test": 5}
     assert dropped == {"similar to a held-out pair": 10}
 
@@ -164,27 +161,26 @@ def test_pairs_with_one_equal_part_stay_together(tmp_path, shared):
 
 
 def test_same_files_give_the_same_sets(tmp_path):
-    first = gather_docstrings([write_functions(tmp_path / "here", 40)], num_workers=1)
-    second = gather_docstrings([write_functions(tmp_path / "other" / "place", 40)], num_workers=2)
+    first = gather_pairs([write_functions(tmp_path / "here", 40)], num_workers=1)
+    second = gather_pairs([write_functions(tmp_path / "other" / "place", 40)], num_workers=2)
     assert first == second
 
 
 def test_training_set_is_limited(tmp_path):
     write_functions(tmp_path, 20)
-    splits, dropped = gather_docstrings([tmp_path], max_train_samples=3, eval_samples=1, num_workers=1)
+    splits, dropped = gather_pairs([tmp_path], max_train_samples=3, eval_samples=1, num_workers=1)
     assert {name: len(pairs) for name, pairs in splits.items()} == {"train": 3, "validation": 1, "test": 1}
     assert dropped == {"over max_train_samples": 15}
 
 
 def test_user_errors_name_value_and_remedy(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path}: name folders"):
-        gather_docstrings([tmp_path], num_workers=1)
+        gather_pairs([tmp_path], num_workers=1)
     with pytest.raises(ValueError, match=r"eval_samples \(-1\).*give 0 or more"):
-        gather_docstrings([tmp_path], eval_samples=-1)
+        gather_pairs([tmp_path], eval_samples=-1)
 
 
 def test_script_writes_three_files_once(tmp_path, capsys):
-    main = runpy.run_path(str(SCRIPT))["main"]
     source = write_functions(tmp_path / "source", 20)
     output = tmp_path / "data" / "docstrings"
     arguments = ["--output_dir", str(output), "--roots", str(source), "--num_workers", "1"]
@@ -209,6 +205,6 @@ def test_script_writes_three_files_once(tmp_path, capsys):
 
 def test_script_help_names_files_and_defaults(capsys):
     with pytest.raises(SystemExit, match="0"):
-        runpy.run_path(str(SCRIPT))["main"](["--help"])
+        main(["--help"])
     printed = capsys.readouterr().out
     assert "train.jsonl" in printed and "(default: 25000)" in printed

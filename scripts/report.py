@@ -1,0 +1,6 @@
+"""`bidir_seq2seq.commands.report` from a checkout."""
+
+from bidir_seq2seq.commands.report import main
+
+if __name__ == "__main__":
+    main()

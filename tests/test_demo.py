@@ -1,0 +1,292 @@
+"""The demo: what it writes, what it shows, and the page itself in a browser where there is one."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from bidir_seq2seq.demo.__main__ import main
+from bidir_seq2seq.demo.animation import animation_frame, animation_page
+from bidir_seq2seq.demo.picture import animated_svg
+from bidir_seq2seq.demo.words import WORDS
+from bidir_seq2seq.demo.writer import MAX_CHARACTERS, DemoWriter
+from bidir_seq2seq.search_history import DIRECTIONS, search_history
+from bidir_seq2seq.tokenization import build_char_tokenizer
+
+pytest.importorskip("gradio", reason="the demo needs gradio: pip install 'bidir_seq2seq[demo]'")
+
+from bidir_seq2seq.demo.app import build_app, launch, show_animation, show_titles
+from bidir_seq2seq.demo.space import export_space
+
+HOSTILE = "<script>alert(1)</script>"
+BROWSER = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
+
+
+def make_writer(**overrides) -> DemoWriter:
+    torch.manual_seed(0)
+    tokenizer = build_char_tokenizer(["abcdefgh <>/script&lt;()1n"], min_frequency=1, model_max_length=40)
+    model = tiny_model(vocab_size=len(tokenizer), **overrides)
+    model.generation_config.update(max_length=9, min_length=5, num_beams=3)
+    return DemoWriter(model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def writer() -> DemoWriter:
+    return make_writer()
+
+
+@pytest.fixture(scope="module")
+def folder(writer, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    writer.model.save_pretrained(path)
+    writer.tokenizer.save_pretrained(path)
+    return path
+
+
+def test_a_text_is_written_about_in_every_direction(writer):
+    result = writer.write("abc def")
+    assert [written.system for written in result.written] == ["l2r", "r2l", "both", "default"]
+    for written in result.written:
+        scores = [score for _, score in written.titles]
+        assert scores == sorted(scores, reverse=True) and written.milliseconds > 0
+    assert result.notices == []
+    alone = make_writer(decoder_directions="l2r").write("abc")
+    assert [written.system for written in alone.written] == ["l2r", "default"] and alone.search is None
+    assert show_animation(alone, "en") == WORDS["en"]["no_animation"]
+
+
+@pytest.mark.parametrize(
+    ("text", "notices"),
+    [
+        ("", ["empty"]),
+        (" \n\t ", ["empty"]),
+        ("ab" * 60, ["cut"]),
+        ("a" * 100_000, ["too_long", "cut"]),
+        ("🙂🙃🙂", ["unknown"]),
+        ("שלום עולם", ["unknown"]),
+        ("abc\ud800", []),
+        (HOSTILE, []),
+    ],
+)
+def test_any_text_is_answered(writer, text, notices):
+    result = writer.write(text)
+    assert [name for name, _ in result.notices] == notices
+    for language in WORDS:
+        assert "<script>" not in show_titles(result, language)
+        assert "<script" not in show_animation(result, language)
+    assert bool(result.written) == (notices != ["empty"])
+    assert len(text) <= MAX_CHARACTERS or result.search is not None
+
+
+@pytest.mark.parametrize("max_length", [9, 30])
+def test_the_history_is_the_search(writer, max_length):
+    """Paths of the finished titles spell what `generate` returns, and shares add up."""
+    ids = torch.tensor([writer.tokenizer("abcdef")["input_ids"]])
+    output = writer.model.generate(
+        input_ids=ids, num_beams=3, num_return_sequences=3, output_attentions=True, return_dict_in_generate=True,
+        decoding_direction="both", joint_rescoring=False, max_length=max_length,
+    )  # fmt: skip
+    search = search_history(writer.model, writer.tokenizer, output.history, ids[0])
+    assert "".join(search.source) == "abcdef"
+    titles = [text.strip() for text in writer.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)]
+    found = {}
+    for direction in DIRECTIONS:
+        for title in search.finished[direction]:
+            path = search.path(direction, title.step, title.rank)
+            assert [step for step, _ in path] == list(range(title.step + 1))
+            texts = [search.steps[direction][step][rank].text for step, rank in path]
+            assert "".join(texts if direction == "l2r" else texts[::-1]).strip() == title.text
+            found[title.text] = title.score
+    assert set(titles) <= set(found)
+    for title, score in zip(titles, output.sequences_scores.tolist()):
+        assert found[title] == pytest.approx(score, abs=1e-3)
+    for direction in DIRECTIONS:
+        for choice in (c for choices in search.steps[direction] for c in choices if c is not None):
+            assert not choice.source or 0.9 < sum(share for _, share in choice.source) < 1.01
+            assert sum(share for _, share in choice.partner_tokens) < 1.01
+
+
+def test_no_text_ends_the_element_that_holds_it(writer):
+    search = writer.write("</script><script>alert(1)</script> &lt;").search
+    page = animation_page(search)
+    data = page.split('id="data">')[1].split("</script>")[0]
+    assert "".join(json.loads(data)["search"]["source"]) == "</script><script>alert(1)</script> &lt;"
+    assert "<" not in data and page.count("<script") == 2
+    frame = animation_frame(search, "zh")
+    assert frame.count("<") == 2 and 'sandbox="allow-scripts"' in frame
+
+
+def test_both_languages_say_the_same():
+    assert set(WORDS["en"]) == set(WORDS["zh"])
+    for name, text in WORDS["en"].items():
+        fields = [{part.split(":")[0] for part in words.split("{")[1:]} for words in (text, WORDS["zh"][name])]
+        assert {f.split("}")[0] for f in fields[0]} == {f.split("}")[0] for f in fields[1]}, name
+
+
+def test_the_picture_is_an_svg_of_both_titles(writer):
+    search = writer.write("abc</text>def").search
+    picture = animated_svg(search)
+    texts = [element.text for element in ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")]
+    expected = sum(len(search.best(direction)) for direction in DIRECTIONS)
+    assert len(texts) == expected + 2 and "<script" not in picture
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_space_runs_alone(folder, tmp_path):
+    files = export_space(folder, tmp_path / "space", ["abc"])
+    names = {str(path.relative_to(tmp_path / "space")) for path in files}
+    assert {"app.py", "README.md", "requirements.txt", "model/model.safetensors"} <= names
+    head = (tmp_path / "space" / "README.md").read_text().split("---")[1]
+    assert "sdk: gradio" in head and "app_file: app.py" in head
+    with pytest.raises(ValueError, match="is not an empty folder"):
+        export_space(folder, tmp_path / "space")
+    with pytest.raises(ValueError, match="has no config.json"):
+        export_space(tmp_path / "space", tmp_path / "other")
+    port = free_port()
+    environment = {"PATH": "/usr/bin:/bin", "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    # Isolated from this checkout: the package is the Space's own.
+    server = subprocess.Popen([sys.executable, "app.py"], cwd=tmp_path / "space", env=environment)
+    try:
+        assert "Titles from both ends" in wait_for(f"http://127.0.0.1:{port}/", server)
+    finally:
+        server.kill()
+        server.wait()
+
+
+def wait_for(address: str, server: subprocess.Popen) -> str:
+    for _ in range(240):
+        assert server.poll() is None, "the server has ended"
+        try:
+            with urllib.request.urlopen(address) as answer:
+                return answer.read().decode()
+        except OSError:
+            time.sleep(0.25)
+    raise AssertionError(f"{address} does not answer")
+
+
+def test_the_command_writes_a_picture_and_names_what_is_missing(folder, tmp_path, capsys):
+    main([str(folder), "--make_animation", str(tmp_path / "a.svg"), "--text", "abc"])
+    assert (tmp_path / "a.svg").read_text().startswith("<svg") and "Animation:" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="give --text"):
+        main([str(folder), "--make_animation", str(tmp_path / "b.svg")])
+    with pytest.raises(ValueError, match="holds no model"):
+        main([str(tmp_path)])
+
+
+@pytest.fixture(scope="module")
+def address(writer):
+    app = build_app(writer, ["abc def"])
+    _, url, _ = launch(app, prevent_thread_lock=True, quiet=True, server_port=free_port())
+    assert url.startswith("http://127.0.0.1:")
+    yield url
+    app.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if BROWSER is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Opens the page as a new visitor, who fails with any error of the page, and asks no other server."""
+    contexts, troubles = [], []
+
+    def note_stranger(url: str):
+        if not url.startswith((address, "data:", "blob:", "about:")):
+            troubles.append(url)
+
+    def open_page(**settings):
+        context = browser.new_context(**settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("dialog", lambda dialog: troubles.append(dialog.message))
+        page.on(
+            "request",
+            lambda r: None if r.url.startswith((address, "data:", "blob:", "about:")) else troubles.append(r.url),
+        )
+        page.goto(address)
+        page.wait_for_selector("#text textarea")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert troubles == []
+
+
+def write(page, text: str):
+    page.fill("#text textarea", text)
+    page.click("#write")
+    page.wait_for_selector("#titles .bidir-title, #titles .bidir-notice")
+
+
+def test_a_visitor_writes_plays_steps_and_points(visit):
+    page = visit(reduced_motion="reduce")
+    write(page, "abc def")
+    assert page.locator("#titles .bidir-card").count() == 4
+    frame = page.frame_locator("#animation iframe")
+    frame.locator("#where").get_by_text("1 / ").wait_for()
+    frame.locator("#forward").click()
+    assert frame.locator("#where").text_content().startswith("Step 2 / ")
+    frame.locator("#scrub").focus()
+    page.keyboard.press("End")
+    last = frame.locator("#scrub").get_attribute("max")
+    assert frame.locator("#where").text_content() == f"Step {int(last) + 1} / {int(last) + 1}"
+    node = frame.locator(".lane.r2l g.node:not(.hidden)").last
+    node.hover()
+    assert "looked at its partner's" in frame.locator("#told").text_content()
+    assert frame.locator("#source span[style*=background]").count() > 0
+    frame.locator("#play").click()
+    frame.locator("#where").get_by_text("Step 2 / ").wait_for()
+    assert "Pause" in frame.locator("#play").text_content()
+    frame.locator("#play").click()
+    assert "Play" in frame.locator("#play").text_content()
+
+
+def test_the_page_speaks_chinese(visit):
+    page = visit()
+    write(page, "abc")
+    page.get_by_text("中文").click()
+    page.get_by_role("button", name="写标题").wait_for()
+    page.locator("#titles").get_by_text("从左到右").wait_for()
+    page.frame_locator("#animation iframe").locator("#legend").get_by_text("先验").wait_for()
+
+
+@pytest.mark.parametrize("text", [HOSTILE + "<img src=x onerror=alert(2)>", "a" * 100_000, "🙂 שלום", ""])
+def test_no_text_does_harm(visit, text):
+    page = visit()
+    write(page, text)
+    assert page.locator("#titles script, #titles img").count() == 0
+
+
+def test_two_visitors_do_not_meet_and_a_phone_needs_no_sideways_scrolling(visit):
+    first, second = visit(), visit(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    for page, text in ((first, "abc"), (second, "fed")):
+        page.fill("#text textarea", text)
+    first.click("#write")
+    second.click("#write")
+    for page, text in ((first, "abc"), (second, "fed")):
+        page.frame_locator("#animation iframe").locator("#source").get_by_text(text).wait_for()
+    assert second.evaluate("document.documentElement.scrollWidth") <= 390
