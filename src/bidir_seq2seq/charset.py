@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import unicodedata
 
+from .extras import extra
+
 # A mark at the beginning says it; the longer mark of UTF-32 begins with that of UTF-16.
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -53,7 +55,8 @@ def guess_encoding(sample: bytes) -> tuple[str | None, dict[str, str]]:
         The encoding, or `None` if several readings are as likely or the sample is too short; and what the sample reads
         like in the likely ones, best first.
     """
-    from charset_normalizer import from_bytes
+    with extra("train"):
+        from charset_normalizer import from_bytes
 
     matches = list(from_bytes(sample, cp_isolation=CANDIDATES, preemptive_behaviour=False))
     best = min((match.chaos for match in matches), default=0)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from transformers.utils import logging
 
+from .extras import extra
 from .files import DataFile, TextFile, find_files, inspect_text
 
 logger = logging.get_logger(__name__)
@@ -423,8 +424,9 @@ class _Parquet(Table):
     file: DataFile
 
     def __iter__(self) -> Iterator[Row]:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
+        with extra("train"):
+            import pyarrow
+            from pyarrow.parquet import ParquetFile
 
         try:
             with ParquetFile(self.file.path) as parquet:
@@ -445,7 +447,8 @@ class _Saved(Table):
 
     @classmethod
     def of(cls, file: DataFile, split: str | None) -> Table:
-        from datasets import DatasetDict, load_from_disk
+        with extra("train"):
+            from datasets import DatasetDict, load_from_disk
 
         saved = load_from_disk(file.path)
         if not isinstance(saved, DatasetDict):
