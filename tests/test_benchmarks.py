@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path += [str(BENCHMARKS), str(BENCHMARKS / "peers")]
 bart, bidir, worker = map(import_module, ("bart", "bidir", "worker"))
 comparison, rerun, roofline = map(import_module, ("comparison", "rerun", "roofline"))
-kill, sizes = map(import_module, ("kill", "sizes"))
+kill, million, sizes = map(import_module, ("kill", "million", "sizes"))
 decode, decode_linear, half_precision, shortlist, train = map(
     import_module, ("decode", "decode_linear", "half_precision", "shortlist", "train")
 )
@@ -388,3 +388,16 @@ def test_the_study_of_kills_sees_any_difference(tmp_path):
     assert kill.first_difference(whole, other) == "optimizer.pt"
     save_file({"weight": torch.tensor([1, 1, 1 + 1e-6])}, other / "model.safetensors")
     assert kill.first_difference(whole, other) == "model.safetensors"
+
+
+def test_a_million_pairs_are_made_and_watched(tmp_path):
+    million.write_pairs(tmp_path / "a.jsonl", 50)
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(rows) == 50 and all(row["text"].startswith(row["title"]) for row in rows)
+    hungry = [sys.executable, "-c", "import time; x = b'1' * 50_000_000; time.sleep(0.5)"]
+    figures = million.watch(hungry, tmp_path / "cache")
+    assert 40 < figures["own_mb"] < 200 and figures["seconds"] > 0
+    with pytest.raises(RuntimeError, match="failed: see"):
+        million.watch([sys.executable, "-c", "exit(3)"], tmp_path / "cache")
+    with pytest.raises(ValueError, match="steps=.*none of"):
+        million.MillionArguments(steps=["sing"])

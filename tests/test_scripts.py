@@ -187,14 +187,17 @@ def test_predictions_must_be_as_many_as_references(script, tmp_path):
         rouge("a b\nc d\n", "--max_samples", 1)
 
 
-@pytest.mark.parametrize("name", ["train", "generate", "score", "push_to_hub"])
+@pytest.mark.parametrize("name", ["train", "generate", "score", "check_data", "push_to_hub"])
 def test_help_explains(script, name, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stopped:
         script(name, "--help")
     text = capsys.readouterr().out
     assert stopped.value.code == 0
-    command = {"gather_docstrings": "python scripts/gather_docstrings.py", "push_to_hub": "bidir-seq2seq push"}
+    command = {
+        "push_to_hub": "bidir-seq2seq push",
+        "check_data": "bidir-seq2seq check",
+    }
     assert command.get(name, f"bidir-seq2seq {name}") in text and "(default: " in text
 
 

@@ -16,8 +16,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from pyarrow import parquet
 
-from bidir_seq2seq.data import choose_columns, load_pairs, read_texts
-from bidir_seq2seq.files import find_files
+from bidir_seq2seq.data import KNOWN_COLUMNS, choose_columns, load_pairs, read_texts
+from bidir_seq2seq.files import PACKINGS, ROW_KINDS, find_files
 from bidir_seq2seq.tables import cell, open_table
 
 PAIRS = [("a b", "x"), ("c, d", "y"), ("é 中", "z")]
@@ -363,3 +363,25 @@ def test_a_file_that_changed_is_read_anew(tmp_path):
         pairs = load_pairs({"train": str(path)}, cache_dir=str(tmp_path / "cache"))["train"]
         assert pairs.to_list() == [{"source": "a", "target": content}]
         os.utime(path, ns=(1, find_files(str(path))[0].stamp[1] + 10**9))
+
+
+def test_a_dataset_that_says_itself_how_it_is_read(tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "all").mkdir(parents=True)
+    rows = [{"id": 1, "translation": {"en": "007", "de": "x"}}, {"id": 2, "translation": {"en": "b", "de": "y"}}]
+    (folder / "all" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: all/a.jsonl\n---\n"
+    )
+    pairs = load_pairs(dataset_name=str(folder), cache_dir=str(tmp_path / "cache"))["train"]
+    assert pairs.to_list() == [{"source": "007", "target": "x"}, {"source": "b", "target": "y"}]
+    columns = {"source_column": "translation.de", "target_column": "translation.en"}
+    pairs = load_pairs(dataset_name=str(folder), cache_dir=str(tmp_path / "cache"), **columns)["train"]
+    assert pairs[0] == {"source": "x", "target": "007"}
+
+
+def test_the_page_names_all_columns_and_kinds():
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    words = " ".join(page.split())
+    assert [f"{a}/{b}" for a, b in KNOWN_COLUMNS if f"{a}/{b}" not in words] == []
+    assert [kind for kind in (*ROW_KINDS, *PACKINGS) if f"`.{kind}`" not in page] == []

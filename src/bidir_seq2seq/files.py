@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from transformers.utils import logging
 
 from .charset import guess_encoding, marked_encoding
+from .extras import extra
 
 logger = logging.get_logger(__name__)
 
@@ -111,7 +112,8 @@ def _braces(name: str) -> list[str]:
 
 def _resolve(name: str) -> list[DataFile]:
     if re.match(r"[a-z][a-z0-9+]+://", name):
-        from datasets import DownloadManager
+        with extra("train"):
+            from datasets import DownloadManager
 
         return [_as_file(name, DownloadManager().download(name))]
     if Path(name).is_dir():
@@ -171,7 +173,8 @@ def _stamp(*paths: Path) -> tuple[int, int]:
 def open_bytes(file: DataFile) -> BinaryIO:
     """The file's content, unpacked while it is read."""
     if file.packing == "zst":
-        import pyarrow
+        with extra("train"):
+            import pyarrow
 
         return io.BufferedReader(pyarrow.input_stream(file.path, compression="zstd"))
     opener = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}.get(file.packing, open)

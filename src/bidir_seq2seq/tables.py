@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from transformers.utils import logging
 
+from .extras import extra
 from .files import DataFile, TextFile, find_files, inspect_text
 
 logger = logging.get_logger(__name__)
@@ -326,8 +327,7 @@ def _records(text: TextFile, separator: str) -> Iterator[_Record]:
         return
     # Python refuses cells of more than 131,072 signs otherwise; a document may be longer.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    lines = text.lines() if text.line_end == "\r" else map(_hide_lone_returns, text.lines())
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+    reader = csv.reader(map(_hide_lone_returns, text.lines()), delimiter=separator, strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -424,8 +424,9 @@ class _Parquet(Table):
     file: DataFile
 
     def __iter__(self) -> Iterator[Row]:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
+        with extra("train"):
+            import pyarrow
+            from pyarrow.parquet import ParquetFile
 
         try:
             with ParquetFile(self.file.path) as parquet:
@@ -446,7 +447,8 @@ class _Saved(Table):
 
     @classmethod
     def of(cls, file: DataFile, split: str | None) -> Table:
-        from datasets import DatasetDict, load_from_disk
+        with extra("train"):
+            from datasets import DatasetDict, load_from_disk
 
         saved = load_from_disk(file.path)
         if not isinstance(saved, DatasetDict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import reprlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -103,11 +104,19 @@ def stream_titles(
     write = BidirSeq2SeqPipeline(model=model, tokenizer=tokenizer, device=model.device)
     settings = {"batch_size": batch_size, "max_source_length": max_source_length, "return_details": True}
     settings |= generate_kwargs
+    documents = _checked(documents, start)
     if seed is None:
         written = _in_one_call(write, documents, settings)
     else:
         written = _window_by_window(write, documents, settings, seed + start // window_size(batch_size))
     yield from map(_as_titles, written)
+
+
+def _checked(documents: Iterable[str], start: int) -> Iterator[str]:
+    for number, document in enumerate(documents, start=start):
+        if not isinstance(document, str):
+            raise ValueError(f"document {number} is {reprlib.repr(document)}, which is not text")
+        yield document
 
 
 def _in_one_call(write: BidirSeq2SeqPipeline, documents: Iterable[str], settings: dict) -> Iterator[list[dict]]:
