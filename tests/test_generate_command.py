@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pyarrow
@@ -15,6 +16,7 @@ import torch
 from conftest import tiny_model
 from pyarrow import parquet
 
+from bidir_seq2seq.commands import workers
 from bidir_seq2seq.commands.generate import main
 from bidir_seq2seq.tokenization import build_char_tokenizer
 
@@ -126,6 +128,13 @@ def test_processes_share_the_documents_in_order(generate, documents):
     flags = ["--do_sample", "--decoding_direction", "l2r", "--seed", "3"]
     shared = generate(documents, "shared.txt", *flags, "--num_processes", "2")
     assert shared == generate(documents, "titles.txt", *flags)
+
+
+def test_a_process_that_cannot_load_says_why(checkpoint, monkeypatch):
+    monkeypatch.setattr(workers, "_loaded", {})
+    workers._load(checkpoint, "auto", "cuda:99", 2, get_context("spawn").Value("i", 0))
+    with pytest.raises(ValueError, match="device='cuda:99' cannot be used"):
+        workers._write(["abc"], False, None, 2, {})
 
 
 def test_json_lines_keep_the_rows(generate, tmp_path):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 import torch
@@ -41,16 +42,21 @@ def write_in_processes(
 
     Yields:
         The titles of each document, in the given order, best first.
+
+    Raises:
+        ValueError: If the model cannot be loaded, or as `generate` does.
+        RuntimeError: If a process was ended from outside.
     """
     context = get_context("spawn")
     first = start // window_size(batch_size)
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         num_processes,
         mp_context=context,
         initializer=_load,
         initargs=(model_name_or_path, dtype, device, num_processes, context.Value("i", 0)),
-    ) as pool:
-        under_way = deque()
+    )
+    under_way: deque[Future] = deque()
+    try:
         for number, window in enumerate(windows(documents, batch_size), start=first):
             own_seed = None if seed is None else seed + number
             under_way.append(pool.submit(_write, window, number > first, own_seed, batch_size, generate_kwargs))
@@ -58,6 +64,12 @@ def write_in_processes(
                 yield from under_way.popleft().result()
         while under_way:
             yield from under_way.popleft().result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a process was ended from outside, perhaps for want of memory: go on with --resume and fewer of them"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _load(model_name_or_path: str, dtype: str, device: str | None, num_processes: int, counter) -> None:
@@ -68,12 +80,18 @@ def _load(model_name_or_path: str, dtype: str, device: str | None, num_processes
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
     keep_freed_memory()
-    _loaded["model"], _loaded["tokenizer"] = load_model_and_tokenizer(model_name_or_path, dtype, device)
+    try:
+        _loaded["model"], _loaded["tokenizer"] = load_model_and_tokenizer(model_name_or_path, dtype, device)
+    except (ValueError, OSError) as error:
+        # Raised here it would reach nobody.
+        _loaded["error"] = error
 
 
 def _write(
     window: list[str], quiet: bool, seed: int | None, batch_size: int, generate_kwargs: dict
 ) -> list[list[Title]]:
+    if "error" in _loaded:
+        raise _loaded["error"]
     if quiet:
         # The first window's account is warning enough.
         logging.set_verbosity_error()
