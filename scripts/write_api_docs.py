@@ -39,11 +39,12 @@ PAGE = {
     ),
     "Build": (
         "A model from a config, and a tokenizer from texts. `AutoModelForSeq2SeqLM.from_pretrained` and "
-        "`AutoTokenizer.from_pretrained` load them again.",
+        "`AutoTokenizer.from_pretrained` load them again, `load_model_and_tokenizer` with more care.",
         {
             "modeling_bidir_seq2seq": "BidirSeq2SeqForConditionalGeneration BidirSeq2SeqModel "
             "BidirSeq2SeqPreTrainedModel BidirSeq2SeqLMOutput BidirSeq2SeqModelOutput BidirSeq2SeqEncoderOutput",
-            "tokenization": "build_char_tokenizer build_bpe_tokenizer",
+            "tokenization": "build_char_tokenizer build_bpe_tokenizer build_word_tokenizer",
+            "loading": "load_model_and_tokenizer",
         },
     ),
     "Train": (
@@ -53,7 +54,9 @@ PAGE = {
             "training": "train",
             "training_arguments": "ModelArguments DataArguments TrainingArguments",
             "trainer": "TitleTrainer",
-            "data": "load_pairs load_file encode_pairs EncodingReport",
+            "unknown_words": "TitleCollator extend_ids decode",
+            "data": "load_pairs encode_pairs EncodingReport",
+            "pair_summary": "summarize_pairs PairSummary",
             "allocator": "keep_freed_memory",
         },
     ),
@@ -61,8 +64,9 @@ PAGE = {
         "`model.generate` takes all arguments of transformers' own, and the flags below.",
         {
             "generation_bidir_seq2seq": "BidirSeq2SeqGenerationMixin BidirBeamSearchOutput",
-            "titles": "write_titles Title",
+            "titles": "write_titles stream_titles Title",
             "ranking_bidir_seq2seq": "Candidates own joint",
+            "search_history": "search_history SearchHistory",
         },
     ),
     "Pipeline": ("Documents in, titles out.", {"pipeline": "BidirSeq2SeqPipeline"}),
@@ -71,6 +75,7 @@ PAGE = {
         {
             "metrics": "TitleScore pair_scores paired_bootstrap BootstrapResult lead_baseline",
             "evaluation": "available_systems predict score format_table",
+            "report": "write_report",
         },
     ),
     "Share": (
@@ -80,7 +85,10 @@ PAGE = {
 }
 
 # Methods that transformers or other modules call, and users do not.
-HOOKS = "init_generation_defaults direction_decoder start_steps words directions get_iterator preprocess postprocess"
+HOOKS = (
+    "init_generation_defaults direction_decoder start_steps words directions get_iterator preprocess postprocess "
+    "evaluation_loop prediction_step"
+)
 
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):\n((?: +.*\n|\n)+)", re.MULTILINE)
 _ITEM = re.compile(r"^([\w*][\w, *]*?)(?: \((.*?)\))?: (.*(?:\n +.*)*)", re.MULTILINE)

@@ -21,10 +21,18 @@ MODULES = {
 # What the package and its scripts use and users do not.
 INTERNAL_MODULES = {
     "__main__",
+    "manifest",
     "run_folder",
     "arguments",
+    "charset",
+    "demo",
+    "plots",
+    "source_words",
     "commands",
     "extras",
+    "files",
+    "tables",
+    "title_file",
     "cache_bidir_seq2seq",
     "loss_bidir_seq2seq",
     "search_bidir_seq2seq",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_config, tiny_model
+from safetensors.torch import save_file
 
 from bidir_seq2seq.tokenization import build_char_tokenizer
 
@@ -15,6 +16,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path += [str(BENCHMARKS), str(BENCHMARKS / "peers")]
 bart, bidir, worker = map(import_module, ("bart", "bidir", "worker"))
 comparison, rerun, roofline = map(import_module, ("comparison", "rerun", "roofline"))
+kill, million, sizes = map(import_module, ("kill", "million", "sizes"))
 decode, decode_linear, half_precision, shortlist, train = map(
     import_module, ("decode", "decode_linear", "half_precision", "shortlist", "train")
 )
@@ -354,3 +356,48 @@ def test_every_step_is_set_against_its_floors(tmp_path, monkeypatch, capsys):
             assert abs(part["ratios"]["ratio"]) <= abs(part["ratios"]["no exp"]) * 1.000001
             assert abs(part["ratios"]["torch.mm"]) <= abs(part["ratios"]["no exp"]) * 1.000001
     assert capsys.readouterr().out.count("bookkeeping") == 3
+
+
+def test_products_are_counted_as_by_hand():
+    changes = {"decoder_directions": "l2r", "use_attention": False, "use_prior": False, "rnn_type": "gru"}
+    config = tiny_config(**changes)
+    parameters, parts = sizes.products(config, source_length=7, target_length=5)
+    e, h, v = config.embedding_size, config.hidden_size, config.vocab_size
+    # Two layers a side; a GRU has three gates, and half the width each way in the encoder.
+    assert parts["document"] == 7 * 2 * 3 * (h // 2) * (e + h // 2 + h + h // 2)
+    assert parts["output layer"] == 5 * v * e
+    assert parts["decoders"] >= 5 * 3 * h * (e + h + h + h)
+    assert parameters == sum(p.numel() for p in tiny_model(**changes).parameters())
+
+
+def test_the_study_of_kills_sees_any_difference(tmp_path):
+    for name in ("whole", "other"):
+        checkpoint = tmp_path / name / f"checkpoint-{kill.UPDATES}"
+        checkpoint.mkdir(parents=True)
+        for folder in (checkpoint, checkpoint.parent):
+            save_file({"weight": torch.ones(3)}, folder / "model.safetensors")
+        for part in ("optimizer", "scheduler"):
+            torch.save({"state": {0: {"step": torch.tensor(3.0)}}, "groups": [{"lr": 0.1}]}, checkpoint / f"{part}.pt")
+        log = [{"loss": 1.0, "elapsed_seconds": len(name)}, {"train_runtime": len(name)}]
+        (checkpoint.parent / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    assert kill.first_difference(whole, other) is None
+    (other / "trainer_state.json").write_text(json.dumps({"log_history": [{"loss": 1.1}]}))
+    assert kill.first_difference(whole, other) == "the log"
+    torch.save({"state": {0: {"step": torch.tensor(4.0)}}, "groups": [{"lr": 0.1}]}, checkpoint / "optimizer.pt")
+    assert kill.first_difference(whole, other) == "optimizer.pt"
+    save_file({"weight": torch.tensor([1, 1, 1 + 1e-6])}, other / "model.safetensors")
+    assert kill.first_difference(whole, other) == "model.safetensors"
+
+
+def test_a_million_pairs_are_made_and_watched(tmp_path):
+    million.write_pairs(tmp_path / "a.jsonl", 50)
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(rows) == 50 and all(row["text"].startswith(row["title"]) for row in rows)
+    hungry = [sys.executable, "-c", "import time; x = b'1' * 50_000_000; time.sleep(0.5)"]
+    figures = million.watch(hungry, tmp_path / "cache")
+    assert 40 < figures["own_mb"] < 200 and figures["seconds"] > 0
+    with pytest.raises(RuntimeError, match="failed: see"):
+        million.watch([sys.executable, "-c", "exit(3)"], tmp_path / "cache")
+    with pytest.raises(ValueError, match="steps=.*none of"):
+        million.MillionArguments(steps=["sing"])

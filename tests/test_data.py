@@ -3,7 +3,8 @@ import json
 import pytest
 from datasets import Dataset
 
-from bidir_seq2seq.data import encode_pairs, load_file, load_pairs, read_lines
+from bidir_seq2seq.data import encode_pairs, load_pairs
+from bidir_seq2seq.tables import open_table
 from bidir_seq2seq.tokenization import build_char_tokenizer
 
 ROWS = [{"article": "abcdef", "title": "abc", "id": "1"}, {"article": "fedcba", "title": "fed", "id": "2"}]
@@ -96,7 +97,7 @@ def test_every_cell_is_text_and_only_an_empty_one_is_empty(extension, separator,
 @pytest.mark.parametrize("extension", ["csv", "tsv"])
 def test_empty_rows_of_one_column_keep_their_place(extension, tmp_path):
     path = save(tmp_path / f"texts.{extension}", "text\nabc\n\n\ndef\n\n")
-    assert load_file(path, str(tmp_path / "cache"))["text"][:] == ["abc", "", "", "def", ""]
+    assert [row.values["text"] for row in open_table(path)] == ["abc", "", "", "def", ""]
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
@@ -118,16 +119,18 @@ def test_a_pattern_of_names_is_still_read(tmp_path):
 
 def test_a_line_ends_at_a_line_feed_only(tmp_path):
     path = save(tmp_path / "texts.txt", "\ufeffa\u2028b\r\nc\x85d\x0ce\n\nf")
-    assert read_lines(path) == ["a\u2028b", "c\x85d\x0ce", "", "f"]
+    texts = open_table(path, shape="texts")
+    assert [row.values for row in texts] == [{"text": text} for text in ("a\u2028b", "c\x85d\x0ce", "", "f")]
     (tmp_path / "latin.txt").write_bytes(b"abc\ncaf\xe9\n")
     with pytest.raises(ValueError, match=r"latin.txt: not UTF-8: byte 0xe9 at position 7 \(line 2\).*iconv"):
-        read_lines(str(tmp_path / "latin.txt"))
+        open_table(str(tmp_path / "latin.txt"), shape="texts")
 
 
 @pytest.fixture
 def warned(monkeypatch):
     messages = []
-    monkeypatch.setattr("bidir_seq2seq.data.logger.warning_once", messages.append, raising=False)
+    for module in ("data", "files", "tables"):
+        monkeypatch.setattr(f"bidir_seq2seq.{module}.logger.warning_once", messages.append, raising=False)
     return messages
 
 
@@ -171,8 +174,8 @@ def test_another_separator_is_found_and_said(separator, tmp_path, warned):
 
 
 def test_a_semicolon_in_the_only_name_separates_nothing(tmp_path):
-    rows = load_file(save(tmp_path / "texts.csv", "text; long\nabc\ndef\n"), str(tmp_path / "cache"))
-    assert rows.to_list() == [{"text; long": "abc"}, {"text; long": "def"}]
+    rows = open_table(save(tmp_path / "texts.csv", "text; long\nabc\ndef\n"))
+    assert [row.values for row in rows] == [{"text; long": "abc"}, {"text; long": "def"}]
 
 
 @pytest.mark.parametrize(
@@ -181,8 +184,12 @@ def test_a_semicolon_in_the_only_name_separates_nothing(tmp_path):
         ("a.csv", b"source,target\ncaf\xe9,b\n", r"a.csv: not UTF-8: byte 0xe9 at position 17 \(line 2\).*UTF-8"),
         ("a.jsonl", b'{"source": "caf\xe9", "target": "b"}\n', r"a.jsonl: not UTF-8: byte 0xe9 at position 15"),
         ("a.jsonl", b'{"source": "a", "target": "b"}\n{"source": "a", \n', "a.jsonl: line 2 is not JSON.*repair"),
-        ("a.csv", b"source,target\na,b\na,b,c\n", "a.csv: cannot be read: .*line 3.*quotation marks"),
-        ("a.csv", b"source,target\na,b,c\n", "a.csv: its first row has more fields than its header"),
+        (
+            "a.csv",
+            b"source,target\na,b\na,b,c\n",
+            "line 3 has 3 fields, its header 2 .*quotation marks.*on_bad_rows",
+        ),
+        ("a.csv", b"source,target\na,b,c\n", "a.csv: line 2 has 3 fields, its header 2"),
         ("a.csv", b"", "a.csv: the file is empty"),
         ("a.jsonl", b"\n", "a.jsonl: the file is empty"),
         ("a.csv", b"source,target\n", "a.csv: no row follows its header"),

@@ -29,8 +29,11 @@ MADE_FOR = {BidirSeq2SeqGenerationMixin: bidir_seq2seq.BidirSeq2SeqForConditiona
 PUBLIC_HOOKS = {
     "BidirSeq2SeqPipeline": {"get_iterator", "preprocess", "postprocess"},
     "RecurrentStateLayer": {"update", "get_mask_sizes", "get_max_length", "reorder_cache"},
-    "TitleTrainer": {"training_step", "evaluate", "log"},
+    "TitleTrainer": {"training_step", "evaluate", "evaluation_loop", "prediction_step", "log"},
     "EpochCallback": {"on_epoch_begin"},
+    "PatienceCallback": {"on_train_begin"},
+    "PunctualSaveCallback": {"on_train_begin", "on_step_end", "on_epoch_end"},
+    "StopSignalCallback": {"on_step_end", "on_epoch_end"},
     "BidirSeq2SeqForConditionalGeneration": {"resize_token_embeddings", "get_encoder", "get_output_embeddings"},
 }
 

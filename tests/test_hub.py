@@ -39,6 +39,7 @@ FILES = sorted(
         "README.md",
         "config.json",
         "generation_config.json",
+        "manifest.json",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",

@@ -12,7 +12,7 @@ from conftest import tiny_model
 from transformers import AutoModelForSeq2SeqLM
 
 from bidir_seq2seq.arguments import parse_arguments
-from bidir_seq2seq.commands.generate import GenerateArguments, as_lines, read_documents
+from bidir_seq2seq.commands.generate import Documents, GenerateArguments, as_lines
 from bidir_seq2seq.titles import Title
 from bidir_seq2seq.tokenization import build_char_tokenizer
 from bidir_seq2seq.training import DataArguments, ModelArguments, TrainingArguments
@@ -87,7 +87,7 @@ def test_generate_ends_lines_at_line_feeds_only(script, checkpoint, tmp_path):
 def test_standard_input_of_a_process_ends_lines_likewise(monkeypatch):
     stdin = io.TextIOWrapper(io.BytesIO("\ufeffa\rb\u2028c\r\n\nd".encode()), encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", stdin)
-    assert read_documents(GenerateArguments("model")) == ["a\rb\u2028c", "", "d"]
+    assert list(Documents(GenerateArguments("model")).texts()) == ["a\rb\u2028c", "", "d"]
 
 
 def test_generate_writes_as_many_lines_for_every_document(script, checkpoint, tmp_path):
@@ -108,7 +108,7 @@ def test_generate_chooses_the_column_by_name(script, checkpoint, tmp_path):
     for name, header in (("pairs", "id,highlights,article"), ("documents", "id,note,article")):
         (tmp_path / f"{name}.csv").write_text(f"{header}\n1,x,abc\n2,y,007\n")
         assert script("generate", *model, "--input_file", tmp_path / f"{name}.csv") == expected
-    (tmp_path / "numbers.jsonl").write_text('{"id": 17, "body": "abc"}\n')
+    (tmp_path / "numbers.jsonl").write_text('{"id": 17, "words": "abc"}\n')
     with pytest.raises(ValueError, match="numbers.jsonl: column 'id' does not hold text, but 17; .*--source_column"):
         script("generate", *model, "--input_file", tmp_path / "numbers.jsonl")
 
@@ -143,7 +143,7 @@ def test_scripts_load_the_model_in_the_precision_asked_for(script, checkpoint, t
     for flags in ([], ["--dtype", "bfloat16"]):
         assert script("generate", "--model_name_or_path", checkpoint, "--text", "abcdef", *flags).strip()
         script("score", "--model_name_or_path", checkpoint, "--test_file", tmp_path / "test.jsonl", *flags)
-    assert [model.dtype for model in loaded] == [torch.float32] * 2 + [torch.bfloat16] * 2
+    assert [model.dtype for model, _ in loaded] == [torch.float32] * 2 + [torch.bfloat16] * 2
 
 
 def test_score_compares_directions_and_files(script, checkpoint, tmp_path):
@@ -187,14 +187,18 @@ def test_predictions_must_be_as_many_as_references(script, tmp_path):
         rouge("a b\nc d\n", "--max_samples", 1)
 
 
-@pytest.mark.parametrize("name", ["train", "generate", "score", "push_to_hub"])
+@pytest.mark.parametrize("name", ["train", "generate", "score", "check_data", "push_to_hub"])
 def test_help_explains(script, name, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stopped:
         script(name, "--help")
     text = capsys.readouterr().out
     assert stopped.value.code == 0
-    assert f"python scripts/{name}.py" in text and "(default: " in text
+    command = {
+        "push_to_hub": "bidir-seq2seq push",
+        "check_data": "bidir-seq2seq check",
+    }
+    assert command.get(name, f"bidir-seq2seq {name}") in text and "(default: " in text
 
 
 def test_settings_may_stand_in_a_file(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from bidir_seq2seq.titles import Title, write_titles
+from bidir_seq2seq.titles import WINDOW_BATCHES, Title, stream_titles, write_titles
 from bidir_seq2seq.tokenization import build_char_tokenizer
 
 DOCUMENTS = ["abcdef", "", "fed", "  \n", "hgfedcbaabcdefgh", "☃☃☃"]
@@ -65,3 +65,46 @@ def test_progress_is_shown_on_request(model, tokenizer, capsys):
     assert capsys.readouterr().err == ""
     write_titles(model, tokenizer, DOCUMENTS, max_new_tokens=3, progress=True)
     assert "6/6" in capsys.readouterr().err
+
+
+def long_stream(number: int) -> list[str]:
+    return ["abcdefgh"[: index % 9] * (1 + index % 2) for index in range(number)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=str)
+def test_a_stream_gives_what_a_list_does(model, tokenizer, settings):
+    settings |= {"max_new_tokens": 6, "batch_size": 3}
+    documents = long_stream(2 * 3 * WINDOW_BATCHES + 5)
+    streamed = list(stream_titles(model, tokenizer, iter(documents), **settings))
+    listed = write_titles(model, tokenizer, documents, **settings)
+    assert [[(t.text, t.direction) for t in titles] for titles in streamed] == [
+        [(t.text, t.direction) for t in titles] for titles in listed
+    ]
+    assert list(stream_titles(model, tokenizer, [])) == []
+
+
+def test_a_stream_is_read_a_window_at_a_time(model, tokenizer):
+    read = []
+    documents = (read.append(1) or text for text in long_stream(1000))
+    titles = stream_titles(model, tokenizer, documents, batch_size=2, max_new_tokens=3)
+    for number in range(3 * 64):
+        next(titles)
+        assert len(read) <= (number // 64 + 2) * 64
+    assert len(read) < 1000
+
+
+def test_samples_of_a_window_do_not_depend_on_those_before(model, tokenizer):
+    settings = {"batch_size": 2, "max_new_tokens": 6, "do_sample": True, "decoding_direction": "l2r"}
+    documents = long_stream(150)
+    whole = list(stream_titles(model, tokenizer, documents, seed=1, **settings))
+    assert whole[64:] == list(stream_titles(model, tokenizer, documents[64:], seed=1, start=64, **settings))
+    assert whole != list(stream_titles(model, tokenizer, documents, seed=2, **settings))
+
+
+def test_bad_streams(model, tokenizer):
+    with pytest.raises(ValueError, match="documents is the single text 'abc'"):
+        next(stream_titles(model, tokenizer, "abc"))
+    with pytest.raises(ValueError, match="batch_size=0"):
+        next(stream_titles(model, tokenizer, ["a"], batch_size=0))
+    with pytest.raises(ValueError, match="document 1 is 5, which is not text"):
+        list(stream_titles(model, tokenizer, ["a", 5]))

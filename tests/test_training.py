@@ -1,23 +1,33 @@
+import functools
+import inspect
 import json
+import multiprocessing
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer, TrainerControl, TrainerState
 
-from bidir_seq2seq.run_folder import last_checkpoint
+from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
+from bidir_seq2seq import trainer as trainer_module
+from bidir_seq2seq.loading import load_model_and_tokenizer
+from bidir_seq2seq.plots import plot_training_curve
+from bidir_seq2seq.run_folder import UNFINISHED, last_checkpoint, numbered_checkpoints
 from bidir_seq2seq.tokenization import build_char_tokenizer
+from bidir_seq2seq.trainer import StopSignalCallback, TitleTrainer
 from bidir_seq2seq.training import (
     DataArguments,
     ModelArguments,
     TrainingArguments,
     load_or_build_model,
-    plot_training_curve,
     train,
 )
 
@@ -175,7 +185,6 @@ def test_two_processes_train_the_model_that_one_does(files, tmp_path):
         **files,
         **RUN,
         "twin_dropout": 0,
-        "train_sampling_strategy": "random",
         "metric_for_best_model": "loss",
     }
     flags |= {"greater_is_better": False, "max_steps": 3, "eval_steps": 3, "save_steps": 3}
@@ -200,11 +209,46 @@ def test_two_processes_train_the_model_that_one_does(files, tmp_path):
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
     losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in (one_state, two_state)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    losses = [[e["eval_loss"] for e in state["log_history"] if "eval_loss" in e] for state in (one_state, two_state)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     rouge = [
         [e["eval_rougeL"] for e in state["log_history"] if "eval_rougeL" in e] for state in (one_state, two_state)
     ]
     assert rouge[0] == pytest.approx(rouge[1], abs=1e-6)
+
+
+def test_batches_in_parts_give_the_losses_of_whole_ones(long_run, tmp_path):
+    # Titles and batches differ in length: a mean of means would be another number.
+    pairs, _ = long_run
+    losses = {}
+    for size, steps in ((16, 1), (4, 4)):
+        more = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+        run(pairs, tmp_path / f"{size}", {"twin_dropout": 0}, **{**LONG, "max_steps": 30, "save_steps": 30, **more})
+        log = json.loads((tmp_path / f"{size}" / "trainer_state.json").read_text())["log_history"]
+        losses[size] = [entry["loss"] for entry in log if "loss" in entry]
+    assert len(losses[16]) == 30 and losses[16][0] > losses[16][-1]
+    assert losses[4] == pytest.approx(losses[16], rel=1e-6)
+
+
+def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_batches(long_run, tmp_path):
+    pairs, _ = long_run
+    lines = Path(pairs["train_file"]).read_text().splitlines()[:30]
+    (tmp_path / "validation.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    files = {**pairs, "validation_file": str(tmp_path / "validation.jsonl")}
+    losses = [
+        run(files, tmp_path / f"{size}", **{**LONG, "max_steps": 1}, per_device_eval_batch_size=size)["eval_loss"]
+        for size in (30, 7)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    # All at once, by the model itself.
+    model, tokenizer = load_model_and_tokenizer(tmp_path / "30")
+    texts = [json.loads(line) for line in lines]
+    batch = tokenizer([text["document"] for text in texts], padding=True, return_tensors="pt")
+    labels = tokenizer([text["title"] for text in texts], padding=True, return_tensors="pt")["input_ids"]
+    labels = labels.masked_fill(labels == tokenizer.pad_token_id, -100)
+    with torch.no_grad():
+        assert losses[0] == pytest.approx(model(**batch, labels=labels).loss.item(), rel=1e-6)
 
 
 def test_the_trainers_own_label_smoothing_is_refused(tmp_path):
@@ -258,10 +302,11 @@ def test_missing_training_pairs(files, tmp_path):
 
 
 def test_a_curve_needs_two_points(tmp_path):
-    entries = [{"eval_loss": 2.0, "eval_rougeL": 10.0, "elapsed_seconds": 60.0}]
+    entries = [{"step": 1, "eval_loss": 2.0, "eval_rougeL": 10.0, "elapsed_seconds": 60.0}]
     plot_training_curve(entries, tmp_path / "curve.png")
     assert not (tmp_path / "curve.png").exists()
-    plot_training_curve([*entries, {"eval_loss": 1.0, "elapsed_seconds": 120.0}], tmp_path / "curve.png")
+    second = {"step": 2, "eval_loss": 1.0, "elapsed_seconds": 120.0}
+    plot_training_curve([*entries, second], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -342,7 +387,7 @@ def long_run(tmp_path_factory):
         for _ in range(400):
             length = int(torch.randint(3, 20, (), generator=generator))
             text = "".join("abcdefgh"[i] for i in torch.randint(0, 8, (length,), generator=generator).tolist())
-            file.write(json.dumps({"document": text, "title": text[:3]}) + "\n")
+            file.write(json.dumps({"document": text, "title": text[: length // 3]}) + "\n")
     pairs = {"train_file": str(folder / "train.jsonl")}
     run(pairs, folder / "run", **LONG)
     return pairs, folder / "run"
@@ -390,6 +435,7 @@ def test_a_finished_run_goes_on_longer(files, begun):
     "model, overrides, message",
     [
         ({}, {"learning_rate": 0.01}, "learning_rate was 0.001 and is 0.01; use another output_dir, or delete"),
+        ({}, {"gradient_accumulation_steps": 2}, "pairs per update was 4 and is 8"),
         ({"tokenizer_type": "bpe"}, {}, "tokenizer_type was 'char' and is 'bpe'"),
         ({"lowercase": True, "vocab_size": 99}, {}, "vocab_size was 8000 and is 99, lowercase was False and is True"),
     ],
@@ -410,6 +456,12 @@ def test_a_folder_of_a_run_with_other_pairs_is_refused(files, begun, tmp_path):
     run({**files, "train_file": str(same)}, begun)
 
 
+def test_a_run_goes_on_with_its_updates_in_other_parts(files, begun):
+    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    run(files, begun, max_steps=6, logging_steps=2, **parts)
+    assert json.loads((begun / "trainer_state.json").read_text())["global_step"] == 6
+
+
 def test_a_run_of_an_older_version_goes_on(files, begun):
     (begun / "run_settings.json").unlink()
     run(files, begun, learning_rate=0.01, max_steps=5)
@@ -426,3 +478,277 @@ def test_a_run_that_diverged_before_its_first_checkpoint_may_be_tried_again(file
     monkeypatch.undo()
     run(files, tmp_path, learning_rate=0.002)
     assert json.loads((tmp_path / "run_settings.json").read_text())["learning_rate"] == 0.002
+
+
+def same_run(one: Path, two: Path, step: int) -> bool:
+    """Whether two runs ended with the same weights, optimizer, schedule and log, but for the times in it."""
+    states = [[], []]
+    for parts, folder in zip(states, (one, two)):
+        parts.append(load_file(folder / "model.safetensors"))
+        checkpoint = folder / f"checkpoint-{step}"
+        parts.append(load_file(checkpoint / "model.safetensors"))
+        optimizer, schedule = (torch.load(checkpoint / f"{name}.pt") for name in ("optimizer", "scheduler"))
+        parts.extend([*optimizer["state"].values(), schedule])
+    for parts in zip(*states, strict=True):
+        assert parts[0].keys() == parts[1].keys()
+        for name, value in parts[0].items():
+            same = torch.equal(value, parts[1][name]) if torch.is_tensor(value) else value == parts[1][name]
+            assert same, name
+    logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (one, two)]
+    times = re.compile("elapsed_seconds|runtime|per_second")
+    logs = [
+        [{k: v for k, v in entry.items() if not times.search(k)} for entry in log if "train_runtime" not in entry]
+        for log in logs
+    ]
+    assert logs[0] == logs[1]
+    return True
+
+
+# 12 updates in epochs of 6, each of two batches; the log is not in step with the saves.
+PARTS = {"max_steps": 12, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 4}
+PARTS |= {"save_steps": 3, "eval_steps": 3, "save_total_limit": 2}
+
+
+@pytest.fixture(scope="module")
+def in_parts(files, tmp_path_factory) -> Path:
+    """A run of 12 updates that nothing interrupted."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("parts")
+    run(files, folder, **PARTS)
+    return folder
+
+
+def in_process(*args, **kwargs) -> int:
+    """The exit code of a run in a process of its own, so that it may be killed."""
+    process = multiprocessing.get_context("fork").Process(target=run, args=args, kwargs=kwargs)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.tmp", "checkpoint-6"])
+def test_a_run_killed_inside_a_save_goes_on_to_the_same_end(files, in_parts, tmp_path, name):
+    def kill_inside_the_second_save(event, arguments):
+        touches = event in ("open", "os.rename") and any(name in str(argument) for argument in arguments[:2])
+        if touches and os.getpid() != parent and (tmp_path / "checkpoint-3").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    parent = os.getpid()
+    # Nothing takes it away again, but it kills processes that are begun here only, and not later.
+    hooks = [kill_inside_the_second_save]
+    sys.addaudithook(lambda *args: [hook(*args) for hook in hooks] and None)
+    assert in_process(files, tmp_path, **PARTS) == -signal.SIGKILL
+    hooks.clear()
+    assert [path.name for path in numbered_checkpoints(tmp_path)] == ["checkpoint-3"]
+    run(files, tmp_path, **PARTS)
+    assert same_run(in_parts, tmp_path, 12) and not (tmp_path / UNFINISHED).exists()
+
+
+@pytest.mark.parametrize("update, number, code", [(4, signal.SIGTERM, 143), (6, signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_the_run(files, in_parts, tmp_path, monkeypatch, update, number, code):
+    # The sixth update is an epoch's last, where a validation and a save are due as well.
+    step, batches = Seq2SeqTrainer.training_step, []
+
+    def training_step(trainer, *args, **kwargs):
+        batches.append(trainer)
+        if len(batches) == 2 * update:
+            signal.raise_signal(number)
+        return step(trainer, *args, **kwargs)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(Seq2SeqTrainer, "training_step", training_step)
+    with pytest.raises(SystemExit) as ended:
+        run(files, tmp_path, **PARTS)
+    assert ended.value.code == code and signal.getsignal(number) is before
+    assert last_checkpoint(TrainingArguments(str(tmp_path), use_cpu=True)).endswith(f"checkpoint-{update}")
+    assert not (tmp_path / "model.safetensors").exists()
+    run(files, tmp_path, **PARTS)
+    assert len(batches) == 24
+    one, two = (load_file(folder / "checkpoint-12" / "model.safetensors") for folder in (in_parts, tmp_path))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("update, validations", [(4, []), (6, [6])])
+def test_a_signal_in_the_middle_of_an_epoch_waits_for_no_validation_at_its_end(
+    files, tmp_path, monkeypatch, update, validations
+):
+    batches, step = [], Seq2SeqTrainer.training_step
+
+    def training_step(trainer, *args, **kwargs):
+        batches.append(trainer)
+        if len(batches) == 2 * update:
+            signal.raise_signal(signal.SIGTERM)
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Seq2SeqTrainer, "training_step", training_step)
+    with pytest.raises(SystemExit):
+        run(files, tmp_path, **{**PARTS, "eval_strategy": "epoch", "save_strategy": "epoch"})
+    state = TrainerState.load_from_json(str(tmp_path / f"checkpoint-{update}" / "trainer_state.json"))
+    assert [entry["step"] for entry in state.log_history if "eval_loss" in entry] == validations
+    assert [entry["step"] for entry in state.log_history if "loss" in entry] == [4, 6][: update // 2 - 1]
+
+
+def test_the_last_save_of_a_training_comes_after_its_last_validation(files, tmp_path):
+    run(files, tmp_path, **{**PARTS, "max_steps": 8, "eval_strategy": "epoch", "load_best_model_at_end": False})
+    state = TrainerState.load_from_json(str(tmp_path / "checkpoint-8" / "trainer_state.json"))
+    assert [entry["step"] for entry in state.log_history if "eval_loss" in entry] == [6, 8]
+
+
+def test_a_second_signal_ends_the_process_at_once(files, tmp_path, monkeypatch):
+    step = Seq2SeqTrainer.training_step
+
+    def training_step(*args, **kwargs):
+        for _ in range(3):
+            # The second one comes too soon to be another's wish.
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.06)
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(Seq2SeqTrainer, "training_step", training_step)
+    monkeypatch.setattr("bidir_seq2seq.trainer.SAME_SIGNAL_SECONDS", 0.1)
+    assert in_process(files, tmp_path, **PARTS) == -signal.SIGTERM
+    assert numbered_checkpoints(tmp_path) == []
+
+
+def test_processes_agree_on_when_to_stop():
+    class Two:
+        """Stands for accelerate with two processes, of which the other has noted nothing."""
+
+        num_processes, device = 2, "cpu"
+
+        def gather(self, noted):
+            return torch.cat([noted, torch.zeros_like(noted)])
+
+    callback, args = StopSignalCallback(Two()), TrainingArguments(use_cpu=True)
+    callback._note(signal.SIGTERM, None)
+    stops = []
+    for _ in range(2):
+        control = TrainerControl()
+        callback.on_step_end(args, TrainerState(epoch=0.5), control)
+        stops.append(control.should_training_stop and control.should_save)
+    # What was noted before an update's end is known to all at the end of the next.
+    assert stops == [False, True] and callback.number == signal.SIGTERM
+
+
+@pytest.mark.parametrize("call", [1, 8])
+def test_a_disk_that_fills_up_inside_a_save_costs_only_what_came_after_the_save_before(
+    files, in_parts, tmp_path, monkeypatch, call
+):
+    write, calls = torch.save, []
+
+    def save_less(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == call:
+            Path(args[1]).write_bytes(b"PK")
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", save_less)
+    # Four files of each checkpoint are torch's.
+    failed, whole = 3 * ((call + 3) // 4), 3 * ((call - 1) // 4)
+    stands = f"checkpoint-{whole} is whole" if whole else "there is no checkpoint yet"
+    with pytest.raises(OSError, match=f"checkpoint-{failed} could not be saved in .*: no space left .*; {stands}"):
+        run(files, tmp_path, **PARTS)
+    monkeypatch.undo()
+    torch.set_num_threads(1)
+    run(files, tmp_path, **PARTS)
+    assert same_run(in_parts, tmp_path, 12)
+
+
+def test_a_folder_that_vanishes_is_not_made_anew(files, tmp_path, monkeypatch):
+    step = Seq2SeqTrainer.training_step
+
+    def training_step(trainer, *args, **kwargs):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Seq2SeqTrainer, "training_step", training_step)
+    with pytest.raises(OSError, match="checkpoint-2 could not be saved in .*: the folder is no longer there"):
+        run(files, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_has_ended_makes_no_further_update(files, begun):
+    weights = (begun / "model.safetensors").read_bytes()
+    run(files, begun)
+    assert json.loads((begun / "trainer_state.json").read_text())["global_step"] == 4
+    assert (begun / "model.safetensors").read_bytes() == weights
+
+
+def test_a_resumed_run_has_waited_as_long_for_a_better_model(files, tmp_path):
+    # A learning rate of next to nothing never gets better than the first validation.
+    patient = {"early_stopping_patience": 2, "learning_rate": 1e-30, "max_steps": 20, "save_total_limit": None}
+    run(files, tmp_path, **patient)
+    steps = [int(path.name.removeprefix("checkpoint-")) for path in numbered_checkpoints(tmp_path)]
+    assert steps == [6, 4, 2]
+    for gone in (0, 2):
+        for step in steps[:gone]:
+            shutil.rmtree(tmp_path / f"checkpoint-{step}")
+        run(files, tmp_path, **patient)
+        assert numbered_checkpoints(tmp_path)[0].name == "checkpoint-6"
+
+
+def test_the_best_model_is_found_after_the_folder_was_moved(files, finished, tmp_path):
+    moved = Path(shutil.copytree(finished[0], tmp_path / "moved"))
+    best = Path(json.loads((moved / "trainer_state.json").read_text())["best_model_checkpoint"]).name
+    assert run(files, moved)["eval_loss"] == finished[1]["eval_loss"]
+    found = json.loads((moved / "trainer_state.json").read_text())["best_model_checkpoint"]
+    assert found == str(moved / best)
+
+
+def test_a_best_model_that_was_damaged_since_does_not_become_the_result(files, finished, begun):
+    best = Path(json.loads((begun / "trainer_state.json").read_text())["best_model_checkpoint"]).name
+    weights = begun / best / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    run(files, begun, max_steps=6, learning_rate=RUN.get("learning_rate", 1e-3))
+    load_model_and_tokenizer(begun)
+
+
+def test_pairs_that_make_the_loss_infinite_are_named(files, tmp_path, monkeypatch):
+    forward = BidirSeq2SeqForConditionalGeneration.forward
+
+    @functools.wraps(forward)
+    def fails_on_h(model, input_ids=None, **kwargs):
+        outputs = forward(model, input_ids=input_ids, **kwargs)
+        if model.training and bool((input_ids == h).any()):
+            outputs.loss = outputs.loss * float("nan")
+        return outputs
+
+    texts = [json.loads(line)["document"] for line in Path(files["train_file"]).read_text().splitlines()]
+    h = build_char_tokenizer(texts, min_frequency=1).convert_tokens_to_ids("h")
+    monkeypatch.setattr(BidirSeq2SeqForConditionalGeneration, "forward", fails_on_h)
+    with pytest.raises(
+        ValueError, match="updates in a row .*; of the last pairs not finite by themselves: '"
+    ) as raised:
+        run(files, tmp_path)
+    named = re.findall("'([a-h]+)'", str(raised.value))
+    assert named and all("h" in text and text in texts for text in named)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch"])
+def test_an_update_left_out_leaves_the_optimizer_as_it_was(files, tmp_path, poison, optim):
+    # Every update but the last is poisoned by turns: what is left are two updates.
+    poison([1, 3])
+    run({"train_file": files["train_file"]}, tmp_path, optim=optim)
+    states = torch.load(tmp_path / "checkpoint-4" / "optimizer.pt")["state"].values()
+    assert {int(state["step"]) for state in states} == {2}
+    assert all(bool(state["exp_avg"].isfinite().all()) for state in states)
+
+
+def test_the_private_methods_that_are_overridden_are_there_and_take_what_is_passed_on():
+    parameters = {
+        "_get_train_sampler": ["self", "train_dataset"],
+        "_run_epoch": ["self", ...],
+        "_get_grad_norm": ["self", "model", "grad_norm"],
+        "_save_checkpoint": ["self", "model", "trial"],
+        "_get_output_dir": ["self", "trial"],
+        "_push_from_checkpoint": ["self", "checkpoint_folder"],
+        "_load_best_model": ["self"],
+        "_get_learning_rate": ["self"],
+    }
+    for name, expected in parameters.items():
+        found = list(inspect.signature(getattr(Seq2SeqTrainer, name)).parameters)
+        assert found == expected or (... in expected and found[0] == "self"), name
+        assert f"`{name}`" in inspect.getdoc(trainer_module), name
+    overridden = {name for name in vars(TitleTrainer) if name.startswith("_") and hasattr(Seq2SeqTrainer, name)}
+    assert overridden - set(vars(object)) - {"__module__", "__doc__", "__init__"} <= set(parameters)

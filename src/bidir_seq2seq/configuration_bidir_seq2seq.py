@@ -1,5 +1,6 @@
 """Configuration of the bidirectional LSTM/GRU encoder-decoder: every field, its meaning and its check."""
 
+import copy
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -155,6 +156,14 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
             f"is newer than this code reads ({FORMAT_VERSION}): upgrade with `pip install -U bidir_seq2seq`",
         )
         self._validate_special_ids()
+
+    def save_pretrained(self, save_directory: str, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As every config's, without an `auto_map` that came from the Hub, unless the code it names is saved too."""
+        config = self
+        if self._auto_class is None and getattr(self, "auto_map", None):
+            config = copy.copy(self)
+            del config.auto_map
+        super(BidirSeq2SeqConfig, config).save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def _validate_special_ids(self) -> None:
         owners: dict[int, str] = {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import check_text, choose_columns, load_file, load_pairs
+from .data import check_column, check_text, choose_columns, load_pairs
 from .extras import extra
 from .metrics import (
     References,
@@ -24,6 +24,7 @@ from .metrics import (
     pronunciation_scores,
     signatures,
 )
+from .tables import cell, open_table
 from .titles import Title, write_titles
 
 with extra("train"):
@@ -49,46 +50,55 @@ SCORES_FILE, PAIRS_FILE, SETTINGS_FILE = "scores.json", "pairs.jsonl", "score_se
 
 
 def load_test_pairs(
-    path: str, source_column: str | None = None, target_columns: Sequence[str] | None = None
+    names: str | Sequence[str],
+    source_column: str | None = None,
+    target_columns: Sequence[str] | None = None,
+    encoding: str | None = None,
 ) -> Dataset:
     """Loads held-out pairs; a title may have several references, in several columns or as a list in one.
 
     Args:
-        path: A `.json`, `.jsonl`, `.csv` or `.tsv` file.
+        names: A file of rows, or two of plain text, as for `data.load_pairs`.
         source_column: Column of the documents; default: by name, else the first one.
         target_columns: Columns of the references; default: by name, else the second one.
+        encoding: Of files of text; default: found out.
 
     Returns:
         A dataset with the columns `source` and `target`; where references are several, a target is a list of texts.
 
     Raises:
-        ValueError: As `data.load_pairs`, and on a column that holds neither texts nor lists of them.
+        ValueError: As `data.load_pairs`, and on a reference that is neither a text nor a list of them.
     """
-    rows = load_file(path) if target_columns else None
-    is_list = rows is not None and [
-        name for name in target_columns if name in rows.column_names and _lists(rows, name)
-    ]
-    if not is_list and (target_columns is None or len(target_columns) == 1):
-        column = target_columns[0] if target_columns else None
-        return load_pairs({"test": path}, source_column=source_column, target_column=column)["test"]
-    source_column = choose_columns(rows.column_names, source_column, target_columns[0])[0]
+    if not target_columns:
+        return load_pairs({"test": names}, source_column=source_column, encoding=encoding)["test"]
+    table = open_table(names, encoding)
+    head = table.head()
+    is_list = any(isinstance(cell(row, name), list) for row in head for name in target_columns)
+    if not is_list and len(target_columns) == 1:
+        column = target_columns[0]
+        return load_pairs({"test": names}, source_column=source_column, target_column=column, encoding=encoding)[
+            "test"
+        ]
+    source_column = choose_columns(table.columns, source_column, target_columns[0])[0]
     for option, name in (("source_column", source_column), *(("target_column", name) for name in target_columns)):
-        if name not in rows.column_names:
-            raise ValueError(f"{path}: {option}={name!r} is not among its columns {rows.column_names}")
-        if option == "source_column" or not _lists(rows, name):
-            check_text(rows, name, option, path)
-    columns = [[_as_list(value) for value in rows[name]] for name in target_columns]
-    # A cell may be empty where a pair has fewer references than others.
-    references = [[text for cell in cells for text in cell if text.strip()] or [""] for cells in zip(*columns)]
+        check_column(name, option, table.columns, table.name)
+    check_text(head, source_column, "source_column", table.columns, table.name)
+    sources, targets = [], []
+    for row in table:
+        if row.values is None:
+            raise ValueError(str(row))
+        cells = [cell(row.values, name) for name in target_columns]
+        for name, value in zip(target_columns, cells):
+            if not all(
+                isinstance(text, str) or text is None for text in (value if isinstance(value, list) else [value])
+            ):
+                raise ValueError(str(row.bad(f"column {name!r} holds {value!r}, not a text nor a list of texts")))
+        sources.append(cell(row.values, source_column))
+        # A cell may be empty where a pair has fewer references than others.
+        targets.append([text for value in cells for text in _as_list(value) if text.strip()] or [""])
     from datasets import Dataset
 
-    return Dataset.from_dict({"source": rows[source_column], "target": references})
-
-
-def _lists(rows: Dataset, column: str) -> bool:
-    """Whether a column holds lists of texts."""
-    kind = getattr(rows.features[column], "feature", None)
-    return getattr(kind, "dtype", None) in ("string", "large_string")
+    return Dataset.from_dict({"source": sources, "target": targets})
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:
@@ -271,7 +281,7 @@ def save_scores(
         (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     with open(folder / PAIRS_FILE, "w", encoding="utf-8") as file:
         for index, (source, listed) in enumerate(zip(pairs["source"], references)):
-            row = {"id": index, "source": source or "", "references": listed, "titles": {}}
+            row: dict[str, Any] = {"id": index, "source": source or "", "references": listed, "titles": {}}
             for name, written in titles.items():
                 scores = {metric: round(values[index], 4) for metric, values in by_pair[name].items()}
                 row["titles"][name] = {**asdict(written[index]), **scores}

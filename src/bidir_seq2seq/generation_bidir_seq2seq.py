@@ -682,4 +682,4 @@ def _as_tuple(steps: list[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | No
     return None if steps is None else tuple(steps)
 
 
-__all__ = ["BidirBeamSearchOutput", "BidirSeq2SeqGenerationMixin", "DirectedScores"]
+__all__ = ["BidirBeamSearchOutput", "BidirSeq2SeqGenerationMixin", "DirectedScores", "StopTexts"]

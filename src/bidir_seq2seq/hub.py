@@ -19,6 +19,8 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .evaluation import format_table
+from .loading import forget_code
+from .manifest import write_manifest
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 
 logger = logging.get_logger(__name__)
@@ -61,7 +63,8 @@ def save_for_hub(
         card_kwargs: What the card says, as for [`create_model_card`].
 
     Returns:
-        The files of the model, in the order of their names: weights, configs, tokenizer, code and card.
+        The files of the model, in the order of their names: weights, configs, tokenizer, code, card, and a manifest
+        of checksums.
 
     Raises:
         ValueError: If model, tokenizer, folder or repository id will not do. Nothing has been written then.
@@ -87,17 +90,19 @@ def save_for_hub(
     model.save_pretrained(directory)
     config = copy.deepcopy(model.config)
     config.auto_map = dict(AUTO_MAP)
-    config.save_pretrained(directory)
+    config.to_json_file(directory / CONFIG_NAME)
     # `register_for_auto_class` would do this too, and for every later checkpoint of the process.
     code = custom_object_save(model, directory)
-    tokenizer_files = tokenizer.save_pretrained(directory)
+    tokenizer_files = forget_code(tokenizer).save_pretrained(directory)
     card_file = directory / REPOCARD_NAME
     if card_file.exists() and CARD_MARK not in card_file.read_text(encoding="utf-8-sig"):
         logger.warning(f"{card_file} was not written by bidir_seq2seq and is kept; remove it to get a new one")
     else:
         card.save(card_file)
-    names = {CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, REPOCARD_NAME}
-    names.update(Path(file).name for file in (*code, *tokenizer_files))
+    names = {CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, *(Path(file).name for file in tokenizer_files)}
+    # Code and card are there to be worked on.
+    manifest = write_manifest(directory, names)
+    names |= {REPOCARD_NAME, manifest.name, *(Path(file).name for file in code)}
     return [directory / name for name in sorted(names)]
 
 

@@ -365,7 +365,8 @@ def split_tokens(text: str, tokenization: Tokenization = "auto") -> list[tuple[s
     Raises:
         ValueError: If the tokenization is unknown.
     """
-    pieces, end = [], 0
+    pieces: list[tuple[str, str | None]] = []
+    end = 0
     for match in _pattern(tokenization, [text]).finditer(text):
         if match.start() > end:
             pieces.append((text[end : match.start()], None))
@@ -501,6 +502,7 @@ def _edge_accuracy(predictions: list[list[str]], references: list[list[list[str]
 
 
 __all__ = [
+    "ROUGE_TYPES",
     "BootstrapResult",
     "References",
     "TitleScore",

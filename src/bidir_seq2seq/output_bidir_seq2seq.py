@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -97,26 +98,28 @@ class CopyAttention(nn.Module):
         self.follow = nn.Linear(config.embedding_size, config.copy_context)
 
     def forward(
-        self, x: torch.Tensor, keys: torch.Tensor, mask: torch.BoolTensor, followed: torch.LongTensor
+        self, x: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, agrees: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Looks for the next words.
 
         Args:
-            x: Features `[B, Q, E]`.
-            keys: `[B, S, H]`, of the encoder's states.
-            mask: `[B, S]`, true where there is a word to copy.
-            followed: `[B, Q, S]`, how many of the last words written stand before each place.
+            x: Features `[B, Q * P, E]`.
+            keys: `[B, S, H]`, of the encoder's states, scaled.
+            mask: `[B, 1, S]`, 0 where there is a word to copy, and as little as can be elsewhere.
+            agrees: For each number of words `[B, Q, S]`, 1 where so many of the last ones stand before a place.
 
         Returns:
-            The attention `[B, Q, S]` and the logit of the share of copies `[B, Q, 1]`, float32.
+            The attention `[B, Q * P, S]` and the logit of the share of copies `[B, Q * P, 1]`, float32.
         """
-        impossible = torch.finfo(torch.float32).min
-        scores = (self.query(x) * keys.shape[-1] ** -0.5 @ keys.mT).float()
-        bonus = F.pad(self.follow(x).float().cumsum(-1), (1, 0))
-        scores = (scores + bonus.gather(-1, followed)).masked_fill(~mask[:, None], impossible)
-        # A document without words has nothing to copy; its attention must be defined all the same.
-        share = self.share(x).float().masked_fill(~mask.any(1)[:, None, None], impossible)
-        return scores.softmax(-1), share
+        scores = torch.baddbmm(mask.to(keys.dtype), self.query(x), keys.mT).float()
+        bonus = self.follow(x).float()
+        by_hypothesis = scores.view(len(x), agrees[0].shape[1], -1, scores.shape[-1])
+        for number, agreed in enumerate(agrees):
+            strength = bonus[..., number].view(*by_hypothesis.shape[:3], 1)
+            by_hypothesis = torch.addcmul(by_hypothesis, strength, agreed[:, :, None])
+        # A document without words has nothing to copy; its attention is defined all the same.
+        share = self.share(x).float() + mask.amax(-1, keepdim=True)
+        return by_hypothesis.view_as(scores).softmax(-1), share
 
 
 class Copies:
@@ -130,16 +133,19 @@ class Copies:
     """
 
     def __init__(self, attention: CopyAttention, states: torch.Tensor, ids: torch.LongTensor, mask: torch.BoolTensor):
-        self.attention, self.ids, self.mask = attention, ids, mask
-        self.keys = attention.key(states)
-        self.before = torch.stack(list(self._neighbours()))
+        self.attention, self.ids = attention, ids
+        keys = attention.key(states)
+        self.keys = keys * keys.shape[-1] ** -0.5
+        # Not minus infinity: where there is nothing to copy softmax must be defined, in float16 as well.
+        self.mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -3e4)[:, None]
+        self.before = list(self._neighbours(mask))
 
-    def _neighbours(self) -> Iterator[torch.LongTensor]:
+    def _neighbours(self, mask: torch.BoolTensor) -> Iterator[torch.LongTensor]:
         """`[B, S]`, the word before each place, and then the one before that, in the order of writing; -2 for none."""
-        direction, mask = self.attention.direction, self.mask.long()
+        direction = self.attention.direction
         number = mask.flip(1).cumsum(1).flip(1) if direction.is_reversed else mask.cumsum(1)
-        is_first = self.mask & (number == 1)
-        before = self.ids.masked_fill(~self.mask, -2)
+        is_first = mask & (number == 1)
+        before = self.ids.masked_fill(~mask, -2)
         for distance in range(1, self.attention.context + 1):
             cut, padding = (before[:, 1:], (0, 1)) if direction.is_reversed else (before[:, :-1], (1, 0))
             before = F.pad(cut, padding, value=-2)
@@ -148,24 +154,19 @@ class Copies:
                 before = before.masked_fill(is_first, direction.start_id)
             yield before
 
-    def __call__(
-        self, x: torch.Tensor, written: torch.LongTensor, documents: slice = slice(None)
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, x: torch.Tensor, written: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The probabilities of copying each word of the source, and of copying none; together 1.
 
         Args:
-            x: Features `[b, Q, E]` of some documents.
-            written: `[b, Q, context]`, the last words of each hypothesis, the last one at the end; -1 for none.
-            documents: Which.
+            x: Features `[B, Q * P, E]`, P for each hypothesis.
+            written: `[B, Q, context]`, the last words of each hypothesis, the last one at the end; -1 for none.
 
         Returns:
-            `[b, Q, S]` and `[b, Q, 1]`.
+            `[B, Q * P, S]` and `[B, Q * P, 1]`.
         """
-        agrees, followed = True, 0
-        for distance, before in enumerate(self.before, start=1):
-            agrees = agrees & (before[documents, None] == written[..., -distance, None])
-            followed = followed + agrees.long()
-        attention, share = self.attention(x, self.keys[documents], self.mask[documents], followed)
+        same = (before[:, None] == written[..., -distance, None] for distance, before in enumerate(self.before, 1))
+        agrees = [agreed.float() for agreed in accumulate(same, torch.logical_and)]
+        attention, share = self.attention(x, self.keys, self.mask, agrees)
         return attention * share.sigmoid(), (-share).sigmoid()
 
     def of_targets(
@@ -182,10 +183,8 @@ class Copies:
     def repeat(self, times: int) -> None:
         """Each document so many times, one after another."""
         if times > 1:
-            self.keys, self.ids, self.mask = (
-                x.repeat_interleave(times, dim=0) for x in (self.keys, self.ids, self.mask)
-            )
-            self.before = self.before.repeat_interleave(times, dim=1)
+            parts = (self.keys, self.ids, self.mask, *self.before)
+            self.keys, self.ids, self.mask, *self.before = (x.repeat_interleave(times, dim=0) for x in parts)
 
 
 def last_words(written: torch.LongTensor, number: int) -> torch.LongTensor:
@@ -676,6 +675,7 @@ class NextTokens:
         step = math.ceil(num_documents / math.ceil(num_documents * rows_each / block_size(features)))
         if self._probs is None:
             self._prepare(num_documents, step * rows_each)
+        copies = None if self.copies is None else self._copies_of(features, partners, written)
         for start in range(0, num_documents, step):
             documents = slice(start, start + step)
             of_documents = features[documents]
@@ -689,29 +689,39 @@ class NextTokens:
                 continue
             torch.softmax(logits, -1, out=probs)
             probs = probs.view(len(of_documents), -1, probs.shape[-1])
-            if self.copies is not None:
-                probs = self._mix(of_documents, probs, written[documents], documents)
             if partners is not None:
-                weights = partners[documents].flatten(0, 1)[:, None]
-                probs = torch.bmm(weights, probs.view(*weights.shape[::2], -1)).view(*of_documents.shape[:2], -1)
+                shape = of_documents.shape[:2]
+                weights = partners[documents] if copies is None else partners[documents] * copies[1][documents]
+                weights = weights.flatten(0, 1)[:, None]
+                probs = torch.bmm(weights, probs.view(*weights.shape[::2], -1)).view(*shape, -1)
+            elif copies is not None:
+                probs.mul_(copies[1][documents])
+            if copies is not None:
+                probs = self._add(copies[0][documents], probs, documents)
             if self.columns.ratio > 0:
                 # Copies are of the documents' own words, which never are stand-ins.
                 probs[..., self.columns.stand_ins].div_(1 + self.columns.ratio)
             yield documents, probs
 
-    def _mix(self, x: torch.Tensor, probs: torch.Tensor, written: torch.LongTensor, documents: slice) -> torch.Tensor:
-        """Features `[b, Q, (P,) E]` and the vocabulary's probabilities `[b, Q * P, columns]` to the mixture's."""
+    def _copies_of(
+        self, features: torch.Tensor, partners: torch.Tensor | None, written: torch.LongTensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The probabilities of copying each word of the source, `[B, Q, S]`, and of none, `[B, Q, P or 1]`."""
         shares = []
         # Each direction's hypotheses have its own attention.
-        for own, copies in zip(x.chunk(len(self.copies), dim=1), self.copies):
+        for own, copies in zip(features.chunk(len(self.copies), dim=1), self.copies):
             context = copies.attention.context
             last, written = written[:, : own.shape[1], -context:], written[:, own.shape[1] :]
             last = F.pad(last, (context - last.shape[-1], 0), value=-1)
-            if own.dim() == 4:
-                last = last.repeat_interleave(own.shape[2], dim=1)
-            shares.append(copies(own.flatten(1, -2), last, documents))
+            shares.append(copies(own.flatten(1, -2), last))
         copied, generated = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0] for parts in zip(*shares))
-        probs = probs.mul_(generated)
+        if partners is None:
+            return copied, generated
+        copied = torch.einsum("bqp,bqps->bqs", partners, copied.unflatten(1, partners.shape[1:]))
+        return copied, generated.view(partners.shape)
+
+    def _add(self, copied: torch.Tensor, probs: torch.Tensor, documents: slice) -> torch.Tensor:
+        """Copies `[b, Q, S]` of some documents' words to the vocabulary's share `[b, Q, columns]`."""
         if self._num_unknown:
             probs = F.pad(probs, (0, self._num_unknown))
         return probs.scatter_add_(2, self._copy_columns[documents, None].expand_as(copied), copied)

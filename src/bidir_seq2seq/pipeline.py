@@ -14,6 +14,9 @@ from tqdm.auto import tqdm
 from transformers import Pipeline
 from transformers.utils import logging
 
+from .loading import forget_code
+from .unknown_words import can_extend, decode, extend_ids
+
 logger = logging.get_logger(__name__)
 
 # With a larger share of unknown tokens, documents are probably of a kind that the model has not learned.
@@ -95,7 +98,7 @@ class BidirSeq2SeqPipeline(Pipeline):
             **kwargs: As for `save_pretrained` of a model.
         """
         self.model.save_pretrained(save_directory, **kwargs)
-        self.tokenizer.save_pretrained(save_directory, **kwargs)
+        forget_code(self.tokenizer).save_pretrained(save_directory, **kwargs)
 
     def get_iterator(
         self,
@@ -144,20 +147,31 @@ class BidirSeq2SeqPipeline(Pipeline):
 
         Returns:
             `input_ids` and `attention_mask`, `[1, S]`, a masked pad id for an empty document; and, each `[1]`, whether
-            it was `truncated`, and how many `tokens` of it are read and `unknown`.
+            it was `truncated`, and how many `tokens` of it are read and `unknown`; for a model that copies also
+            `extended_input_ids` `[1, S]` and the `words` that they stand for.
 
         Raises:
             ValueError: If it is not a string.
         """
         _check_is_text("a document", document)
         limit = max_source_length or self.tokenizer.model_max_length
+        copies = getattr(self.model.config, "use_copy", False) and can_extend(self.tokenizer)
         # Somebody's "[END]" is text, not an end.
-        settings = {"split_special_tokens": True, "verbose": False}
-        ids = self.tokenizer(document, **settings)["input_ids"] if document.strip() else []
+        settings = {"split_special_tokens": True, "verbose": False, "return_offsets_mapping": copies}
+        encoding = self.tokenizer([document if document.strip() else ""], **settings)
+        ids = encoding["input_ids"][0] if document.strip() else []
         truncated = len(ids) > limit
         if truncated:
-            ids = self.tokenizer(document, truncation=True, max_length=limit, **settings)["input_ids"]
-        return {
+            encoding = self.tokenizer([document], truncation=True, max_length=limit, **settings)
+            ids = encoding["input_ids"][0]
+        extended: dict[str, Any] = {}
+        if copies:
+            # Words that the vocabulary does not have can be copied all the same.
+            unk_id, vocab_size = self.tokenizer.unk_token_id, self.model.config.vocab_size
+            with_words, words = extend_ids(encoding, 0, document, unk_id, vocab_size) if ids else ([], [])
+            extended = {"extended_input_ids": torch.tensor([with_words or [self.tokenizer.pad_token_id]])}
+            extended["words"] = words
+        return extended | {
             "input_ids": torch.tensor([ids or [self.tokenizer.pad_token_id]]),
             "attention_mask": torch.tensor([[1] * len(ids) or [0]]),
             "truncated": torch.tensor([truncated]),
@@ -169,7 +183,12 @@ class BidirSeq2SeqPipeline(Pipeline):
         """Adds the n titles of each of B documents: `sequences` `[B, n, L]`, `scores` and `from_right` `[B, n]`."""
         settings = self._get_set_generation_params(self._prepare_generate_kwargs(generate_kwargs))
         direction = settings.get("decoding_direction") or getattr(self.model.config, "decoder_directions", "l2r")
-        sources = {name: model_inputs.pop(name) for name in ("input_ids", "attention_mask")}
+        names = ("input_ids", "attention_mask", "extended_input_ids")
+        sources = {name: model_inputs.pop(name) for name in names if name in model_inputs}
+        if "extended_input_ids" in sources:
+            # Batches are padded with zeros.
+            extended, is_token = sources["extended_input_ids"], sources["attention_mask"].bool()
+            sources["extended_input_ids"] = extended.where(is_token, self.tokenizer.pad_token_id)
         # Empty documents never reach the model.
         has_text = sources["attention_mask"].any(1)
         outputs = {"has_text": has_text, **model_inputs}
@@ -207,7 +226,8 @@ class BidirSeq2SeqPipeline(Pipeline):
             report.add(**{name: int(model_outputs[name]) for name in ("truncated", "tokens", "unknown")})
         written: Iterable[tuple[str, float | None, str | None]] = [("", None, None)]
         if model_outputs["has_text"]:
-            texts = self.tokenizer.batch_decode(model_outputs["sequences"][0], skip_special_tokens=True)
+            words, vocab_size = model_outputs.get("words", ()), self.model.config.vocab_size
+            texts = [decode(self.tokenizer, ids.tolist(), words, vocab_size) for ids in model_outputs["sequences"][0]]
             scores = [None] * len(texts) if model_outputs["scores"] is None else model_outputs["scores"][0].tolist()
             directions = ["r2l" if from_right else "l2r" for from_right in model_outputs["from_right"][0]]
             written = zip(texts, scores, directions)

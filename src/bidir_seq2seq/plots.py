@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -103,9 +104,10 @@ class Curve:
         if len(places) != len(values):
             return np.empty(0), np.empty(0)
         groups = min(len(values), MAX_POINTS)
-        return tuple(
-            np.array([part.mean() for part in np.array_split(x, groups)]) if groups else x for x in (places, values)
-        )
+        if not groups:
+            return places, values
+        places, values = (np.array([part.mean() for part in np.array_split(x, groups)]) for x in (places, values))
+        return places, values
 
 
 @contextmanager
@@ -207,7 +209,11 @@ def position_figure(theme: Theme, accuracy: Mapping[str, Mapping[str, Sequence[t
     figure = Figure(figsize=SIZE, layout="constrained")
     from_start, from_end = figure.subplots(1, 2, sharey=True)
     for name, ends in accuracy.items():
-        style = {"color": theme.system(name), "linestyle": _DASHES.get(name, "-"), "marker": _MARKS.get(name, ".")}
+        style: dict[str, Any] = {
+            "color": theme.system(name),
+            "linestyle": _DASHES.get(name, "-"),
+            "marker": _MARKS.get(name, "."),
+        }
         for axes, end in ((from_start, "start"), (from_end, "end")):
             shares = [share for share, _ in ends[end]]
             axes.plot(range(1, len(shares) + 1), shares, label=LABELS.get(name, name), **style)
@@ -231,11 +237,11 @@ def length_figure(theme: Theme, lengths: Mapping[str, Sequence[int]]) -> Figure:
     longest = max((max(values, default=0) for values in lengths.values()), default=0)
     bins = np.arange(0, longest + 2, max(1, -(-longest // 40))) - 0.5
     for name, values in lengths.items():
-        share = {"bins": bins, "weights": np.full(len(values), 100 / max(len(values), 1))}
+        share: dict[str, Any] = {"bins": bins, "weights": np.full(len(values), 100 / max(len(values), 1))}
         if name == "reference":
             axes.hist(values, color=theme.muted, alpha=0.35, label="references", **share)
             continue
-        style = {"color": theme.system(name), "linestyle": _DASHES.get(name, "-"), "linewidth": 1.5}
+        style: dict[str, Any] = {"color": theme.system(name), "linestyle": _DASHES.get(name, "-"), "linewidth": 1.5}
         axes.hist(values, histtype="step", label=LABELS.get(name, name), **style, **share)
     axes.grid(visible=False, axis="x")
     _legend_above(axes, 3)
@@ -266,7 +272,11 @@ def prior_figure(theme: Theme, masses: Mapping[str, Mapping[str, Sequence[float]
     for direction, lines in masses.items():
         for kind, dashes in (("with", "-"), ("without", ":")):
             values = [100 * value for value in lines[kind]]
-            style = {"color": theme.system(direction), "marker": _MARKS.get(direction, "."), "linestyle": dashes}
+            style: dict[str, Any] = {
+                "color": theme.system(direction),
+                "marker": _MARKS.get(direction, "."),
+                "linestyle": dashes,
+            }
             axes.plot(range(1, len(values) + 1), values, label=f"{LABELS[direction]}, {kind}", **style)
     axes.set_ylim(0, 100)
     _legend_above(axes, 2)

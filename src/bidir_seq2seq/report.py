@@ -14,17 +14,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import transformers
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from . import plots
 from .evaluation import PAIRS_FILE, SCORES_FILE, SETTINGS_FILE
 from .extras import extra
-from .metrics import accuracy_by_position, paired_bootstrap, split_tokens
-from .search_history import DIRECTIONS, SearchHistory, search_history
+from .metrics import Tokenization, accuracy_by_position, paired_bootstrap, split_tokens
+from .search_history import DIRECTIONS, Choice, SearchHistory, search_history
 from .source_words import source_word_mass
 from .version import __version__
 
@@ -87,7 +88,7 @@ class Run:
         return next((name for name in (*PREFERENCE, *systems) if name in systems), None)
 
     @property
-    def tokenization(self) -> str:
+    def tokenization(self) -> Tokenization:
         """`"char"` or `"word"`, as the scores counted."""
         asked = self.score_settings.get("tokenization", "auto")
         if asked != "auto":
@@ -216,7 +217,7 @@ def _facts(run: Run, state: dict) -> dict[str, str]:
         "training pairs": _number(run.settings.get("number of training pairs")),
         "vocabulary": _number(config.get("vocab_size")),
         "decoders": {"both": "twins", "l2r": "left to right", "r2l": "right to left"}.get(
-            config.get("decoder_directions")
+            str(config.get("decoder_directions"))
         ),
         "width": _number(config.get("hidden_size")),
         "best ROUGE-L": _best(state),
@@ -225,7 +226,7 @@ def _facts(run: Run, state: dict) -> dict[str, str]:
     return {name: text for name, text in known.items() if text}
 
 
-def _number(value) -> str | None:
+def _number(value: object) -> str | None:
     return f"{value:,}" if isinstance(value, int) and value else None
 
 
@@ -267,7 +268,7 @@ def _figures(runs: list[Run], looks: list[_Look]) -> dict[str, _Figure]:
     figures = {}
     logs = {run.name: run.log for run in runs if run.log}
 
-    def add(name: str, alt: str, draw: Callable, *args) -> None:
+    def add(name: str, alt: str, draw: Callable, *args: Any) -> None:
         figures[name] = _Figure(lambda theme: draw(theme, *args), alt)
 
     timed = logs and all(plots.Curve.from_log(log, "loss").minutes for log in logs.values())
@@ -319,7 +320,7 @@ def _comparisons(runs: list[Run]) -> list[dict]:
         if not run.pairs or not _same_pairs(first, run):
             continue
         scores = [[pair["titles"][r.main_system]["rougeL"] for pair in r.pairs] for r in (run, first)]
-        found.append({"run": run, "first": first, "test": paired_bootstrap(*scores)})
+        found.append({"run": run, "first": first, "test": paired_bootstrap(scores[0], scores[1])})
     return found
 
 
@@ -431,7 +432,7 @@ def _telling(run: Run, pairs: list[dict]) -> list[dict]:
     return sorted(best, key=lambda pair: len(pair["source"]))[len(best) // 3 :][:NUM_LOOKS]
 
 
-def _heat_maps(model, tokenizer, pair: dict) -> dict | None:
+def _heat_maps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pair: dict) -> dict | None:
     batch = tokenizer(pair["source"], truncation=True, split_special_tokens=True, return_tensors="pt")
     ids = {name: batch[name] for name in ("input_ids", "attention_mask")}
     output = model.generate(
@@ -482,8 +483,10 @@ def _heat_map(searched: SearchHistory, direction: str) -> dict:
     }
 
 
-def _at(searched: SearchHistory, direction: str, place: tuple[int, int]):
-    return searched.steps[direction][place[0]][place[1]]
+def _at(searched: SearchHistory, direction: str, place: tuple[int, int]) -> Choice:
+    choice = searched.steps[direction][place[0]][place[1]]
+    assert choice is not None, "a finished title's tokens were chosen"
+    return choice
 
 
 _CAPTIONS = {

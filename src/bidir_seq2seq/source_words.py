@@ -42,7 +42,8 @@ def source_word_mass(
     if getattr(model, "prior", None) is None:
         raise ValueError("the model has no prior over source words: train one with use_prior=True")
     pairs = [(text, title) for text, title in zip(documents, titles) if text.strip() and title.strip()]
-    sums, counts = {}, {}
+    sums: dict[tuple[str, str], torch.Tensor] = {}
+    counts: dict[tuple[str, str], torch.Tensor] = {}
     was_training = model.training
     model.eval()
     try:
@@ -63,7 +64,9 @@ def source_word_mass(
     return found
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], device) -> dict[str, torch.Tensor]:
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], device: torch.device
+) -> dict[str, torch.Tensor]:
     settings = {"padding": True, "truncation": True, "split_special_tokens": True, "return_tensors": "pt"}
     sources, targets = (tokenizer(list(texts), **settings) for texts in zip(*pairs))
     labels = targets["input_ids"].masked_fill(targets["attention_mask"] == 0, IGNORE_INDEX)

@@ -1,4 +1,4 @@
-"""Builds stock fast tokenizers, of characters or of BPE pieces; nothing here is needed to load one again."""
+"""Builds stock fast tokenizers, of characters, words or BPE pieces; nothing here is needed to load one again."""
 
 from __future__ import annotations
 
@@ -34,6 +34,40 @@ def build_char_tokenizer(
         ValueError: If the texts hold no character that is frequent enough.
     """
     tokenizer = char_backend()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size or 2**31 - 1,
+        min_frequency=min_frequency,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        show_progress=False,
+    )
+    return _train(tokenizer, trainer, texts, lowercase, model_max_length, f"min_frequency={min_frequency}")
+
+
+def build_word_tokenizer(
+    texts: Iterable[str],
+    min_frequency: int = 2,
+    vocab_size: int | None = None,
+    lowercase: bool = False,
+    model_max_length: int = 512,
+) -> PreTrainedTokenizerFast:
+    """Makes what stands between white space a token: for pronunciations, and text that is cut or tagged already.
+
+    Args:
+        texts: Any iterator of documents and titles; read once.
+        min_frequency: Words seen less often become the unknown token.
+        vocab_size: Keep at most this many ids, the most frequent; default: no limit.
+        lowercase: Whether to lower-case text.
+        model_max_length: Longest source in tokens, longer ones are cut.
+
+    Returns:
+        A tokenizer that ends every text with the end token and writes words with a space between them, and that
+        `AutoTokenizer` loads without custom code.
+
+    Raises:
+        ValueError: If the texts hold no word that is frequent enough.
+    """
+    tokenizer = Tokenizer(models.WordLevel({}, unk_token=SPECIAL_TOKENS["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordLevelTrainer(
         vocab_size=vocab_size or 2**31 - 1,
         min_frequency=min_frequency,
@@ -124,4 +158,11 @@ def as_fast_tokenizer(backend: Tokenizer, model_max_length: int) -> PreTrainedTo
     )
 
 
-__all__ = ["SPECIAL_TOKENS", "as_fast_tokenizer", "build_bpe_tokenizer", "build_char_tokenizer", "char_backend"]
+__all__ = [
+    "SPECIAL_TOKENS",
+    "as_fast_tokenizer",
+    "build_bpe_tokenizer",
+    "build_char_tokenizer",
+    "build_word_tokenizer",
+    "char_backend",
+]

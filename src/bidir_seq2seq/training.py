@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -14,10 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import (
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    DataCollatorForSeq2Seq,
-    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -28,12 +25,24 @@ from transformers.utils import logging
 from .allocator import keep_freed_memory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .data import encode_pairs, load_pairs
+from .kernels_bidir_seq2seq import runs_under_autocast
+from .loading import load_model, load_tokenizer
 from .metrics import TitleScore
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
-from .run_folder import keep_run_settings, last_checkpoint, run_settings
-from .tokenization import build_bpe_tokenizer, build_char_tokenizer
-from .trainer import ElapsedTimeCallback, TitleTrainer, finite_or_none
+from .pair_summary import log_summaries
+from .run_folder import (
+    UNFINISHED,
+    checkpoint_to_resume,
+    keep_run_settings,
+    publish_model,
+    run_lock,
+    run_settings,
+    told_in_a_line,
+)
+from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
+from .trainer import ElapsedTimeCallback, PatienceCallback, StopSignalCallback, TitleTrainer, finite_or_none
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments
+from .unknown_words import TitleCollator, decode, placeholders
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,24 +53,32 @@ logger = logging.get_logger(__name__)
 def train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> dict[str, float]:
     """Trains a model and leaves it, its tokenizer, its log and its curve in `training_args.output_dir`.
 
-    A complete checkpoint in that folder is resumed. Under torchrun or accelerate each process calls this.
+    The newest whole checkpoint in that folder is gone on from. Under torchrun or accelerate each process calls this.
 
     Returns:
         The last validation's metrics; empty without validation pairs.
 
     Raises:
-        ValueError: On arguments or pairs that cannot be trained on, in a folder of a run with other settings, and when
-            the training diverges.
+        ValueError: On arguments or pairs that cannot be trained on, in a folder where another run is training or which
+            is of a run with other settings, and when the training diverges.
+        OSError: If the disk is full or the folder gone; in one line, with what still stands.
+        SystemExit: After SIGTERM (143) or Ctrl-C (130), once a checkpoint has been saved.
     """
+    with run_lock(training_args):
+        return _train(model_args, data_args, training_args)
+
+
+def _train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> dict[str, float]:
     set_seed(training_args.seed)
-    if training_args.device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory()
     pairs = load_pairs(
-        {"train": data_args.train_file, "validation": data_args.validation_file},
+        {"train": data_args.train_file or [], "validation": data_args.validation_file or []},
         data_args.dataset_name,
         data_args.dataset_config_name,
         data_args.source_column,
         data_args.target_column,
+        on_bad_rows=data_args.on_bad_rows,
+        encoding=data_args.encoding,
     )
     if "train" not in pairs:
         raise ValueError(f"there are no training pairs, only {list(pairs)}: give train_file")
@@ -71,23 +88,27 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         for name, split in pairs.items()
         if name in limits
     }
+    if training_args.process_index == 0:
+        log_summaries(pairs)
     with training_args.main_process_first(desc="comparing settings"):
         keep_run_settings(training_args, run_settings(model_args, data_args, training_args, pairs["train"]))
     with training_args.main_process_first(desc="building the tokenizer"):
         tokenizer = load_or_build_tokenizer(model_args, data_args, pairs["train"], training_args.output_dir)
     model = load_or_build_model(model_args, tokenizer)
     check_autocast(model, training_args)
-    encoded = {}
+    encoded, reports = {}, {}
     for name, split in pairs.items():
         with training_args.main_process_first(desc="encoding"):
-            encoded[name], report = encode_pairs(
-                split, tokenizer, data_args.max_source_length, data_args.max_target_length
+            encoded[name], reports[name] = encode_pairs(
+                split, tokenizer, data_args.max_source_length, data_args.max_target_length, model.config.use_copy
             )
-        logger.warning_once(f"{name}: {report}")
+        logger.warning_once(f"{name}: {reports[name]}")
 
     model.count_titles(encoded["train"]["labels"])
     model.generation_config.max_length = data_args.max_target_length + 1
     model.generation_config.num_beams = training_args.generation_num_beams or 1
+    if training_args.generation_no_repeat_ngram_size is not None:
+        model.generation_config.no_repeat_ngram_size = training_args.generation_no_repeat_ngram_size
     if model.config.decoder_directions == "both" and model.config.twin_dropout > 0:
         model.generation_config.joint_rescoring = True
     # Seq2SeqTrainer writes its own evaluation defaults into the model's generation config; ours is what ships.
@@ -99,33 +120,60 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         training_args.load_best_model_at_end = False
     callbacks: list[TrainerCallback] = [ElapsedTimeCallback()]
     if training_args.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
+        callbacks.append(PatienceCallback(training_args.early_stopping_patience))
     trainer = TitleTrainer(
         model=model,
         args=training_args,
         train_dataset=encoded["train"],
         eval_dataset=encoded.get("validation"),
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        data_collator=TitleCollator(tokenizer, model=model),
         processing_class=tokenizer,
         compute_metrics=title_metrics(tokenizer) if validates and training_args.predict_with_generate else None,
         callbacks=callbacks,
     )
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.warning_once(f"model: {num_parameters:,} parameters, vocabulary {len(tokenizer):,}")
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or last_checkpoint(training_args))
+    with StopSignalCallback(trainer.accelerator) as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
+    if stop.number is not None:
+        logger.warning_once(
+            f"{signal.Signals(stop.number).name}: stopped after update {trainer.state.global_step}; give the same "
+            f"command again to go on from {training_args.output_dir}/checkpoint-{trainer.state.global_step}"
+        )
+        raise SystemExit(128 + stop.number)
 
     metrics = trainer.evaluate() if validates else {}
     model.generation_config = generation_config
-    trainer.save_model()
-    trainer.save_state()
-    if trainer.is_world_process_zero():
-        output_dir = Path(training_args.output_dir)
-        (output_dir / "eval_results.json").write_text(
-            json.dumps(finite_or_none(metrics), indent=2, allow_nan=False) + "\n"
-        )
-        if training_args.report:
-            _report(trainer.state.log_history, output_dir)
+    save_finished(trainer, metrics)
+    for name, report in reports.items():
+        logger.warning_once(f"at the end, of {name}: {report}")
     return metrics
+
+
+def save_finished(trainer: TitleTrainer, metrics: dict[str, float]) -> None:
+    """Leaves the model, its tokenizer, the log, the metrics and the curve in the run's folder.
+
+    Args:
+        trainer: After its training; all processes call this.
+        metrics: Those of the last validation.
+
+    Raises:
+        OSError: If that fails, in one line.
+    """
+    output_dir = Path(trainer.args.output_dir)
+    aside = output_dir / UNFINISHED
+    with told_in_a_line(output_dir, "the trained model"):
+        trainer.save_model(str(aside))
+        trainer.accelerator.wait_for_everyone()
+        if not trainer.is_world_process_zero():
+            return
+        trainer.state.save_to_json(str(aside / "trainer_state.json"))
+        text = json.dumps(finite_or_none(metrics), indent=2, allow_nan=False) + "\n"
+        (aside / "eval_results.json").write_text(text, encoding="utf-8")
+        publish_model(aside, output_dir)
+    if trainer.args.report:
+        _report(trainer.state.log_history, output_dir)
 
 
 def _report(log_history: list[dict], output_dir: Path) -> None:
@@ -148,7 +196,7 @@ def load_or_build_tokenizer(
     run_before = output_dir if (Path(output_dir) / "tokenizer.json").exists() else None
     name = model_args.tokenizer_name or model_args.model_name_or_path or run_before
     if name:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return load_tokenizer(name)
     texts = (text for row in pairs for text in (row["source"], row["target"]) if text)
     settings: dict[str, Any] = {
         "vocab_size": model_args.vocab_size,
@@ -156,7 +204,9 @@ def load_or_build_tokenizer(
         "lowercase": model_args.lowercase,
         "model_max_length": data_args.max_source_length,
     }
-    build = {"char": build_char_tokenizer, "bpe": build_bpe_tokenizer}[model_args.tokenizer_type]
+    build = {"char": build_char_tokenizer, "bpe": build_bpe_tokenizer, "word": build_word_tokenizer}[
+        model_args.tokenizer_type
+    ]
     tokenizer = build(texts, **settings)
     tokenizer.save_pretrained(output_dir)
     return tokenizer
@@ -181,9 +231,7 @@ def load_or_build_model(
             vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.bos_token_id, **special, **settings
         )
         return BidirSeq2SeqForConditionalGeneration(config)
-    model = AutoModelForSeq2SeqLM.from_pretrained(
-        model_args.model_name_or_path, use_safetensors=True, trust_remote_code=False
-    )
+    model = load_model(model_args.model_name_or_path)
     if model_args.tokenizer_name:
         check_same_ids(model_args.model_name_or_path, tokenizer)
     if len(tokenizer) > model.config.vocab_size:
@@ -199,8 +247,8 @@ def check_same_ids(model_name_or_path: str, tokenizer: PreTrainedTokenizerBase) 
         ValueError: If a token of the checkpoint's own tokenizer has another id or none; the message names the first.
     """
     try:
-        own = AutoTokenizer.from_pretrained(model_name_or_path, trust_remote_code=False)
-    except (OSError, ValueError):
+        own = load_tokenizer(model_name_or_path)
+    except ValueError:
         logger.warning_once(f"{model_name_or_path} has no tokenizer: that yours has the same ids is taken on trust")
         return
     vocab = tokenizer.get_vocab()
@@ -218,17 +266,12 @@ def check_autocast(model: nn.Module, training_args: TrainingArguments) -> None:
     Raises:
         ValueError: Naming the remedy, where oneDNN would fail in the first training step.
     """
-    if training_args.device.type != "cpu":
-        return
     rnn = next(module for module in model.modules() if isinstance(module, nn.RNNBase))
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        try:
-            with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=getattr(training_args, name)):
-                rnn(torch.zeros(1, 1, rnn.input_size))
-        except RuntimeError as error:
+        if getattr(training_args, name) and not runs_under_autocast(rnn, dtype, training_args.device):
             raise ValueError(
                 f"{name}=True: oneDNN has no {name} LSTM for this processor; leave {name} out, float32 is faster on it"
-            ) from error
+            )
 
 
 def title_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -239,7 +282,9 @@ def title_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPredictio
         texts = []
         for ids in (prediction.predictions, prediction.label_ids):
             ids = np.where(ids >= 0, ids, tokenizer.pad_token_id)
-            texts.append(tokenizer.batch_decode(ids, skip_special_tokens=True))
+            # A word outside the vocabulary is the same word only if it is the same one of its document.
+            words = placeholders(max(int(ids.max(initial=0)) + 1 - len(tokenizer), 0))
+            texts.append([decode(tokenizer, row.tolist(), words, len(tokenizer)) for row in ids])
         lengths = (prediction.predictions > 0) & (prediction.predictions != tokenizer.pad_token_id)
         scores = score.compute(predictions=texts[0], references=texts[1]) or {}
         return {**scores, "gen_len": float(lengths.sum(1).mean())}
@@ -255,6 +300,7 @@ __all__ = [
     "check_same_ids",
     "load_or_build_model",
     "load_or_build_tokenizer",
+    "save_finished",
     "title_metrics",
     "train",
 ]

@@ -28,13 +28,15 @@ class ModelArguments:
     tokenizer_type: str = field(
         default="char",
         metadata={
-            "help": "What to build when there is no tokenizer: 'char' (Chinese, Japanese) or 'bpe' (spaced text).",
-            "choices": ["char", "bpe"],
+            "help": "What to build when there is no tokenizer: 'char' (Chinese, Japanese), 'bpe' (spaced text) or "
+            "'word' (what stands between spaces, as in pronunciations).",
+            "choices": ["char", "bpe", "word"],
         },
     )
     vocab_size: int = field(default=8000, metadata={"help": "Largest vocabulary of a new tokenizer."})
     min_frequency: int = field(
-        default=10, metadata={"help": "Characters (or pairs of pieces) seen less often get no id in a new tokenizer."}
+        default=10,
+        metadata={"help": "Characters, words (or pairs of pieces) seen less often get no id in a new tokenizer."},
     )
     lowercase: bool = field(default=False, metadata={"help": "Whether a new tokenizer lower-cases all text."})
     embedding_size: int = field(default=128, metadata={"help": "Width of the embedding."})
@@ -73,12 +75,35 @@ class ModelArguments:
 class DataArguments:
     """The pairs."""
 
-    train_file: str | None = field(default=None, metadata={"help": "Training pairs: .json(l), .csv or .tsv."})
-    validation_file: str | None = field(default=None, metadata={"help": "Validation pairs, for the best checkpoint."})
-    dataset_name: str | None = field(default=None, metadata={"help": "A dataset of the Hub instead of files."})
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Training pairs: files of rows (.json, .jsonl, .csv, .tsv, .parquet; packed or not), a pattern, "
+            "folder or address; or two files of plain text, sources and targets line by line (corpus.en corpus.de)."
+        },
+    )
+    validation_file: list[str] | None = field(
+        default=None, metadata={"help": "Validation pairs, for the best checkpoint; as train_file."}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A dataset of the Hub, or a local folder of one, instead of files."}
+    )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    source_column: str | None = field(default=None, metadata={"help": "Column to read. Default: the first."})
-    target_column: str | None = field(default=None, metadata={"help": "Column to write. Default: the second."})
+    source_column: str | None = field(
+        default=None,
+        metadata={"help": "Column to read, or path (translation.en). Default: by name, such as text, else the first."},
+    )
+    target_column: str | None = field(
+        default=None,
+        metadata={"help": "Column to write, or path. Default: by name, such as title, else the second."},
+    )
+    on_bad_rows: str = field(
+        default="error",
+        metadata={"help": "At a row that cannot be read: stop, or skip and count it.", "choices": ["error", "skip"]},
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of the files, such as cp1252. Default: found out."}
+    )
     max_source_length: int = field(default=400, metadata={"help": "Longest source in tokens; the rest is cut."})
     max_target_length: int = field(default=64, metadata={"help": "Longest target in tokens; the rest is cut."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})
@@ -121,6 +146,13 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     )
     predict_with_generate: bool = field(default=True, metadata={"help": "Write titles in validation."})
     generation_num_beams: int | None = field(default=3, metadata={"help": "Beams per direction in validation."})
+    generation_no_repeat_ngram_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "No n-gram of this size twice in a title, in validation and wherever the model writes later. 2 or "
+            "3 suits titles of words."
+        },
+    )
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin batches in memory; for GPUs."}
     )

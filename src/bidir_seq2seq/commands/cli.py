@@ -8,6 +8,7 @@ import sys
 COMMANDS = {
     "train": ("train", "train a title model from pairs of texts"),
     "generate": ("generate", "write titles for texts with a trained model"),
+    "check": ("check_data", "show what files of pairs hold, before training on them"),
     "score": ("score", "score a model's directions, or lines that something else wrote, on held-out pairs"),
     "report": ("report", "write a page about one run or several: curves, scores, examples, attention"),
     "push": ("push_to_hub", "upload a trained model, or show what would go up, to the Hugging Face Hub"),

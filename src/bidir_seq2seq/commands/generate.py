@@ -1,27 +1,41 @@
 """Writes titles for texts with a trained model.
 
-    python scripts/generate.py --model_name_or_path my_model --text "The article ..."
-    python scripts/generate.py --model_name_or_path my_model --input_file articles.txt --output_file titles.txt
-    cat articles.txt | python scripts/generate.py --model_name_or_path my_model --show_details
+    bidir-seq2seq generate --model_name_or_path my_model --text "The article ..."
+    bidir-seq2seq generate --model_name_or_path my_model --input_file articles.txt --output_file titles.txt
+    bidir-seq2seq generate --model_name_or_path my_model --input_file pairs.csv.gz --output_file titles.jsonl --resume
+    cat articles.txt | bidir-seq2seq generate --model_name_or_path my_model --show_details
 
-Plain text holds one document a line; .json(l), .csv and .tsv files are read by column. An empty document gets as many
-empty lines as others get candidates, so that input and output lines correspond. With --show_details each document's
-line is JSON: the candidates with score and direction.
+Plain text holds one document a line; files of rows are read by column. Titles are written while they come, in the
+order of the documents, and memory does not grow with their number. An empty document gets as many empty lines as
+others get candidates, so that input and output lines correspond. With --show_details each document's line is JSON:
+the candidates with score and direction.
 """
 
 import io
 import json
+import operator
+import os
 import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
+from tqdm.auto import tqdm
+from transformers import set_seed
 from transformers.utils import logging
 
 from ..allocator import keep_freed_memory
 from ..arguments import parse_arguments
-from ..data import FILE_FORMATS, KNOWN_COLUMNS, check_text, choose_columns, load_file, read_lines, split_lines
-from ..titles import Title, write_titles
+from ..data import check_column, check_text, choose_columns, is_known_source, read_texts
+from ..files import find_files
+from ..loading import load_model_and_tokenizer
+from ..tables import Row, Table, open_table, split_lines
+from ..title_file import TitleFile, describe_input, describe_model
+from ..titles import Title, stream_titles, window_size
+from ..version import __version__
 
 logger = logging.get_logger(__name__)
 
@@ -32,11 +46,37 @@ class GenerateArguments:
 
     model_name_or_path: str = field(metadata={"help": "Trained model."})
     text: list[str] | None = field(default=None, metadata={"help": "One or more documents. Default: standard input."})
-    input_file: str | None = field(default=None, metadata={"help": "File of documents instead."})
-    source_column: str | None = field(
-        default=None, metadata={"help": "Its column to read. Default: by name, else the first."}
+    input_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "File of documents instead: plain text with one a line, or rows (.json, .jsonl, .csv, .tsv, "
+            ".parquet), packed or not; several are read one after the other."
+        },
     )
-    output_file: str | None = field(default=None, metadata={"help": "Where titles go. Default: standard output."})
+    source_column: str | None = field(
+        default=None,
+        metadata={"help": "Its column to read, or path (translation.en). Default: by name, else the first."},
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of input_file, such as cp1252. Default: found out."}
+    )
+    on_bad_rows: str = field(
+        default="error",
+        metadata={
+            "help": "At a row that cannot be read: stop, or skip it (its title is empty, so that rows correspond).",
+            "choices": ["error", "skip"],
+        },
+    )
+    output_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where titles go; called NAME.partial until it is finished. A .jsonl file keeps each row and adds "
+            "generated_title and generated_candidates. Default: standard output."
+        },
+    )
+    resume: bool = field(
+        default=False, metadata={"help": "Go on with the output file of the same command, after a kill."}
+    )
     decoding_direction: str | None = field(
         default=None, metadata={"help": "Default: what the model has.", "choices": ["both", "l2r", "r2l"]}
     )
@@ -57,6 +97,12 @@ class GenerateArguments:
         },
     )
     batch_size: int = field(default=32, metadata={"help": "Documents per batch."})
+    num_processes: int = field(
+        default=1, metadata={"help": "Processes that share the documents; the order stays. A GPU each, if there are."}
+    )
+    device: str | None = field(
+        default=None, metadata={"help": "Such as cpu or cuda:1. Default: a GPU if there is one."}
+    )
     dtype: str = field(
         default="auto",
         metadata={
@@ -81,45 +127,77 @@ GENERATE_KWARGS = (
     "do_sample",
     "vocabulary_shortlist",
 )
+# What else decides which titles are written, and how.
+RUN_SETTINGS = ("source_column", "encoding", "on_bad_rows", "batch_size", "dtype", "show_details", "seed")
 
 
-def read_documents(args: GenerateArguments) -> list[str]:
-    """The documents that the arguments name, or those of standard input.
+class Documents:
+    """The documents that the arguments name, one after the other, and what is needed of their rows.
+
+    Args:
+        args: The arguments of the command.
+
+    Attributes:
+        files: The files they are read from; none for texts and standard input.
+        number: About how many there are; `None` if nobody knows.
+        bad: How many rows could not be read so far.
 
     Raises:
         ValueError: If the arguments name two places, or the file or its column cannot be read.
     """
-    if args.text and args.input_file:
-        raise ValueError("give either text or input_file")
-    if args.text:
-        return args.text
-    if args.input_file is None:
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            # A lone carriage return is no line end, as in files.
-            sys.stdin.reconfigure(newline="\n")
-        return split_lines(sys.stdin)
-    if Path(args.input_file).suffix[1:].lower() not in FILE_FORMATS:
-        return read_lines(args.input_file)
-    return _read_column(args.input_file, args.source_column)
+
+    def __init__(self, args: GenerateArguments):
+        if args.text and args.input_file:
+            raise ValueError("give either text or input_file")
+        self.files, self.number, self.bad = [], None, 0
+        self._pending: deque[Row] = deque()
+        if args.input_file:
+            self.files = find_files(args.input_file)
+            table = open_table(args.input_file, args.encoding, shape="texts")
+            column = _source_column(table, args.source_column)
+            self.number = operator.length_hint(table) or None
+            self._rows = read_texts(table, [column], args.on_bad_rows)
+        else:
+            texts = args.text or _standard_input(args.encoding)
+            self._rows = ((Row({"text": text}, "input", "line", i), [text]) for i, text in enumerate(texts, start=1))
+
+    def texts(self, start: int = 0) -> Iterator[str]:
+        """The texts from the document number `start` on."""
+        for row, texts in islice(self._rows, start, None):
+            self._pending.append(row)
+            if texts is None:
+                self.bad += 1
+                if self.bad == 1:
+                    logger.warning(f"{row}: it gets an empty title, as others like it will")
+            yield (texts and texts[0]) or ""
+
+    def next_row(self) -> Row:
+        """The row of the next text that was handed out."""
+        return self._pending.popleft()
 
 
-def _read_column(path: str, source_column: str | None) -> list[str]:
-    rows = load_file(path)
-    columns = rows.column_names
-    column = source_column or _source_column(columns)
-    if column not in columns:
-        raise ValueError(f"{path}: source_column={column!r} is not among its columns {columns}")
-    check_text(rows, column, "source_column", path, given=source_column is not None)
-    if source_column is None:
-        logger.warning_once(f"{path}: {column!r} is taken as the source, of {columns}; another: --source_column")
-    return [text or "" for text in rows[column]]
+def _standard_input(encoding: str | None) -> Iterator[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # A lone carriage return is no line end, as in files; and what is not text is not let through.
+        sys.stdin.reconfigure(encoding=encoding or "utf-8", errors="strict", newline="\n")
+    try:
+        yield from split_lines(sys.stdin)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input: not {error.encoding}: {error}; say what it is with --encoding") from error
 
 
-def _source_column(columns: list[str]) -> str:
+def _source_column(table: Table, given: str | None) -> str:
     """As in training; without a target beside it a known name of a source tells as well."""
-    known = [source for source, _ in KNOWN_COLUMNS if source in columns]
-    paired, _ = choose_columns(columns)
-    return paired if paired in known or not known else known[0]
+    known = [column for column in table.columns if is_known_source(column)]
+    paired, _ = choose_columns(table.columns, given)
+    column = paired if given or paired in known or not known else known[0]
+    check_column(column, "source_column", table.columns, table.name)
+    check_text(table.head(), column, "source_column", table.columns, table.name, given=given is not None)
+    if given is None and len(table.columns) > 1:
+        logger.warning_once(
+            f"{table.name}: {column!r} is taken as the source, of {table.columns}; another: --source_column"
+        )
+    return column
 
 
 def as_lines(candidates: list[Title], number: int) -> list[str]:
@@ -131,36 +209,103 @@ def as_lines(candidates: list[Title], number: int) -> list[str]:
     return lines + [""] * (number - len(lines))
 
 
+def as_row(row: Row, candidates: list[Title]) -> str:
+    """The input row as JSON, with `generated_title` and `generated_candidates`; of a bad row, its `problem`."""
+    values = {"problem": str(row)} if row.values is None else row.values
+    written = {"generated_title": candidates[0].text, "generated_candidates": [asdict(title) for title in candidates]}
+    # A parquet file may hold dates.
+    return json.dumps({**values, **written}, ensure_ascii=False, default=str)
+
+
+def write_all(args: GenerateArguments, documents: Documents, start: int = 0) -> Iterator[list[Title]]:
+    """The titles of all documents from the number `start` on, in their order."""
+    settings = {name: getattr(args, name) for name in GENERATE_KWARGS if getattr(args, name) is not None}
+    settings |= {"batch_size": args.batch_size, "seed": args.seed if args.do_sample else None, "start": start}
+    texts = documents.texts(start)
+    if args.num_processes > 1:
+        from .workers import write_in_processes
+
+        return write_in_processes(
+            args.num_processes, args.model_name_or_path, texts, dtype=args.dtype, device=args.device, **settings
+        )
+    keep_freed_memory()
+    model, tokenizer = load_model_and_tokenizer(args.model_name_or_path, args.dtype, args.device)
+    return stream_titles(model, tokenizer, texts, **settings)
+
+
+def _keeps_rows(args: GenerateArguments) -> bool:
+    return bool(args.output_file) and args.output_file.endswith((".jsonl", ".ndjson"))
+
+
+def format_titles(args: GenerateArguments, row: Row, candidates: list[Title]) -> list[str]:
+    """The lines of one document."""
+    if _keeps_rows(args):
+        return [as_row(row, candidates)]
+    if args.show_details:
+        return [json.dumps([asdict(title) for title in candidates], ensure_ascii=False)]
+    return as_lines(candidates, args.num_return_sequences)
+
+
+def open_output(args: GenerateArguments, documents: Documents) -> TitleFile:
+    """The output file, with the settings that a later run must have to go on with it."""
+    settings = {
+        "model": describe_model(args.model_name_or_path),
+        "input": describe_input(documents.files),
+        "version": __version__,
+        **{name: getattr(args, name) for name in (*RUN_SETTINGS, *GENERATE_KWARGS)},
+    }
+    lines = 1 if args.show_details or _keeps_rows(args) else args.num_return_sequences
+    return TitleFile(args.output_file, lines, window_size(args.batch_size), settings, args.resume)
+
+
+def check_arguments(args: GenerateArguments) -> None:
+    """Refuses what cannot be done before anything is loaded.
+
+    Raises:
+        ValueError: Naming the argument and the remedy.
+    """
+    if args.num_processes < 1:
+        raise ValueError(f"num_processes={args.num_processes} must be at least 1")
+    if args.num_return_sequences < 1:
+        raise ValueError(f"num_return_sequences={args.num_return_sequences} must be at least 1")
+    if args.resume and not (args.input_file and args.output_file):
+        raise ValueError("resume goes on with an output_file made from an input_file: give both")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("every process of torchrun would write all titles: start one, with --num_processes N")
+    if args.output_file and not Path(args.output_file).resolve().parent.is_dir():
+        raise ValueError(f"output_file={args.output_file!r}: there is no folder {Path(args.output_file).parent}")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the command; `argv` instead of the process's own arguments."""
     (args,) = parse_arguments(GenerateArguments, description=__doc__, args=argv)
+    check_arguments(args)
     set_seed(args.seed)
-    keep_freed_memory()
-    model = AutoModelForSeq2SeqLM.from_pretrained(
-        # Not to be asked on the terminal, where the next line of a piped document would answer.
-        args.model_name_or_path,
-        dtype=args.dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, trust_remote_code=False)
-    given = {name: getattr(args, name) for name in GENERATE_KWARGS if getattr(args, name) is not None}
-    titles = write_titles(
-        model,
-        tokenizer,
-        read_documents(args),
-        batch_size=args.batch_size,
-        progress=args.output_file is not None,
-        **given,
-    )
-    lines = []
-    for candidates in titles:
-        if args.show_details:
-            lines.append(json.dumps([asdict(title) for title in candidates], ensure_ascii=False))
-        else:
-            lines += as_lines(candidates, args.num_return_sequences)
-    text = "".join(f"{line}\n" for line in lines)
-    if args.output_file:
-        Path(args.output_file).write_text(text, encoding="utf-8")
+    documents = Documents(args)
+    if args.output_file is None:
+        for candidates in write_all(args, documents):
+            sys.stdout.writelines(f"{line}\n" for line in format_titles(args, documents.next_row(), candidates))
+            sys.stdout.flush()
     else:
-        sys.stdout.write(text)
+        with closing(open_output(args, documents)) as output:
+            write_file(args, documents, output)
+    if documents.bad:
+        logger.warning(f"{documents.bad} rows could not be read; their titles are empty")
+
+
+def write_file(args: GenerateArguments, documents: Documents, output: TitleFile) -> None:
+    """Writes the titles of all documents that are not yet in a file, and shows how far it is."""
+    if output.is_finished:
+        logger.warning(f"{output.path} is finished: there is nothing to go on with; delete it to write it anew")
+        return
+    if output.documents:
+        logger.warning(f"going on after {output.documents:,} documents in {output.partial}")
+    truncated = 0
+    with tqdm(desc="Writing titles", total=documents.number, initial=output.documents, unit=" documents") as progress:
+        for candidates in write_all(args, documents, output.documents):
+            output.write(format_titles(args, documents.next_row(), candidates))
+            truncated += candidates[0].truncated
+            progress.update()
+    output.finish()
+    if truncated and args.num_processes > 1:
+        logger.warning(f"{truncated} documents are longer than what is read of one: their tails are not read")

@@ -1,8 +1,8 @@
 """Uploads a trained model with its tokenizer, code and model card to the Hugging Face Hub.
 
-    python scripts/push_to_hub.py --model_name_or_path my_model --repo_id user/name --dry_run
-    python scripts/push_to_hub.py --model_name_or_path my_model --repo_id user/name --language zh --license apache-2.0
-    python scripts/push_to_hub.py settings.yaml
+    bidir-seq2seq push --model_name_or_path my_model --repo_id user/name --dry_run
+    bidir-seq2seq push --model_name_or_path my_model --repo_id user/name --language zh --license apache-2.0
+    bidir-seq2seq push settings.yaml
 
 With --dry_run nothing is sent: it writes the folder and shows what would go where. To upload, log in once with
 `hf auth login`, or set HF_TOKEN.
@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ..arguments import parse_arguments
 from ..hub import push_to_hub, save_for_hub
+from ..loading import load_model_and_tokenizer
 
 
 @dataclass
@@ -47,7 +47,7 @@ class CardArguments:
     datasets: list[str] | None = field(default=None, metadata={"help": "Training datasets on the Hub, by id."})
     training_data: str | None = field(default=None, metadata={"help": "The training pairs, in words."})
     limitations: str | None = field(default=None, metadata={"help": "Where this model fails, in words."})
-    metrics_file: str | None = field(default=None, metadata={"help": "The scores.json that scripts/score.py wrote."})
+    metrics_file: str | None = field(default=None, metadata={"help": "The scores.json that 'score' wrote."})
     dataset_name: str | None = field(
         default=None, metadata={"help": "What the scores were measured on. Default: the first of datasets."}
     )
@@ -59,10 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     card = asdict(card_args)
     metrics_file = card.pop("metrics_file")
     card["metrics"] = json.loads(Path(metrics_file).read_text(encoding="utf-8")) if metrics_file else None
-    model = AutoModelForSeq2SeqLM.from_pretrained(
-        args.model_name_or_path, use_safetensors=True, trust_remote_code=False
-    )
-    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, trust_remote_code=False)
+    model, tokenizer = load_model_and_tokenizer(args.model_name_or_path)
     if args.dry_run:
         output_dir = args.output_dir or tempfile.mkdtemp(prefix="bidir_seq2seq_")
         files = save_for_hub(model, tokenizer, output_dir, args.repo_id, **card)

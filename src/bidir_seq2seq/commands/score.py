@@ -1,22 +1,22 @@
 """Scores titles: a model's directions on held-out pairs, or lines that something else wrote.
 
-    python scripts/score.py --model_name_or_path my_model --test_file test.jsonl
-    python scripts/score.py --predictions_file mine.txt --test_file test.jsonl
-    torchrun --nproc_per_node 2 scripts/score.py --model_name_or_path my_model --test_file test.jsonl
+    bidir-seq2seq score --model_name_or_path my_model --test_file test.jsonl
+    bidir-seq2seq score --predictions_file mine.txt --test_file test.jsonl
+    torchrun --nproc_per_node 2 -m bidir_seq2seq score --model_name_or_path my_model --test_file test.jsonl
 
 Prints ROUGE-1/2/L, BLEU and the share of the first and last four tokens in their place, in percent, each system
 compared with the first by paired bootstrap. Works without a network, for Chinese characters and for spaced words. With
---output_dir my_model/scores, scripts/report.py my_model finds what it needs.
+--output_dir my_model/scores, `bidir-seq2seq report my_model` finds what it needs.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from typing import TYPE_CHECKING, Any, cast
 
 from ..allocator import keep_freed_memory
 from ..arguments import parse_arguments
-from ..data import read_lines
 from ..evaluation import (
     PRONUNCIATION_METRICS,
     TITLE_METRICS,
@@ -30,14 +30,31 @@ from ..evaluation import (
     score,
     score_pairs,
 )
+from ..loading import load_model_and_tokenizer
+from ..metrics import Tokenization
+from ..tables import open_table
 from ..titles import Title
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass
 class ScoreArguments:
     """What to score, and how."""
 
-    test_file: str = field(metadata={"help": "Pairs with the references: .json(l), .csv or .tsv."})
+    test_file: list[str] = field(
+        metadata={
+            "help": "Pairs with the references: a file of rows (.json, .jsonl, .csv, .tsv, .parquet; packed or not), "
+            "or two files of plain text, sources and targets line by line."
+        }
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of test_file, such as cp1252. Default: found out."}
+    )
+    device: str | None = field(
+        default=None, metadata={"help": "Such as cpu or cuda:1. Default: a GPU if there is one."}
+    )
     model_name_or_path: str | None = field(default=None, metadata={"help": "Model to score."})
     predictions_file: list[str] | None = field(
         default=None, metadata={"help": "Files of titles to score instead, one a line, in the order of the pairs."}
@@ -90,7 +107,7 @@ def read_predictions(path: str, pairs: int, wanted: int) -> list[str]:
     Raises:
         ValueError: If the file has another number of lines, since nothing tells which pairs they belong to.
     """
-    lines = read_lines(path)
+    lines = [row.values["text"] if row.values else "" for row in open_table(path, shape="texts")]
     if len(lines) not in (pairs, wanted):
         expected = f"{pairs}" if pairs == wanted else f"{wanted} (max_samples) or all {pairs}"
         raise ValueError(
@@ -108,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     columns = [args.target_column] if isinstance(args.target_column, str) else args.target_column
     state = processes()
     with state.main_process_first():
-        pairs = load_test_pairs(args.test_file, args.source_column, columns)
+        pairs = load_test_pairs(args.test_file, args.source_column, columns, args.encoding)
     number = len(pairs)
     pairs = pairs.select(range(min(args.max_samples or len(pairs), len(pairs))))
     titles = _titles_of_model(args, pairs) if args.model_name_or_path else _titles_of_files(args, number, len(pairs))
@@ -129,27 +146,28 @@ def main(argv: list[str] | None = None) -> None:
         save_scores(args.output_dir, pairs, titles, results, by_pair, args.tokenization, **about)
 
 
-def _titles_of_model(args: ScoreArguments, pairs) -> dict[str, list[Title]]:
+def _titles_of_model(args: ScoreArguments, pairs: Dataset) -> dict[str, list[Title]]:
     keep_freed_memory()
-    model = AutoModelForSeq2SeqLM.from_pretrained(
-        args.model_name_or_path, dtype=args.dtype, use_safetensors=True, trust_remote_code=False
-    )
+    model, tokenizer = load_model_and_tokenizer(str(args.model_name_or_path), args.dtype, args.device)
+    settings: dict[str, Any] = {"batch_size": args.batch_size}
+    if args.num_beams:
+        settings["num_beams"] = args.num_beams
     state = processes()
     if state.num_processes > 1:
         model.to(state.device)
     return predict_titles(
         model,
-        AutoTokenizer.from_pretrained(args.model_name_or_path, trust_remote_code=False),
+        tokenizer,
         pairs,
         args.systems or available_systems(model),
-        tokenization=args.tokenization,
-        batch_size=args.batch_size,
-        **({"num_beams": args.num_beams} if args.num_beams else {}),
+        tokenization=cast(Tokenization, args.tokenization),
+        **settings,
     )
 
 
 def _titles_of_files(args: ScoreArguments, number: int, wanted: int) -> dict[str, list[Title]]:
-    files = {Path(path).stem: read_predictions(path, number, wanted) for path in args.predictions_file}
-    if len(files) < len(args.predictions_file):
+    paths = args.predictions_file or []
+    files = {Path(path).stem: read_predictions(path, number, wanted) for path in paths}
+    if len(files) < len(paths):
         raise ValueError(f"predictions_file: {args.predictions_file} must differ in name: it names the system")
     return {name: [Title(text) for text in texts] for name, texts in files.items()}

@@ -1,9 +1,10 @@
 """Trains a title model from pairs of texts.
 
-    python scripts/train.py --train_file train.jsonl --validation_file validation.jsonl --output_dir my_model
-    python scripts/train.py settings.yaml
-    python scripts/train.py settings.yaml --learning_rate 5e-4 --use_cpu
-    torchrun --nproc_per_node 2 scripts/train.py settings.yaml
+    bidir-seq2seq train --train_file train.jsonl --validation_file validation.jsonl --output_dir my_model
+    bidir-seq2seq train --train_file corpus.en corpus.de --tokenizer_type bpe --output_dir my_model
+    bidir-seq2seq train settings.yaml
+    bidir-seq2seq train settings.yaml --learning_rate 5e-4 --use_cpu
+    torchrun --nproc_per_node 2 -m bidir_seq2seq train settings.yaml
 
 All settings may stand in one YAML or JSON file; flags after it override it. A run that was stopped goes on from its
 last complete checkpoint when the same command is given again; in a folder of a run with other settings it does not.

@@ -92,7 +92,7 @@ class DemoWriter:
         share = ids.count(self.tokenizer.unk_token_id) / len(ids)
         if share > MAX_UNKNOWN_SHARE:
             result.notices.append(("unknown", {"share": share}))
-        input_ids = torch.tensor([ids])
+        input_ids: Any = torch.tensor([ids])
         directions = self.model.config.decoder_directions
         for direction in ("l2r", "r2l", "both") if directions == "both" else (directions,):
             result.written.append(self._generate(direction, input_ids, decoding_direction=direction, **self._own))

@@ -1,0 +1,100 @@
+"""Words of a document that the vocabulary does not have: ids of their own for a model that copies, and back to text.
+
+Within one document the first such word has the id V, the second V + 1 and so on, each word wherever it stands the same
+one (`extended_input_ids`). They mean nothing without their document's list of words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import BatchEncoding, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+
+
+def extend_ids(
+    encoding: BatchEncoding,
+    index: int,
+    text: str,
+    unk_id: int,
+    vocab_size: int,
+    words: Sequence[str] = (),
+    grow: bool = True,
+) -> tuple[list[int], list[str]]:
+    """The ids of one text with its unknown words told apart.
+
+    Args:
+        encoding: Of a fast tokenizer, with `return_offsets_mapping=True`.
+        index: Which of its texts.
+        text: That text.
+        unk_id: The unknown token's id.
+        vocab_size: V.
+        words: Unknown words that have an id already.
+        grow: Whether others get one too; a title's words are those of its document.
+
+    Returns:
+        The ids, and the unknown words in the order of their ids.
+    """
+    known = list(words)
+    ids = list(encoding["input_ids"][index])
+    for place, (token_id, (start, end)) in enumerate(zip(ids, encoding["offset_mapping"][index])):
+        word = text[start:end]
+        if token_id != unk_id or not word:
+            continue
+        if word not in known and grow:
+            known.append(word)
+        if word in known:
+            ids[place] = vocab_size + known.index(word)
+    return ids, known
+
+
+def can_extend(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer tells which part of a text each of its tokens is."""
+    return bool(tokenizer.is_fast) and tokenizer.unk_token_id is not None
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], words: Sequence[str], vocab_size: int) -> str:
+    """The text of one title's ids, special tokens left out.
+
+    Args:
+        tokenizer: The model's.
+        ids: Those from V on stand for `words`, the document's.
+        words: In the order of their ids.
+        vocab_size: V.
+    """
+    if all(token_id < vocab_size for token_id in ids):
+        return tokenizer.decode(ids, skip_special_tokens=True)
+    tokens = [
+        words[token_id - vocab_size] if token_id >= vocab_size else tokenizer.convert_ids_to_tokens(token_id)
+        for token_id in ids
+        if token_id >= vocab_size or token_id not in tokenizer.all_special_ids
+    ]
+    return tokenizer.convert_tokens_to_string(tokens)
+
+
+def placeholders(number: int) -> list[str]:
+    """So many words that differ, for texts that are only compared, as in metrics."""
+    return [f"unknown{index}" for index in range(number)]
+
+
+class TitleCollator(DataCollatorForSeq2Seq):
+    """transformers' collator, which pads `extended_input_ids` as well."""
+
+    def __call__(self, features: Sequence[dict[str, Any]], return_tensors: str | None = None) -> BatchEncoding:
+        """Rows of ids to a batch of tensors, `[B, S]` and `[B, T]`."""
+        rows = [dict(feature) for feature in features]
+        extended = [row.pop("extended_input_ids", None) for row in rows]
+        batch = super().__call__(rows, return_tensors)
+        if extended[0] is not None:
+            length, pad_id = batch["input_ids"].shape[1], self.tokenizer.pad_token_id
+            padded = []
+            for ids in extended:
+                padding = [pad_id] * (length - len(ids))
+                on_left = self.tokenizer.padding_side == "left"
+                padded.append([*padding, *ids] if on_left else [*ids, *padding])
+            batch["extended_input_ids"] = torch.tensor(padded)
+        return batch
+
+
+__all__ = ["TitleCollator", "can_extend", "decode", "extend_ids", "placeholders"]
