@@ -32,6 +32,8 @@ SYSTEMS = {
     "l2r beam 5 shortlist": System("bidir", config=L2R, generate={"num_beams": 5, **SHORTLIST}),
     "l2r beam 3 shortlist": System("bidir", config=L2R, generate={"num_beams": 3, **SHORTLIST}),
     "both beam 3 shortlist": System("bidir", generate={"num_beams": 3, **SHORTLIST}),
+    "l2r beam 5 copies": System("bidir", config={**L2R, "use_copy": True}, generate={"num_beams": 5}),
+    "both beam 3 copies": System("bidir", config={"use_copy": True}, generate={"num_beams": 3}),
     "joint beam 3": System("bidir", generate={"num_beams": 3, "joint_rescoring": True}),
     "rerun beam 3": System("bidir", generate={"num_beams": 3}, rerun=True, max_sentences=4),
     "OpenNMT-py beam 5": System("opennmt_lstm", generate={"num_beams": 5}),
@@ -61,6 +63,7 @@ def pairs_of(dtypes: list[str]) -> list[tuple[str, str]]:
             (f"both beam 3{suffix}", "rerun beam 3"),
             *((f"l2r beam 3{rows}{suffix}", f"both beam 3{rows}{suffix}") for rows in ("", " shortlist")),
             *((f"{rows} shortlist{suffix}", f"{rows}{suffix}") for rows in ("l2r beam 5", "both beam 3")),
+            *((f"{rows}{suffix}", f"{rows} copies{suffix}") for rows in ("l2r beam 5", "both beam 3")),
         )
     ]
 

@@ -27,6 +27,8 @@ from bidir_seq2seq.arguments import parse_arguments
 SYSTEMS = {
     "l2r": System("bidir", config={"decoder_directions": "l2r"}),
     "twin": System("bidir"),
+    "l2r copies": System("bidir", config={"decoder_directions": "l2r", "use_copy": True}),
+    "twin copies": System("bidir", config={"use_copy": True}),
     "OpenNMT-py": System("opennmt_lstm"),
     "fairseq": System("fairseq_lstm"),
     "JoeyNMT": System("joeynmt_rnn"),
@@ -43,7 +45,8 @@ class TrainArguments(ComparisonArguments):
 def pairs_of(dtypes: list[str]) -> list[tuple[str, str]]:
     """Which systems' speeds are divided by which."""
     suffixes = ["" if dtype == "float32" else f" {dtype}" for dtype in dtypes]
-    return [(f"{ours}{suffix}", peer) for suffix in suffixes for ours in ("l2r", "twin") for peer in PEERS]
+    beside_peers = [(f"{ours}{suffix}", peer) for suffix in suffixes for ours in ("l2r", "twin") for peer in PEERS]
+    return beside_peers + [(f"{x}{suffix}", f"{x} copies{suffix}") for suffix in suffixes for x in ("l2r", "twin")]
 
 
 def main(args: list[str] | None = None) -> None:

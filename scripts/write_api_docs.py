@@ -54,6 +54,7 @@ PAGE = {
             "training": "train",
             "training_arguments": "ModelArguments DataArguments TrainingArguments",
             "trainer": "TitleTrainer",
+            "unknown_words": "TitleCollator extend_ids decode",
             "data": "load_pairs encode_pairs EncodingReport",
             "pair_summary": "summarize_pairs PairSummary",
             "allocator": "keep_freed_memory",
@@ -64,6 +65,8 @@ PAGE = {
         {
             "generation_bidir_seq2seq": "BidirSeq2SeqGenerationMixin BidirBeamSearchOutput",
             "titles": "write_titles stream_titles Title",
+            "ranking_bidir_seq2seq": "Candidates own joint",
+            "search_history": "search_history SearchHistory",
         },
     ),
     "Pipeline": ("Documents in, titles out.", {"pipeline": "BidirSeq2SeqPipeline"}),
@@ -72,6 +75,7 @@ PAGE = {
         {
             "metrics": "TitleScore pair_scores paired_bootstrap BootstrapResult lead_baseline",
             "evaluation": "available_systems predict score format_table",
+            "report": "write_report",
         },
     ),
     "Share": (

@@ -109,7 +109,8 @@ def test_the_wheel_holds_everything(wheel):
         names = archive.namelist()
     package = ROOT / "src" / "bidir_seq2seq"
     files = {f"bidir_seq2seq/{path.relative_to(package).as_posix()}" for path in package.rglob("*.py")}
-    files |= {"bidir_seq2seq/py.typed", "bidir_seq2seq/model_card_template.md"}
+    others = [path for kind in ("*.html", "*.md") for path in package.rglob(kind)]
+    files |= {"bidir_seq2seq/py.typed", *(f"bidir_seq2seq/{path.relative_to(package).as_posix()}" for path in others)}
     assert {name for name in names if name.startswith("bidir_seq2seq/")} == files
 
 

@@ -218,6 +218,7 @@ def visit(browser, address):
 
     def open_page(**settings):
         context = browser.new_context(**settings)
+        context.set_default_timeout(10_000)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: troubles.append(str(error)))
@@ -243,23 +244,28 @@ def write(page, text: str):
 
 
 def test_a_visitor_writes_plays_steps_and_points(visit):
-    page = visit(reduced_motion="reduce")
+    page = visit()
     write(page, "abc def")
     assert page.locator("#titles .bidir-card").count() == 4
     frame = page.frame_locator("#animation iframe")
-    frame.locator("#where").get_by_text("1 / ").wait_for()
+    # It plays by itself; moving stops it.
+    frame.locator("#scrub").focus()
+    page.keyboard.press("Home")
+    frame.locator("#where", has_text="Step 1 / ").wait_for()
     frame.locator("#forward").click()
     assert frame.locator("#where").text_content().startswith("Step 2 / ")
     frame.locator("#scrub").focus()
     page.keyboard.press("End")
     last = frame.locator("#scrub").get_attribute("max")
     assert frame.locator("#where").text_content() == f"Step {int(last) + 1} / {int(last) + 1}"
-    node = frame.locator(".lane.r2l g.node:not(.hidden)").last
+    node = frame.locator(".lane.r2l g.node:not(.hidden)").nth(7)
     node.hover()
     assert "looked at its partner's" in frame.locator("#told").text_content()
     assert frame.locator("#source span[style*=background]").count() > 0
+    partner = frame.locator(".lane.l2r g.node rect[style*=fill]")
+    assert partner.count() > 0
     frame.locator("#play").click()
-    frame.locator("#where").get_by_text("Step 2 / ").wait_for()
+    frame.locator("#where", has_text="Step 2 / ").wait_for()
     assert "Pause" in frame.locator("#play").text_content()
     frame.locator("#play").click()
     assert "Play" in frame.locator("#play").text_content()
@@ -271,7 +277,7 @@ def test_the_page_speaks_chinese(visit):
     page.get_by_text("中文").click()
     page.get_by_role("button", name="写标题").wait_for()
     page.locator("#titles").get_by_text("从左到右").wait_for()
-    page.frame_locator("#animation iframe").locator("#legend").get_by_text("先验").wait_for()
+    page.frame_locator("#animation iframe").locator("#legend", has_text="先验").wait_for()
 
 
 @pytest.mark.parametrize("text", [HOSTILE + "<img src=x onerror=alert(2)>", "a" * 100_000, "🙂 שלום", ""])
@@ -288,5 +294,5 @@ def test_two_visitors_do_not_meet_and_a_phone_needs_no_sideways_scrolling(visit)
     first.click("#write")
     second.click("#write")
     for page, text in ((first, "abc"), (second, "fed")):
-        page.frame_locator("#animation iframe").locator("#source").get_by_text(text).wait_for()
+        page.frame_locator("#animation iframe").locator("#source", has_text=text).wait_for()
     assert second.evaluate("document.documentElement.scrollWidth") <= 390

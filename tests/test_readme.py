@@ -21,14 +21,10 @@ def test_the_examples_run(tmp_path, monkeypatch, capsys):
     tokenizer.save_pretrained(tmp_path / "quickstart" / "model")
     tiny_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "quickstart" / "model")
     monkeypatch.chdir(tmp_path)
-    pipe, load, make = EXAMPLES
+    pipe, make = EXAMPLES
     exec(pipe, {})
     first, second = map(ast.literal_eval, capsys.readouterr().out.splitlines())
     assert [len(first), len(second)] == [3, 1] and second[0]["generated_text"] == ""
-    assert len(load.strip().splitlines()) <= 12
-    exec(load, {})
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and all(line.split()[1] in ("l2r", "r2l") for line in lines)
     names = {}
     exec(make, names)
     assert all(parameter.grad is not None for parameter in names["model"].parameters())

@@ -302,10 +302,11 @@ def test_missing_training_pairs(files, tmp_path):
 
 
 def test_a_curve_needs_two_points(tmp_path):
-    entries = [{"eval_loss": 2.0, "eval_rougeL": 10.0, "elapsed_seconds": 60.0}]
+    entries = [{"step": 1, "eval_loss": 2.0, "eval_rougeL": 10.0, "elapsed_seconds": 60.0}]
     plot_training_curve(entries, tmp_path / "curve.png")
     assert not (tmp_path / "curve.png").exists()
-    plot_training_curve([*entries, {"eval_loss": 1.0, "elapsed_seconds": 120.0}], tmp_path / "curve.png")
+    second = {"step": 2, "eval_loss": 1.0, "elapsed_seconds": 120.0}
+    plot_training_curve([*entries, second], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cache
 from threading import Lock
 from typing import Any, TypeVar
@@ -91,6 +92,17 @@ def _is_hooked(module: nn.Module) -> bool:
 def is_read_at_once(x: torch.Tensor) -> bool:
     """Whether the values of `x` `[...]` may decide what to do: elsewhere looking at them would stall the device."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def runs_under_autocast(rnn: nn.RNNBase, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a device has a recurrent layer in half precision; oneDNN has not on every processor."""
+    layer = deepcopy(rnn).to(device)
+    try:
+        with torch.no_grad(), torch.autocast(device.type, dtype=dtype):
+            layer(torch.zeros(1, 1, rnn.input_size, device=device))
+    except RuntimeError:
+        return False
+    return True
 
 
 def block_size(x: torch.Tensor) -> int:
@@ -495,6 +507,7 @@ __all__ = [
     "matmul",
     "plain_kernels",
     "product_dtype",
+    "runs_under_autocast",
     "tanh",
     "without_autocast",
 ]

@@ -502,6 +502,7 @@ def _edge_accuracy(predictions: list[list[str]], references: list[list[list[str]
 
 
 __all__ = [
+    "ROUGE_TYPES",
     "BootstrapResult",
     "References",
     "TitleScore",

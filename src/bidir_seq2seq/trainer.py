@@ -32,6 +32,7 @@ from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 from transformers.utils import logging
 
 from .extras import extra
+from .kernels_bidir_seq2seq import is_read_at_once
 from .run_folder import UNFINISHED, checkpoint_damage, publish_checkpoint, remove_old_checkpoints, told_in_a_line
 
 with extra("train"):
@@ -253,7 +254,7 @@ class TitleTrainer(Seq2SeqTrainer):
         bad = ~torch.as_tensor(grad_norm, device=self.args.device).isfinite()
         self._bad_updates = (self._bad_updates + 1) * bad
         self._most_bad_updates = torch.maximum(self._most_bad_updates, self._bad_updates)
-        if self.args.device.type == "cpu":
+        if is_read_at_once(self._bad_updates):
             self._look_at_updates(self.state.global_step + 1)
         if not self.args.fp16:
             self._leave_out(model, bad)

@@ -25,6 +25,7 @@ from transformers.utils import logging
 from .allocator import keep_freed_memory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .data import encode_pairs, load_pairs
+from .kernels_bidir_seq2seq import runs_under_autocast
 from .loading import load_model, load_tokenizer
 from .metrics import TitleScore
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
@@ -69,8 +70,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
 
 def _train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> dict[str, float]:
     set_seed(training_args.seed)
-    if training_args.device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory()
     pairs = load_pairs(
         {"train": data_args.train_file or [], "validation": data_args.validation_file or []},
         data_args.dataset_name,
@@ -266,17 +266,12 @@ def check_autocast(model: nn.Module, training_args: TrainingArguments) -> None:
     Raises:
         ValueError: Naming the remedy, where oneDNN would fail in the first training step.
     """
-    if training_args.device.type != "cpu":
-        return
     rnn = next(module for module in model.modules() if isinstance(module, nn.RNNBase))
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        try:
-            with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=getattr(training_args, name)):
-                rnn(torch.zeros(1, 1, rnn.input_size))
-        except RuntimeError as error:
+        if getattr(training_args, name) and not runs_under_autocast(rnn, dtype, training_args.device):
             raise ValueError(
                 f"{name}=True: oneDNN has no {name} LSTM for this processor; leave {name} out, float32 is faster on it"
-            ) from error
+            )
 
 
 def title_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:

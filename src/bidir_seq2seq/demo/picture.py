@@ -20,7 +20,7 @@ text { font: %dpx ui-monospace, 'DejaVu Sans Mono', 'Noto Sans Mono CJK SC', mon
   text { fill: #e6edf3; } .small { fill: #9aa4af; } .page { fill: #0f1318; }
   .l2r rect { fill: #12344f; stroke: #6cb6f5; } .r2l rect { fill: #4a2c13; stroke: #f5a45d; }
 }
-@media (prefers-reduced-motion: reduce) { .t { animation: none !important; opacity: 1 !important; } }
+@media (prefers-reduced-motion: reduce) { .t { animation: none !important; } }
 """
 
 
@@ -91,7 +91,7 @@ def _looks(search: SearchHistory, paths: dict, boxes: dict, seconds: float) -> l
             a, b = boxes[direction][step], boxes[other][target]
             y0, y1 = (a["y"] + 36, b["y"]) if a["y"] < b["y"] else (a["y"], b["y"] + 36)
             lines.append(
-                f'<path class="look t" style="animation: s{step} {seconds:.1f}s infinite" '
+                f'<path class="look t" style="animation: l{step} {seconds:.1f}s infinite" '
                 f'd="M{a["middle"]:.1f} {y0}L{b["middle"]:.1f} {y1}"/>'
             )
     return lines
@@ -99,7 +99,13 @@ def _looks(search: SearchHistory, paths: dict, boxes: dict, seconds: float) -> l
 
 def _keyframes(step: int, seconds: float) -> str:
     shown = 100 * (step * STEP_SECONDS) / seconds
-    return f"@keyframes s{step} {{ 0%, {shown:.2f}% {{ opacity: 0; }} {shown + 1.5:.2f}%, 100% {{ opacity: 1; }} }}\n"
+    next_shown = 100 * ((step + 1) * STEP_SECONDS) / seconds
+    # A look is over with the next token.
+    return (
+        f"@keyframes s{step} {{ 0%, {shown:.2f}% {{ opacity: 0; }} {shown + 1.5:.2f}%, 100% {{ opacity: 1; }} }}\n"
+        f"@keyframes l{step} {{ 0%, {shown:.2f}%, {next_shown + 1:.2f}%, 100% {{ opacity: 0; }} "
+        f"{shown + 1.5:.2f}%, {next_shown:.2f}% {{ opacity: 1; }} }}\n"
+    )
 
 
 __all__ = ["animated_svg"]
