@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import transformers
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from . import plots
 from .evaluation import PAIRS_FILE, SCORES_FILE, SETTINGS_FILE
 from .extras import extra
+from .loading import load_model_and_tokenizer
 from .metrics import Tokenization, accuracy_by_position, paired_bootstrap, split_tokens
 from .search_history import DIRECTIONS, Choice, SearchHistory, record_search
 from .source_words import source_word_mass
@@ -408,8 +409,7 @@ def _look(run: Run) -> _Look:
         return _Look(note="Score the run (score.py --output_dir) to see where its model looks.")
     if not (run.folder / "config.json").exists():
         return _Look(note="There is no model in the run's folder.")
-    model = AutoModelForSeq2SeqLM.from_pretrained(run.folder, use_safetensors=True, trust_remote_code=False).eval()
-    tokenizer = AutoTokenizer.from_pretrained(run.folder, trust_remote_code=False)
+    model, tokenizer = load_model_and_tokenizer(run.folder)
     look = _Look()
     some = [pair for pair in run.pairs if pair["source"].strip() and pair["references"][0].strip()]
     if getattr(model, "prior", None) is not None:

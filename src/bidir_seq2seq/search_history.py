@@ -115,12 +115,12 @@ def record_search(
     Returns:
         The search, and the title that it found.
     """
-    encoded = BidirSeq2SeqPipeline(model=model, tokenizer=tokenizer, device=model.device).preprocess(document)
-    sources = {name: encoded[name] for name in SOURCES if name in encoded}
-    settings = {"decoding_direction": "both", "return_dict_in_generate": True, "output_attentions": True}
-    output = model.generate(
-        **{name: ids.to(model.device) for name, ids in sources.items()}, **settings, **generate_kwargs
+    encoded: dict[str, Any] = BidirSeq2SeqPipeline(model=model, tokenizer=tokenizer, device=model.device).preprocess(
+        document
     )
+    sources = {name: encoded[name].to(model.device) for name in SOURCES if name in encoded}
+    settings = {"decoding_direction": "both", "return_dict_in_generate": True, "output_attentions": True}
+    output = model.generate(**sources, **settings, **generate_kwargs)
     ids = sources.get("extended_input_ids", sources["input_ids"])[0]
     words = encoded.get("words", [])
     searched = search_history(model, tokenizer, output.history, ids, words=words)

@@ -103,7 +103,7 @@ class DemoWriter:
     def _generate(self, system: str, encoded: dict[str, Any], **kwargs: Any) -> Written:
         start = time.perf_counter()
         output = self.model.generate(
-            **{name: encoded[name] for name in SOURCES if name in encoded},
+            **{name: encoded[name].to(self.model.device) for name in SOURCES if name in encoded},
             num_beams=self.num_beams,
             num_return_sequences=self.num_beams,
             return_dict_in_generate=True,
