@@ -24,6 +24,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python scripts/train.py scripts/quickstart.yaml
 	$(BIN)/python scripts/score.py --model_name_or_path quickstart/model --test_file quickstart/data/test.jsonl \
 		--num_examples 6 --output_dir quickstart/scores
+	$(BIN)/python scripts/report.py quickstart/model
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .

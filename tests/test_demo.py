@@ -87,6 +87,13 @@ def test_any_text_is_answered(writer, text, notices):
     assert len(text) <= MAX_CHARACTERS or result.search is not None
 
 
+def test_a_word_outside_the_vocabulary_is_shown_and_may_be_copied():
+    writer = make_writer(use_copy=True)
+    result = writer.write("abczzdef")
+    assert "".join(result.search.source) == "abczzdef"
+    assert all("\ufffd" not in text for written in result.written for text, _ in written.titles)
+
+
 @pytest.mark.parametrize("max_length", [9, 30])
 def test_the_history_is_the_search(writer, max_length):
     """Paths of the finished titles spell what `generate` returns, and shares add up."""

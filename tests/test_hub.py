@@ -333,6 +333,24 @@ def test_what_cannot_be_shared_is_refused_before_anything_is_written(model, toke
     assert folder.read_text() == "a file"
 
 
+def test_the_card_shows_the_pictures_of_its_report(model, tokenizer, tmp_path):
+    report = tmp_path / "report"
+    report.mkdir()
+    for name in ("positions.png", "lengths.png", "loss_by_steps.png"):
+        (report / name).write_bytes(name.encode())
+    files = save_for_hub(model, tokenizer, tmp_path / "titles", report_dir=report)
+    pictures = ["loss_by_steps.png", "positions.png"]
+    assert [file.name for file in files if file.suffix == ".png"] == pictures
+    text = (tmp_path / "titles" / "README.md").read_text()
+    assert re.findall(r"!\[.+\]\((.*)\)", text) == pictures
+    assert all((tmp_path / "titles" / name).read_bytes() == name.encode() for name in pictures)
+    save_for_hub(model, tokenizer, tmp_path / "plain")
+    assert "![" not in (tmp_path / "plain" / "README.md").read_text()
+    with pytest.raises(ValueError, match="has none of loss_by_steps.png"):
+        save_for_hub(model, tokenizer, tmp_path / "none", report_dir=tmp_path / "plain")
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_card_holds_what_was_said(model, tokenizer, tmp_path):
     save_for_hub(
         model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,6 +35,12 @@ AUTO_MAP = {
 CARD_TEMPLATE = Path(__file__).with_name("model_card_template.md")
 # A card with this line in it was written by us, and may be written again.
 CARD_MARK = "<!-- Written by bidir_seq2seq."
+# Of a report's pictures those that a card shows, with what is said to who cannot see them.
+PICTURES = {
+    "loss_by_steps.png": "Training and validation loss against updates",
+    "rouge_by_steps.png": "Validation ROUGE-L against updates",
+    "positions.png": "How often the n-th token is right, from the start and from the end, for each direction",
+}
 # Of the scores of `evaluation.score`: the Hub's metric id and the name shown.
 HUB_METRICS = {
     "rouge1": ("rouge", "ROUGE-1"),
@@ -48,6 +55,7 @@ def save_for_hub(
     tokenizer: PreTrainedTokenizerBase,
     save_directory: str | Path,
     repo_id: str | None = None,
+    report_dir: str | Path | None = None,
     **card_kwargs: Any,
 ) -> list[Path]:
     """Writes a folder that loads with this package and, by `trust_remote_code=True`, without it.
@@ -60,6 +68,7 @@ def save_for_hub(
         tokenizer: The tokenizer that it was trained with.
         save_directory: The folder; made if it is not there.
         repo_id: `user/name` on the Hub, for the card; default: the folder's name.
+        report_dir: What `report` wrote about the model; the card shows its pictures, which go along.
         card_kwargs: What the card says, as for [`create_model_card`].
 
     Returns:
@@ -85,6 +94,8 @@ def save_for_hub(
         )
     if repo_id is not None:
         _check_repo_id(repo_id)
+    pictures = _pictures(report_dir) if report_dir is not None else []
+    card_kwargs = {**card_kwargs, "pictures": [picture.name for picture in pictures]}
     card = create_model_card(model, tokenizer, repo_id or directory.resolve().name, **card_kwargs)
 
     model.save_pretrained(directory)
@@ -102,6 +113,10 @@ def save_for_hub(
     names = {CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, *(Path(file).name for file in tokenizer_files)}
     # Code and card are there to be worked on.
     manifest = write_manifest(directory, names)
+    for picture in pictures:
+        if picture.resolve().parent != directory.resolve():
+            shutil.copy(picture, directory)
+    names |= {picture.name for picture in pictures}
     names |= {REPOCARD_NAME, manifest.name, *(Path(file).name for file in code)}
     return [directory / name for name in sorted(names)]
 
@@ -179,6 +194,7 @@ def create_model_card(
     limitations: str | None = None,
     metrics: Mapping[str, Mapping[str, float]] | None = None,
     dataset_name: str | None = None,
+    pictures: Sequence[str] = (),
 ) -> ModelCard:
     """The model card: sizes are read from the model, and what nobody has said is "not given".
 
@@ -193,6 +209,7 @@ def create_model_card(
         metrics: Scores in percent of each system, as [`evaluation.score`] returns them and `scripts/score.py` writes
             them to `scores.json`. All go into the table; the Hub's own list leaves out the baseline `lead`.
         dataset_name: What the scores were measured on; default: the first of `datasets`.
+        pictures: Names of `PICTURES` that stand beside the card.
 
     Returns:
         The card, whose `data` holds the metadata.
@@ -246,6 +263,7 @@ def create_model_card(
         dataset_name=dataset_name,
         scores_table=format_table(metrics) if metrics else None,
         systems=list(metrics or ()),
+        pictures={name: PICTURES[name] for name in pictures},
     )
 
 
@@ -253,6 +271,16 @@ def _listed(value: str | Sequence[str] | None) -> list[str] | None:
     if value is None:
         return None
     return [value] if isinstance(value, str) else list(value)
+
+
+def _pictures(report_dir: str | Path) -> list[Path]:
+    pictures = [Path(report_dir) / name for name in PICTURES if (Path(report_dir) / name).exists()]
+    if not pictures:
+        raise ValueError(
+            f"report_dir={str(report_dir)!r} has none of {', '.join(PICTURES)}: give the folder that the report of "
+            "this one run was written to"
+        )
+    return pictures
 
 
 def _check_repo_id(repo_id: str) -> None:

@@ -814,6 +814,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
                 return_dict=True,
             )
         targets: list[torch.LongTensor] = []
+        if labels is None and num_items_in_batch is not None and decoding_direction is r2l_decoder_input_ids is None:
+            self._refuse_lost_labels()
         if labels is not None:
             labels, use_cache = pack_labels(labels), False
             self._check_labels(labels, encoder_outputs)
@@ -822,18 +824,6 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             r2l_decoder_input_ids = r2l[0] if r2l else None
             if self.config.decoder_directions == "r2l" or (decoder_input_ids is decoder_inputs_embeds is None):
                 decoder_input_ids = first
-        elif (
-            num_items_in_batch is not None
-            and self.config.decoder_directions != "l2r"
-            and r2l_decoder_input_ids is None
-            and decoding_direction is None
-        ):
-            raise ValueError(
-                "there is a number of labels (num_items_in_batch) but no labels: a Trainer takes them away for "
-                "label_smoothing_factor or compute_loss_func, and right-to-left targets are made from them. Set "
-                "config.label_smoothing instead, which smooths every direction; for a loss of your own, also give "
-                "r2l_decoder_input_ids, and logits and r2l_logits come back, or decoding_direction for one direction"
-            )
         elif use_cache is None:
             use_cache = self.config.use_cache and not self.training and r2l_decoder_input_ids is None
         if decoder_input_ids is decoder_inputs_embeds is None and input_ids is not None:
@@ -858,14 +848,12 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         if outputs.r2l_last_hidden_state is not None:
             written.append(Written(outputs.r2l_last_hidden_state, "r2l", r2l_decoder_input_ids))
         loss, logits = None, []
-        # Smoothed targets are for learning; measured outside training, the loss stays the plain cross-entropy.
-        smoothing = self.config.label_smoothing if self.training else 0.0
         if labels is None:
             logits = [words.logits(own) for own in written]
         elif self.training if skip_logits is None else skip_logits:
-            loss = words.loss(written, targets, num_items_in_batch, smoothing)
+            loss = words.loss(written, targets, num_items_in_batch, self._smoothing)
         else:
-            logits, loss = words.logits_and_loss(written, targets, num_items_in_batch, smoothing)
+            logits, loss = words.logits_and_loss(written, targets, num_items_in_batch, self._smoothing)
         return BidirSeq2SeqLMOutput(
             loss=loss,
             logits=logits[0] if logits else None,
@@ -876,6 +864,20 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
         )
+
+    @property
+    def _smoothing(self) -> float:
+        # Smoothed targets are for learning; measured outside training, the loss stays the plain cross-entropy.
+        return self.config.label_smoothing if self.training else 0.0
+
+    def _refuse_lost_labels(self) -> None:
+        if self.config.decoder_directions != "l2r":
+            raise ValueError(
+                "there is a number of labels (num_items_in_batch) but no labels: a Trainer takes them away for "
+                "label_smoothing_factor or compute_loss_func, and right-to-left targets are made from them. Set "
+                "config.label_smoothing instead, which smooths every direction; for a loss of your own, also give "
+                "r2l_decoder_input_ids, and logits and r2l_logits come back, or decoding_direction for one direction"
+            )
 
     def _written(
         self,

@@ -270,17 +270,22 @@ def prior_figure(theme: Theme, masses: Mapping[str, Mapping[str, Sequence[float]
     """Probability on source words at each token of a title, for each direction `"with"` and `"without"` the prior."""
     figure, axes = _axes("token in the order it is written", "probability on source words (%)")
     for direction, lines in masses.items():
-        for kind, dashes in (("with", "-"), ("without", ":")):
+        for kind, (dashes, said) in _KINDS.items():
+            if kind not in lines:
+                continue
             values = [100 * value for value in lines[kind]]
             style: dict[str, Any] = {
                 "color": theme.system(direction),
                 "marker": _MARKS.get(direction, "."),
                 "linestyle": dashes,
             }
-            axes.plot(range(1, len(values) + 1), values, label=f"{LABELS[direction]}, {kind}", **style)
+            axes.plot(range(1, len(values) + 1), values, label=f"{LABELS[direction]}, {said}", **style)
     axes.set_ylim(0, 100)
     _legend_above(axes, 2)
     return figure
+
+
+_KINDS = {"with": ("-", "as trained"), "without": (":", "no prior"), "without_copies": ("--", "no copies")}
 
 
 def plot_training_curve(log_history: list[dict], path: str | Path) -> None:

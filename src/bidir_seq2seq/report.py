@@ -18,14 +18,15 @@ from typing import Any
 
 import numpy as np
 import transformers
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from . import plots
 from .evaluation import PAIRS_FILE, SCORES_FILE, SETTINGS_FILE
 from .extras import extra
+from .loading import load_model_and_tokenizer
 from .metrics import Tokenization, accuracy_by_position, paired_bootstrap, split_tokens
-from .search_history import DIRECTIONS, Choice, SearchHistory, search_history
+from .search_history import DIRECTIONS, Choice, SearchHistory, record_search
 from .source_words import source_word_mass
 from .version import __version__
 
@@ -408,8 +409,7 @@ def _look(run: Run) -> _Look:
         return _Look(note="Score the run (score.py --output_dir) to see where its model looks.")
     if not (run.folder / "config.json").exists():
         return _Look(note="There is no model in the run's folder.")
-    model = AutoModelForSeq2SeqLM.from_pretrained(run.folder, use_safetensors=True, trust_remote_code=False).eval()
-    tokenizer = AutoTokenizer.from_pretrained(run.folder, trust_remote_code=False)
+    model, tokenizer = load_model_and_tokenizer(run.folder)
     look = _Look()
     some = [pair for pair in run.pairs if pair["source"].strip() and pair["references"][0].strip()]
     if getattr(model, "prior", None) is not None:
@@ -433,16 +433,8 @@ def _telling(run: Run, pairs: list[dict]) -> list[dict]:
 
 
 def _heat_maps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pair: dict) -> dict | None:
-    batch = tokenizer(pair["source"], truncation=True, split_special_tokens=True, return_tensors="pt")
-    ids = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    output = model.generate(
-        **ids, decoding_direction="both", return_dict_in_generate=True, output_attentions=True, num_return_sequences=1
-    )
-    if getattr(output, "history", None) is None:
-        return None
-    searched = search_history(model, tokenizer, output.history, ids["input_ids"][0])
+    searched, title = record_search(model, tokenizer, pair["source"])
     maps = [_heat_map(searched, direction) for direction in DIRECTIONS]
-    title = tokenizer.decode(output.sequences[0], skip_special_tokens=True)
     return {
         "id": pair["id"],
         "reference": pair["references"][0],
@@ -495,7 +487,7 @@ _CAPTIONS = {
     "positions": "How often the n-th token is the reference's n-th, counted from the start (left) and from the end "
     "(right). A left-to-right writer is good at openings, a right-to-left writer at endings.",
     "prior": "While known titles are read: the probability that the next token is a word of the document, with the "
-    "learned prior and for the same weights without it.",
+    "learned prior (and copies, if the model has them) as trained, and for the same weights without.",
 }
 
 __all__ = ["Run", "read_run", "write_report"]

@@ -12,9 +12,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .pipeline import BidirSeq2SeqPipeline
 from .search_bidir_seq2seq import BeamHistory
+from .unknown_words import decode
 
 DIRECTIONS = ("l2r", "r2l")
+# What `generate` takes of a document.
+SOURCES = ("input_ids", "attention_mask", "extended_input_ids")
 # What a look below this share adds to a picture is a byte count.
 MIN_WEIGHT = 0.01
 # Below it lie the scores of what does not exist.
@@ -97,12 +101,39 @@ class SearchHistory:
         return asdict(self)
 
 
+def record_search(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, document: str, **generate_kwargs: Any
+) -> tuple[SearchHistory, str]:
+    """Writes about one document in both directions, and keeps how.
+
+    Args:
+        model: A model of both directions.
+        tokenizer: Its tokenizer.
+        document: The text; not an empty one.
+        **generate_kwargs: As for `generate`.
+
+    Returns:
+        The search, and the title that it found.
+    """
+    encoded: dict[str, Any] = BidirSeq2SeqPipeline(model=model, tokenizer=tokenizer, device=model.device).preprocess(
+        document
+    )
+    sources = {name: encoded[name].to(model.device) for name in SOURCES if name in encoded}
+    settings = {"decoding_direction": "both", "return_dict_in_generate": True, "output_attentions": True}
+    output = model.generate(**sources, **settings, **generate_kwargs)
+    ids = sources.get("extended_input_ids", sources["input_ids"])[0]
+    words = encoded.get("words", [])
+    searched = search_history(model, tokenizer, output.history, ids, words=words)
+    return searched, decode(tokenizer, output.sequences[0].tolist(), words, model.config.vocab_size).strip()
+
+
 def search_history(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     history: BeamHistory,
     input_ids: torch.LongTensor,
     row: int = 0,
+    words: Sequence[str] = (),
 ) -> SearchHistory:
     """Puts one document's search in words.
 
@@ -110,36 +141,39 @@ def search_history(
         model: The model that searched.
         tokenizer: Its tokenizer.
         history: The `history` of a bidirectional output of `generate` with `output_attentions`.
-        input_ids: `[S]`, the document's ids, as long as they were given to `generate`.
+        input_ids: `[S]`, the document's ids, as long as they were given to `generate`, and with words of its own from
+            the vocabulary's size on, if it has any.
         row: Which document of the batch it is.
+        words: The words of its own.
 
     Returns:
         The search.
     """
+    reader = _Reader(tokenizer, words, model.config.vocab_size)
     places = (input_ids != tokenizer.pad_token_id).nonzero().squeeze(1)
     steps: dict[str, list[list[Choice | None]]] = {}
     finished: dict[str, list[Finished]] = {}
     for side, direction in enumerate(DIRECTIONS):
         steps[direction] = [
             [
-                _choice(tokenizer, history, (side, row, rank), step, places)
+                _choice(reader, history, (side, row, rank), step, places)
                 for rank in range(history.tokens[step].shape[2])
             ]
             for step in range(len(history.tokens))
         ]
-        finished[direction] = _finished(tokenizer, history, (side, row), steps[direction], places)
+        finished[direction] = _finished(reader, history, (side, row), steps[direction], places)
     ids = input_ids[places].tolist()
     prior = []
     if getattr(model, "prior", None) is not None:
         # Logits are (logits + prior) / 2.
-        bonuses = (model.prior.log_scale.detach().exp()[ids] / 2).tolist()
-        special = set(tokenizer.all_special_ids)
-        prior = [0.0 if index in special else round(bonus, 2) for index, bonus in zip(ids, bonuses)]
-    return SearchHistory([token_text(tokenizer, index) for index in ids], prior, steps, finished)
+        bonuses = (model.prior.log_scale.detach().exp() / 2).tolist()
+        known = range(len(bonuses))
+        prior = [round(bonuses[i], 2) if i in known and not reader.is_special(i) else 0.0 for i in ids]
+    return SearchHistory([reader.token(index) for index in ids], prior, steps, finished)
 
 
 def _choice(
-    tokenizer: PreTrainedTokenizerBase,
+    reader: _Reader,
     history: BeamHistory,
     place: tuple[int, int, int],
     step: int,
@@ -151,7 +185,7 @@ def _choice(
         return None
     looks = _looks(history, place, step, places)
     token, parent = int(history.tokens[step][place]), int(history.parents[step][place])
-    return Choice(text=token_text(tokenizer, token), parent=parent, score=round(score, 4), **looks)
+    return Choice(text=reader.token(token), parent=parent, score=round(score, 4), **looks)
 
 
 def _looks(history: BeamHistory, place: tuple[int, int, int], step: int, places: torch.LongTensor) -> dict[str, Any]:
@@ -167,7 +201,7 @@ def _looks(history: BeamHistory, place: tuple[int, int, int], step: int, places:
 
 
 def _finished(
-    tokenizer: PreTrainedTokenizerBase,
+    reader: _Reader,
     history: BeamHistory,
     place: tuple[int, int],
     steps: list[list[Choice | None]],
@@ -184,7 +218,7 @@ def _finished(
             continue
         tokens = history.finished_tokens[place][number, : len(parents)].tolist()
         step, rank = len(parents) - 1, parents[-1]
-        if tokens[-1] in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if reader.is_special(tokens[-1]):
             # The end is written by what it continues.
             step -= 1
         else:
@@ -192,9 +226,9 @@ def _finished(
             # Whatever continues a hypothesis has looked where that looked.
             looks = _looks(history, (*place, alike[0]), step, places) if alike else {**_NO_LOOKS}
             total = round(score * len(tokens), 4)
-            rank = _put(steps[step], Choice(token_text(tokenizer, tokens[-1]), rank, score=total, **looks))
-        text = "".join(token_text(tokenizer, token) for token in (tokens if place[0] == 0 else tokens[::-1]))
-        found.append(Finished(step, rank, round(score, 4), text.strip()))
+            rank = _put(steps[step], Choice(reader.token(tokens[-1]), rank, score=total, **looks))
+        text = reader.text(tokens if place[0] == 0 else tokens[::-1])
+        found.append(Finished(step, rank, round(score, 4), text))
     return found
 
 
@@ -215,13 +249,38 @@ def _weights(values: Sequence[float]) -> list[tuple[int, float]]:
     return [(place, round(value, 3)) for place, value in enumerate(values) if value >= MIN_WEIGHT]
 
 
-def token_text(tokenizer: PreTrainedTokenizerBase, index: int) -> str:
-    """A token as it stands in a text: the space that a piece begins with is one, and special tokens are empty."""
-    if index == tokenizer.unk_token_id:
-        return "\ufffd"
-    if index in tokenizer.all_special_ids:
-        return ""
-    return tokenizer.convert_ids_to_tokens(index).replace("\u2581", " ")
+class _Reader:
+    """Tokens as texts.
+
+    Args:
+        tokenizer: The model's.
+        words: A document's own, whose ids begin where the vocabulary ends.
+        vocab_size: V.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str], vocab_size: int):
+        self.tokenizer, self.words, self.vocab_size = tokenizer, words, vocab_size
+        self.special = set(tokenizer.all_special_ids)
+        # Pieces say where a word begins; whole words stand apart of themselves.
+        self.gap = " " if tokenizer.convert_tokens_to_string(["a", "b"]) == "a b" else ""
+
+    def is_special(self, index: int) -> bool:
+        """Whether it is no part of a text."""
+        return index in self.special
+
+    def token(self, index: int) -> str:
+        """A token as it stands in a text, with the space before it; unknown ones are U+FFFD, special ones empty."""
+        if index >= self.vocab_size:
+            return self.gap + self.words[index - self.vocab_size]
+        if index == self.tokenizer.unk_token_id:
+            return self.gap + "\ufffd"
+        if self.is_special(index):
+            return ""
+        return self.gap + self.tokenizer.convert_ids_to_tokens(index).replace("\u2581", " ")
+
+    def text(self, ids: Sequence[int]) -> str:
+        """A whole title."""
+        return decode(self.tokenizer, ids, self.words, self.vocab_size).strip()
 
 
-__all__ = ["DIRECTIONS", "Choice", "Finished", "SearchHistory", "search_history", "token_text"]
+__all__ = ["DIRECTIONS", "Choice", "Finished", "SearchHistory", "record_search", "search_history"]

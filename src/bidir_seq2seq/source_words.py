@@ -33,7 +33,8 @@ def source_word_mass(
         batch_size: Pairs at a time.
 
     Returns:
-        For each direction that the model has, `"with"` and `"without"`: the mean probability at each position, 0 to 1.
+        For each direction that the model has, `"with"` and `"without"` the prior, and `"without_copies"` if it copies:
+        the mean probability at each position, 0 to 1.
         Pairs without text on both sides are left out; without any other there are no positions.
 
     Raises:
@@ -78,13 +79,17 @@ def _encode(
 def _masses(
     model: PreTrainedModel, batch: dict[str, torch.Tensor]
 ) -> dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]]:
-    """For each direction, with and without: the mass at each of a title's tokens `[B, T]`, and where there is one."""
+    """For each direction and kind the mass at each of a title's tokens `[B, T]`, and where there is one."""
     encoder_outputs = model.get_encoder()(batch["input_ids"], batch["attention_mask"], return_dict=True)
     words = encoder_outputs.source_words
     unaware = copy.copy(encoder_outputs)
     unaware["source_words"] = torch.zeros_like(words)
     masses = {}
-    for kind, encoded in (("with", encoder_outputs), ("without", unaware)):
+    encodings = {"with": encoder_outputs, "without": unaware}
+    if getattr(model.config, "use_copy", False):
+        encodings["without_copies"] = copy.copy(encoder_outputs)
+        encodings["without_copies"]["source_ids"] = None
+    for kind, encoded in encodings.items():
         output = model(encoder_outputs=encoded, labels=batch["labels"], use_twin=False)
         only = model.config.decoder_directions
         sides = [("l2r", output.logits), ("r2l", output.r2l_logits)] if only == "both" else [(only, output.logits)]

@@ -48,6 +48,9 @@ class CardArguments:
     training_data: str | None = field(default=None, metadata={"help": "The training pairs, in words."})
     limitations: str | None = field(default=None, metadata={"help": "Where this model fails, in words."})
     metrics_file: str | None = field(default=None, metadata={"help": "The scores.json that 'score' wrote."})
+    report_dir: str | None = field(
+        default=None, metadata={"help": "What 'report' wrote about the model: the card shows its pictures."}
+    )
     dataset_name: str | None = field(
         default=None, metadata={"help": "What the scores were measured on. Default: the first of datasets."}
     )

@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..pipeline import MAX_UNKNOWN_SHARE
-from ..search_history import SearchHistory, search_history
+from ..loading import load_model_and_tokenizer
+from ..pipeline import MAX_UNKNOWN_SHARE, BidirSeq2SeqPipeline
+from ..search_history import SOURCES, SearchHistory, record_search
+from ..unknown_words import decode
 
 # What lies beyond is not even looked at.
 MAX_CHARACTERS = 20_000
 MAX_BEAMS = 4
+# Each way ranks its own titles; only the model's default may rank them otherwise.
+OWN_RANKING = {"joint_rescoring": False}
 
 
 @dataclass
@@ -58,6 +61,7 @@ class DemoWriter:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer = model.eval(), tokenizer
+        self.pipeline = BidirSeq2SeqPipeline(model=model, tokenizer=tokenizer, device=model.device)
         self.num_beams = min(model.generation_config.num_beams or MAX_BEAMS, MAX_BEAMS)
 
     @classmethod
@@ -69,8 +73,7 @@ class DemoWriter:
         """
         if Path(folder).is_dir() and not (Path(folder) / "config.json").exists():
             raise ValueError(f"{folder} holds no model (config.json): name the output_dir of train.py")
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
-        return cls(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        return cls(*load_model_and_tokenizer(str(folder)))
 
     def write(self, text: str) -> Result:
         """Titles of a text, with what has to be said of it; an empty text has none."""
@@ -80,51 +83,35 @@ class DemoWriter:
             result.notices.append(("too_long", {"limit": MAX_CHARACTERS}))
         # Surrogates without a partner are no characters.
         text = text.encode("utf-8", "ignore").decode("utf-8")
-        settings = {"split_special_tokens": True, "verbose": False}
-        ids = self.tokenizer(text, **settings)["input_ids"] if text.strip() else []
-        if not ids:
+        if not text.strip():
             result.notices.append(("empty", {}))
             return result
-        limit = self.tokenizer.model_max_length
-        if len(ids) > limit:
-            result.notices.append(("cut", {"read": limit, "all": len(ids)}))
-            ids = self.tokenizer(text, truncation=True, max_length=limit, **settings)["input_ids"]
-        share = ids.count(self.tokenizer.unk_token_id) / len(ids)
+        encoded = self.pipeline.preprocess(text)
+        if bool(encoded["truncated"]):
+            result.notices.append(("cut", {"read": int(encoded["tokens"])}))
+        share = int(encoded["unknown"]) / max(int(encoded["tokens"]), 1)
         if share > MAX_UNKNOWN_SHARE:
             result.notices.append(("unknown", {"share": share}))
-        input_ids: Any = torch.tensor([ids])
         directions = self.model.config.decoder_directions
         for direction in ("l2r", "r2l", "both") if directions == "both" else (directions,):
-            result.written.append(self._generate(direction, input_ids, decoding_direction=direction, **self._own))
-        result.written.append(self._generate("default", input_ids))
+            result.written.append(self._generate(direction, encoded, decoding_direction=direction, **OWN_RANKING))
+        result.written.append(self._generate("default", encoded))
         if directions == "both":
-            output = self.model.generate(
-                input_ids=input_ids,
-                num_beams=self.num_beams,
-                return_dict_in_generate=True,
-                output_attentions=True,
-                decoding_direction="both",
-                **self._own,
-            )
-            result.search = search_history(self.model, self.tokenizer, output.history, input_ids[0])
+            result.search, _ = record_search(self.model, self.tokenizer, text, num_beams=self.num_beams, **OWN_RANKING)
         return result
 
-    @property
-    def _own(self) -> dict[str, Any]:
-        """Each direction ranks its own titles; only the model's default may rank them otherwise."""
-        return {"joint_rescoring": False}
-
-    def _generate(self, system: str, input_ids: torch.LongTensor, **kwargs: Any) -> Written:
+    def _generate(self, system: str, encoded: dict[str, Any], **kwargs: Any) -> Written:
         start = time.perf_counter()
         output = self.model.generate(
-            input_ids=input_ids,
+            **{name: encoded[name].to(self.model.device) for name in SOURCES if name in encoded},
             num_beams=self.num_beams,
             num_return_sequences=self.num_beams,
             return_dict_in_generate=True,
             **kwargs,
         )
         milliseconds = 1000 * (time.perf_counter() - start)
-        texts = self.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
+        words, size = encoded.get("words", []), self.model.config.vocab_size
+        texts = [decode(self.tokenizer, ids, words, size).strip() for ids in output.sequences.tolist()]
         scores = getattr(output, "sequences_scores", None)
         found: dict[str, float] = {}
         for text, score in zip(texts, [0.0] * len(texts) if scores is None else scores.tolist()):
