@@ -113,10 +113,17 @@ def run_size(number: int, steps: list[str], folder: Path) -> dict[str, dict[str,
             "--per_device_train_batch_size", "256", "--max_source_length", "100", "--disable_tqdm", "true",
         ],
     }  # fmt: skip
-    figures = {step: watch(commands[step], cache) for step in STEPS if step in steps and step in commands}
+    figures = {}
+    for step in (step for step in commands if step in steps):
+        figures[step] = watch(commands[step], cache)
+        show(number, step, figures[step])
     if "generate" in steps:
         figures |= write_titles_twice(package, pairs, model, cache, number)
     return figures
+
+
+def show(number: int, step: str, row: dict[str, float]) -> None:
+    print(f"{number:10,}  {step:10}{row['seconds']:10.1f}{row['own_mb']:10.0f}{row['mapped_mb']:12.0f}", flush=True)
 
 
 def write_titles_twice(package: list[str], pairs: Path, model: Path, cache: Path, number: int) -> dict:
@@ -131,6 +138,7 @@ def write_titles_twice(package: list[str], pairs: Path, model: Path, cache: Path
         "--max_new_tokens", "6", "--decoding_direction", "l2r", "--device", "cpu", "--output_file",
     ]  # fmt: skip
     figures = {"generate": watch([*command, str(folder / "whole.txt")], cache)}
+    show(number, "generate", figures["generate"])
     partial = folder / "resumed.txt.partial"
     half = (folder / "whole.txt").stat().st_size // 2
     killed = watch(
@@ -145,6 +153,7 @@ def write_titles_twice(package: list[str], pairs: Path, model: Path, cache: Path
     digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("whole.txt", "resumed.txt")]
     if digests[0] != digests[1] or (folder / "whole.txt").read_bytes().count(b"\n") != number:
         raise RuntimeError(f"the titles differ or are not {number}: compare {folder}/whole.txt and resumed.txt")
+    show(number, "resume", figures["resume"])
     figures["resume"] |= {"killed_after_lines": lines, "seconds_before": killed["seconds"]}
     return figures
 
@@ -155,11 +164,6 @@ def main() -> None:
     print(f"{'pairs':>10}  {'step':10}{'seconds':>10}{'own MB':>10}{'mapped MB':>12}")
     for number in arguments.sizes:
         results[number] = run_size(number, arguments.steps, Path(arguments.output_dir) / str(number))
-        for step, row in results[number].items():
-            print(
-                f"{number:10,}  {step:10}{row['seconds']:10.1f}{row['own_mb']:10.0f}{row['mapped_mb']:12.0f}",
-                flush=True,
-            )
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
