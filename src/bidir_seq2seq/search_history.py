@@ -283,4 +283,4 @@ class _Reader:
         return decode(self.tokenizer, ids, self.words, self.vocab_size).strip()
 
 
-__all__ = ["DIRECTIONS", "Choice", "Finished", "SearchHistory", "record_search", "search_history"]
+__all__ = ["DIRECTIONS", "SOURCES", "Choice", "Finished", "SearchHistory", "record_search", "search_history"]
