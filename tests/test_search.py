@@ -18,6 +18,8 @@ SIZE = 6
 class Table:
     """A language of log-probabilities `[SIZE, SIZE]` of the next word after the last one; both steps and scores."""
 
+    reads_written = False
+
     def __init__(self, log_probs: torch.Tensor):
         self.table = log_probs
 

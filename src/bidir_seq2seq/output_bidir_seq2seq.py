@@ -603,6 +603,11 @@ class NextTokens:
         # Of a step: always the same piece of memory.
         self._probs: torch.Tensor | None = None
 
+    @property
+    def reads_written(self) -> bool:
+        """Whether the tokens of hypotheses matter beside their features: to copies."""
+        return self.copies is not None
+
     def log_probs(
         self,
         features: torch.Tensor,

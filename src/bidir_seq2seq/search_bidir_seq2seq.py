@@ -39,7 +39,13 @@ class Steps(Protocol):
 
 
 class Scorer(Protocol):
-    """What scores next tokens, as [`NextTokens`] does; its methods say how."""
+    """What scores next tokens, as [`NextTokens`] does; its methods say how.
+
+    Attributes:
+        reads_written: Whether it looks at the tokens of hypotheses, not at their features alone.
+    """
+
+    reads_written: bool
 
     def log_probs(
         self,
@@ -93,7 +99,9 @@ def search(
         # A document's hypotheses of all directions together: [B, Q, E], or [B, Q, K, E] beside their partners.
         features = step.features.transpose(0, 1).flatten(1, 2)
         partners = _equal_weights(beam.alive.view(hypotheses)) if num_directions == 2 else None
-        written = beam.running.view(*hypotheses, -1).transpose(0, 1).flatten(1, 2)
+        written = None
+        if next_tokens.reads_written:
+            written = beam.running.view(*hypotheses, -1).transpose(0, 1).flatten(1, 2)
         forbidden = [forbidden_tokens(own, beam.length) for own in processors]
         looks_at_all = beam.do_sample or any(ids is None for ids in forbidden)
         if not looks_at_all and all(record.is_empty for record in records):
@@ -114,7 +122,9 @@ def search(
         done = not bool(beam.open.any())
         if history is not None:
             history.add(beam, step, parents.view(hypotheses))
-        steps.reorder(parents.view(hypotheses))
+        if not done or num_directions == 1:
+            # What one direction remembers may be gone on from.
+            steps.reorder(parents.view(hypotheses))
 
 
 def _equal_weights(alive: torch.BoolTensor) -> torch.Tensor:
