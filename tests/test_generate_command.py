@@ -18,6 +18,9 @@ from pyarrow import parquet
 
 from bidir_seq2seq.commands import workers
 from bidir_seq2seq.commands.generate import main
+from bidir_seq2seq.loading import load_model_and_tokenizer
+from bidir_seq2seq.ranking_bidir_seq2seq import RANKING_RULES
+from bidir_seq2seq.titles import write_titles
 from bidir_seq2seq.tokenization import build_char_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -149,6 +152,26 @@ def test_json_lines_keep_the_rows(generate, tmp_path):
         assert line == row
     best = generate(tmp_path / "a.jsonl", "n.jsonl", "--num_beams", 3, "--num_return_sequences", 3)
     assert [len(json.loads(line)["generated_candidates"]) for line in best] == [3, 1, 3]
+
+
+def test_candidates_are_ranked_by_the_rule_asked_for(generate, documents, checkpoint):
+    flags = ["--num_beams", 3, "--num_return_sequences", 3]
+    rows = {
+        rule: [json.loads(line) for line in generate(documents[:40], f"{rule}.jsonl", *flags, "--ranking", rule)]
+        for rule in RANKING_RULES
+    }
+    model, tokenizer = load_model_and_tokenizer(checkpoint, device="cpu")
+    for rule, written in rows.items():
+        expected = write_titles(model, tokenizer, documents[:40], num_beams=3, num_return_sequences=3, ranking=rule)
+        for row, titles in zip(written, expected):
+            candidates = row["generated_candidates"]
+            assert [candidate["text"] for candidate in candidates] == [title.text for title in titles]
+            assert [c["score"] for c in candidates] == [t.score and pytest.approx(t.score, abs=1e-5) for t in titles]
+    assert rows["own"] != rows["joint"]
+    by_flag = generate(documents[:40], "flag.jsonl", *flags, "--joint_rescoring", "true")
+    assert [json.loads(line) for line in by_flag] == rows["joint"]
+    with pytest.raises(ValueError, match="ranking='own' disagrees with joint_rescoring=True"):
+        generate(documents[:2], "both.jsonl", "--ranking", "own", "--joint_rescoring", "true")
 
 
 def test_any_format_may_be_read(generate, tmp_path):

@@ -32,6 +32,7 @@ from ..arguments import parse_arguments
 from ..data import check_column, check_text, choose_columns, is_known_source, read_texts
 from ..files import find_files
 from ..loading import load_model_and_tokenizer
+from ..ranking_bidir_seq2seq import RANKING_RULES
 from ..tables import Row, Table, open_table, split_lines
 from ..title_file import TitleFile, describe_input, describe_model
 from ..titles import Title, stream_titles, window_size
@@ -80,9 +81,15 @@ class GenerateArguments:
     decoding_direction: str | None = field(
         default=None, metadata={"help": "Default: what the model has.", "choices": ["both", "l2r", "r2l"]}
     )
-    joint_rescoring: bool | None = field(
-        default=None, metadata={"help": "Rank both directions' candidates by both. Default: the model's own."}
+    ranking: str | None = field(
+        default=None,
+        metadata={
+            "help": "How both directions' candidates are ranked: 'own', by the one that wrote each; 'joint', by both. "
+            "Default: the model's own.",
+            "choices": list(RANKING_RULES),
+        },
     )
+    joint_rescoring: bool | None = field(default=None, metadata={"help": "The older name: true is --ranking joint."})
     num_beams: int | None = field(default=None, metadata={"help": "Beams per direction. Default: the model's own."})
     num_return_sequences: int = field(default=1, metadata={"help": "Candidates per document; at most num_beams."})
     length_penalty: float | None = field(default=None, metadata={"help": "Above 1 favours longer titles."})
@@ -117,6 +124,7 @@ class GenerateArguments:
 
 GENERATE_KWARGS = (
     "decoding_direction",
+    "ranking",
     "joint_rescoring",
     "num_beams",
     "num_return_sequences",
