@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,8 +36,9 @@ from transformers.generation.utils import (
 )
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
-from .directions_bidir_seq2seq import Direction, directions_of
-from .output_bidir_seq2seq import IMPOSSIBLE, NextTokens, Shortlist
+from .directions_bidir_seq2seq import directions_of
+from .output_bidir_seq2seq import NextTokens, Shortlist
+from .proposals_bidir_seq2seq import Found, merged, searches_of
 from .ranking_bidir_seq2seq import ASKS_BOTH, RANKING_RULES, Candidates
 from .search_bidir_seq2seq import Beam, BeamHistory, StepRecords, forbidden_tokens, search, select
 
@@ -60,7 +62,13 @@ PRIVATE_TENSORS = ("_decoder_start_token_tensor", "_eos_token_tensor", "_pad_tok
 
 DIRECTIONS = ("l2r", "r2l", "both")
 # Our own flags of `generate`, and their values where nothing is said.
-FLAGS = {"decoding_direction": None, "ranking": None, "joint_rescoring": False, "vocabulary_shortlist": None}
+FLAGS: dict[str, Any] = {
+    "decoding_direction": None,
+    "proposals": None,
+    "ranking": None,
+    "joint_rescoring": False,
+    "vocabulary_shortlist": None,
+}
 ONE_WAY = "pass decoding_direction='l2r'"
 # Settings of a `GenerationConfig` that speak of a title's left end, or of the order in which it is written.
 LEFT_END_SETTINGS = ("forced_bos_token_id", "begin_suppress_tokens", "stop_strings", "watermarking_config")
@@ -155,6 +163,9 @@ class BidirSeq2SeqGenerationMixin:
     Args:
         decoding_direction (`"both"`, `"l2r"` or `"r2l"`): The bidirectional beam search, or one decoder alone with
             its twin off. Default: what the model has.
+        proposals (`str`): Which searches propose titles, joined by "+": `"both"` (default), `"l2r"` and `"r2l"`, the
+            decoders alone, or `"l2r+r2l+both"`, all three, which takes about twice as long. What stands in the pools
+            of several is ranked together; alone they need a model trained with `twin_dropout` above 0.
         ranking (`str`): How what the bidirectional search proposes is ranked, one of `RANKING_RULES`: `"own"`, by what
             the direction that wrote a title gave it; `"joint"`, by the mean of both directions' log-probabilities with
             the twin off, each a proper model of the title, which needs a model trained with `twin_dropout` above 0.
@@ -187,6 +198,7 @@ class BidirSeq2SeqGenerationMixin:
         self._validate_numbers(generation_config)
         self._choose_ranking(generation_config, ours)
         self._validate_direction(generation_config)
+        self._choose_proposals(generation_config, ours)
         return generation_config, model_kwargs
 
     def _prepare_model_inputs(
@@ -224,6 +236,19 @@ class BidirSeq2SeqGenerationMixin:
                 "model has twin_dropout=0: train with twin_dropout=0.5, or leave it out"
             )
         generation_config.ranking, generation_config.joint_rescoring = rule, rule == "joint"
+
+    def _choose_proposals(self, generation_config: GenerationConfig, given: dict) -> None:
+        direction = generation_config.decoding_direction
+        if direction != "both" and given.get("proposals") not in (None, direction):
+            raise ValueError(f"proposals={given['proposals']!r} needs decoding_direction='both', not {direction!r}")
+        asked = (given.get("proposals") or generation_config.proposals or "both") if direction == "both" else direction
+        names = searches_of(asked)
+        if direction == "both" and names != ("both",) and self.config.twin_dropout == 0:
+            raise ValueError(
+                f"proposals={asked!r} needs directions that have learned to write alone, and this model has "
+                "twin_dropout=0: train with twin_dropout=0.5, or leave it out"
+            )
+        generation_config.proposals = "+".join(names)
 
     @staticmethod
     def _validate_numbers(generation_config: GenerationConfig) -> None:
@@ -538,39 +563,29 @@ class BidirSeq2SeqGenerationMixin:
             past_key_values: The empty past of the only decoder.
             synced_gpus: Whether to go on stepping until every process is done.
         """
-        directions = directions_of(self.config, generation_config.decoding_direction)
-        processors, criteria = [logits_processor], [stopping_criteria]
-        start_ids = input_ids[:: generation_config.num_beams, 0]
-        if len(directions) == 2:
-            processors.append(logits_processor.r2l)
-            criteria.append(stopping_criteria.r2l)
-            start_ids = torch.cat([torch.full_like(start_ids, direction.start_id) for direction in directions])
-        beam = Beam(
-            start_ids,
-            generation_config.num_beams,
-            criteria,
-            generation_config.max_length,
-            pad_id=int(generation_config._pad_token_tensor),
-            length_penalty=generation_config.length_penalty,
-            # Greedy search ends with the first end, whatever is set for beams.
-            early_stopping=generation_config.num_beams == len(directions) == 1 or generation_config.early_stopping,
-            do_sample=generation_config.do_sample,
-        )
-        next_tokens = self._next_tokens(encoder_outputs, directions, generation_config.vocabulary_shortlist)
-        records = [self._start_records(generation_config) for _ in directions]
-        history = BeamHistory() if len(directions) == 2 and records[0].weights is not None else None
-        steps = self.model.start_steps(
-            encoder_outputs, generation_config.decoding_direction, need_twin_weights=history is not None
-        )
+        batch_size, direction = len(input_ids) // generation_config.num_beams, generation_config.decoding_direction
+        next_tokens = self._next_tokens(encoder_outputs, generation_config.vocabulary_shortlist)
+
+        def run(name: str, processors: Sequence, criteria: Sequence) -> tuple[Found, Any]:
+            found = self._start(name, batch_size, criteria, generation_config)
+            steps = self.model.start_steps(encoder_outputs, name, need_twin_weights=found.history is not None)
+            scorer = next_tokens([own.name for own in found.directions])
+            search(steps, scorer, found.beam, processors, found.records, goes_on, found.history)
+            return found, steps
 
         def goes_on(done: bool) -> bool:
             return self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device)
 
-        search(steps, next_tokens, beam, processors, records, goes_on, history)
-        if len(directions) == 2:
-            return self._gather_results(beam, records, history, encoder_outputs, generation_config)
+        if direction == "both":
+            names = searches_of(generation_config.proposals)
+            # A processor of the user's may remember what it has seen, which must not be another search's.
+            asked = [copy.deepcopy((logits_processor, stopping_criteria)) for _ in names[1:]]
+            asked.append((logits_processor, stopping_criteria))
+            runs = [run(name, _sides(name, one), _sides(name, two))[0] for name, (one, two) in zip(names, asked)]
+            return self._gather_results(runs, encoder_outputs, generation_config)
 
-        count = generation_config.num_return_sequences
+        found, steps = run(direction, [logits_processor], [stopping_criteria])
+        beam, count = found.beam, generation_config.num_return_sequences
         sequences = beam.finished_paths[:, :count, :, 0].flatten(0, 1)
         sequences = sequences[:, : (sequences != self.config.pad_token_id).sum(1).amax()]
         if not generation_config.return_dict_in_generate:
@@ -585,11 +600,38 @@ class BidirSeq2SeqGenerationMixin:
             past_key_values=past_key_values,
         )
 
-    def _next_tokens(self, encoder_outputs: Any, directions: Sequence[Direction], size: int | None) -> NextTokens:
+    def _start(
+        self,
+        name: str,
+        batch_size: int,
+        criteria: Sequence[StoppingCriteriaList],
+        generation_config: GenerationConfig,
+    ) -> Found:
+        """A search of B documents, of one direction or both, that has yet to begin."""
+        directions = directions_of(self.config, name)
+        start_ids = torch.tensor([direction.start_id for direction in directions], device=self.device)
+        num_beams, is_alone = generation_config.num_beams, generation_config.decoding_direction != "both"
+        beam = Beam(
+            start_ids.repeat_interleave(batch_size),
+            num_beams,
+            criteria,
+            generation_config.max_length,
+            pad_id=int(generation_config._pad_token_tensor),
+            length_penalty=generation_config.length_penalty,
+            # Greedy search ends with the first end, whatever is set for beams.
+            early_stopping=(num_beams == 1 and is_alone) or generation_config.early_stopping,
+            do_sample=generation_config.do_sample,
+        )
+        records = [self._start_records(generation_config) for _ in directions]
+        history = BeamHistory() if len(directions) == 2 and records[0].weights is not None else None
+        return Found(beam, directions, records, history)
+
+    def _next_tokens(self, encoder_outputs: Any, size: int | None) -> Callable[[Sequence[str]], NextTokens]:
+        """What scores the next tokens of some directions."""
         shortlist = None
         if size is not None and size < self.config.vocab_size:
             shortlist = Shortlist.of(self.config, encoder_outputs, self.prior, self.lm_head, size)
-        return self.words(encoder_outputs).next_tokens(shortlist, [direction.name for direction in directions])
+        return partial(self.words(encoder_outputs).next_tokens, shortlist)
 
     @staticmethod
     def _start_records(generation_config: GenerationConfig) -> StepRecords:
@@ -599,43 +641,34 @@ class BidirSeq2SeqGenerationMixin:
         return StepRecords(*([] if is_asked else None for is_asked in asked))
 
     def _gather_results(
-        self,
-        beam: Beam,
-        records: list[StepRecords],
-        history: BeamHistory | None,
-        encoder_outputs: Any,
-        generation_config: GenerationConfig,
+        self, runs: Sequence[Found], encoder_outputs: Any, generation_config: GenerationConfig
     ) -> GenerateOutput | torch.LongTensor:
-        """Merges both directions' pools: one ranking, no sequence twice."""
-        paths = beam.finished_paths[:, :, : beam.length].chunk(2)
-        sides = [self._pool_details(*side) for side in zip(paths, records, directions_of(self.config, "both"))]
-        pool = {name: torch.cat([side[name] for side in sides], dim=1) for name in sides[0]}
+        """Merges what all searches found: one ranking, no sequence twice."""
+        pad_id = self.config.pad_token_id
+        pool = merged([side for found in runs for side in found.pools()], pad_id)
         candidates = Candidates(
             pool["sequences"],
-            torch.cat(beam.finished_scores.chunk(2), dim=1),
-            self.config.pad_token_id,
+            pool.pop("own_scores"),
+            pad_id,
             generation_config.length_penalty,
             judge=lambda labels: self.sequence_log_probs(encoder_outputs, labels),
         )
-        scores = RANKING_RULES[generation_config.ranking](candidates)
-        scores = scores.where(candidates.scores > IMPOSSIBLE, IMPOSSIBLE)
+        scores, order = candidates.ranked(generation_config.ranking)
         if generation_config.ranking in ASKS_BOTH:
             pool |= {f"{name}_log_probs": values for name, values in candidates.log_probs.items()}
-        scores, order = scores.sort(dim=1, descending=True, stable=True)
-        sequences = select(pool["sequences"], order)
-        repeats = (sequences[:, :, None] == sequences[:, None]).all(-1).tril(-1).any(-1)
-        scores, distinct = scores.masked_fill(repeats, IMPOSSIBLE).sort(dim=1, descending=True, stable=True)
 
         # Where each returned sequence has a row of its own (sampling), that row gives its best.
         rows = encoder_outputs.last_hidden_state.shape[0]
         per_row = generation_config.num_return_sequences * rows // scores.shape[0]
-        order = order.gather(1, distinct)[:, :per_row]
-        found = {name: select(values, order).flatten(0, 1) for name, values in pool.items()}
-        length = (found["sequences"] != self.config.pad_token_id).sum(1).amax()
+        found = {name: select(values, order[:, :per_row]).flatten(0, 1) for name, values in pool.items()}
+        length = (found["sequences"] != pad_id).sum(1).amax()
         sequences = found.pop("sequences")[:, :length]
         if not generation_config.return_dict_in_generate:
             return sequences
         directions = ["r2l" if right else "l2r" for right in found.pop("from_right").tolist()]
+        if len(runs) > 1:
+            # Rows of one search are not those of another.
+            found.pop("beam_indices", None)
         for name, step_dim in (("token_scores", 1), ("beam_indices", 1), ("source_attentions", 2)):
             if name in found:
                 found[name] = found[name].narrow(step_dim, 0, length - 1)
@@ -643,39 +676,26 @@ class BidirSeq2SeqGenerationMixin:
             sequences=sequences,
             sequences_scores=scores[:, :per_row].flatten(),
             directions=directions,
-            l2r_scores=_as_tuple(records[0].scores),
-            r2l_scores=_as_tuple(records[1].scores),
-            l2r_logits=_as_tuple(records[0].logits),
-            r2l_logits=_as_tuple(records[1].logits),
-            history=history,
+            **self._steps_of(runs),
             encoder_hidden_states=encoder_outputs.hidden_states,
             **found,
         )
 
     @staticmethod
-    def _pool_details(paths: torch.LongTensor, records: StepRecords, direction: Direction) -> dict[str, torch.Tensor]:
-        """What is known of the finished paths `[B, K, L, 2]` of one direction: tensors `[B, K, ...]` by name."""
-        pool_shape = paths.shape[:2]
-        written, parents = paths.flatten(0, 1).unbind(-1)
-        sequences, order = direction.reading_order(written)
-        details = {
-            "sequences": sequences,
-            "from_right": torch.full(written.shape[:1], direction.name == "r2l", device=written.device),
-        }
-        if records.scores or records.weights:
-            first_rows = torch.arange(len(written), device=written.device) // pool_shape[1] * pool_shape[1]
-            tokens, rows = written[:, 1:], parents[:, 1:] + first_rows[:, None]
-            exists = parents[:, 1:] >= 0
-            details["beam_indices"] = rows.where(exists, -1)
-            steps = order[:, 1:] - 1
-            rows = rows.where(exists, 0).gather(1, steps)
-            if records.scores:
-                chosen = torch.stack(records.scores)[steps, rows, tokens.gather(1, steps)]
-                details["token_scores"] = chosen.masked_fill(~exists, 0)
-            if records.weights:
-                read = torch.stack(records.weights)[steps, rows] * exists[..., None, None]
-                details["source_attentions"] = read.transpose(1, 2)
-        return {name: values.unflatten(0, pool_shape) for name, values in details.items()}
+    def _steps_of(runs: Sequence[Found]) -> dict[str, Any]:
+        """The history, and of an only search what was recorded of each step."""
+        (history,) = [found.history for found in runs if len(found.directions) == 2] or [None]
+        steps: dict[str, Any] = {"history": history}
+        if len(runs) == 1:
+            for direction, records in zip(runs[0].directions, runs[0].records):
+                steps[f"{direction.name}_scores"] = _as_tuple(records.scores)
+                steps[f"{direction.name}_logits"] = _as_tuple(records.logits)
+        return steps
+
+
+def _sides(name: str, asked: Any) -> list[Any]:
+    """Of processors or criteria of both directions those of the ones that a search writes in."""
+    return [own for side, own in (("l2r", asked), ("r2l", asked.r2l)) if name in (side, "both")]
 
 
 def _as_tuple(steps: list[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | None:

@@ -12,6 +12,8 @@ from functools import cached_property
 import torch
 
 from .directions_bidir_seq2seq import IGNORE_INDEX
+from .output_bidir_seq2seq import IMPOSSIBLE
+from .search_bidir_seq2seq import select
 
 
 @dataclass
@@ -48,6 +50,18 @@ class Candidates:
         """`[B, M]` log-probabilities under each direction alone, its twin off: a proper model of the title."""
         judged = self.judge(self.labels.flatten(0, 1))
         return {name: values.view(self.scores.shape) for name, values in judged.items()}
+
+    def ranked(self, rule: str) -> tuple[torch.Tensor, torch.LongTensor]:
+        """The scores `[B, M]` that a rule of `RANKING_RULES` gives, best first, and whose they are, `[B, M]`.
+
+        No title stands there twice: of equal ones the better-scored is kept, and others are impossible.
+        """
+        scores = RANKING_RULES[rule](self).where(self.scores > IMPOSSIBLE, IMPOSSIBLE)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        sequences = select(self.sequences, order)
+        repeats = (sequences[:, :, None] == sequences[:, None]).all(-1).tril(-1).any(-1)
+        scores, distinct = scores.masked_fill(repeats, IMPOSSIBLE).sort(dim=1, descending=True, stable=True)
+        return scores, order.gather(1, distinct)
 
 
 def own(candidates: Candidates) -> torch.Tensor:

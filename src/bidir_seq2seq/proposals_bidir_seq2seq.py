@@ -1,0 +1,108 @@
+"""What searches propose for each document: their finished titles, those of several searches together, in one pool.
+
+A pool is a dictionary of tensors that begin with `[B, M]`, in reading order of the titles.
+
+Letters: B documents, M candidates of each, K beams, L length of a sequence with its start id, N attention heads, S
+source length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from .directions_bidir_seq2seq import Direction
+from .search_bidir_seq2seq import Beam, BeamHistory, StepRecords
+
+# The searches that may propose: either direction alone with its twin off, and both in lock-step reading each other.
+SEARCHES = ("l2r", "r2l", "both")
+
+Pool = dict[str, torch.Tensor]
+
+
+def searches_of(proposals: str) -> tuple[str, ...]:
+    """The searches that `"l2r+r2l+both"` and the like name, in this order.
+
+    Raises:
+        ValueError: On another name, or one that is there twice.
+    """
+    names = proposals.split("+") if isinstance(proposals, str) else []
+    if not names or len(set(names)) < len(names) or set(names) - set(SEARCHES):
+        raise ValueError(f"proposals={proposals!r} must be some of {', '.join(SEARCHES)}, such as 'l2r+r2l+both'")
+    return tuple(name for name in SEARCHES if name in names)
+
+
+@dataclass
+class Found:
+    """One search that is done.
+
+    Attributes:
+        beam: Its beam, of one direction or two.
+        directions: Those.
+        records: Of each direction.
+        history: Of two directions, if it was asked for.
+    """
+
+    beam: Beam
+    directions: tuple[Direction, ...]
+    records: Sequence[StepRecords]
+    history: BeamHistory | None = None
+
+    def pools(self) -> list[Pool]:
+        """Of each direction `sequences` `[B, K, L]`, `own_scores` and `from_right` `[B, K]`, and what was recorded."""
+        number = len(self.directions)
+        paths = self.beam.finished_paths[:, :, : self.beam.length].chunk(number)
+        scores = self.beam.finished_scores.chunk(number)
+        return [_pool_of(*side) for side in zip(paths, scores, self.records, self.directions)]
+
+
+def merged(pools: Sequence[Pool], pad_id: int) -> Pool:
+    """Several pools of the same documents as one; shorter titles are padded."""
+    length = max(pool["sequences"].shape[2] for pool in pools)
+    widened = [{name: _widen(name, values, length, pad_id) for name, values in pool.items()} for pool in pools]
+    return {name: torch.cat([pool[name] for pool in widened], dim=1) for name in widened[0]}
+
+
+# Which dimension of a pool's tensors counts the tokens of a title, the start among them or not.
+_TOKEN_DIMS = {"sequences": 2, "token_scores": 2, "beam_indices": 2, "source_attentions": 3}
+
+
+def _widen(name: str, values: torch.Tensor, length: int, pad_id: int) -> torch.Tensor:
+    if name not in _TOKEN_DIMS:
+        return values
+    fill = {"sequences": pad_id, "beam_indices": -1}.get(name, 0)
+    dim = _TOKEN_DIMS[name]
+    missing = length - (name != "sequences") - values.shape[dim]
+    return F.pad(values, [0, 0] * (values.dim() - 1 - dim) + [0, missing], value=fill)
+
+
+def _pool_of(paths: torch.LongTensor, scores: torch.Tensor, records: StepRecords, direction: Direction) -> Pool:
+    """What is known of the finished paths `[B, K, L, 2]` of one direction and their scores `[B, K]`."""
+    pool_shape = paths.shape[:2]
+    written, parents = paths.flatten(0, 1).unbind(-1)
+    sequences, order = direction.reading_order(written)
+    details = {
+        "sequences": sequences,
+        "own_scores": scores.flatten(),
+        "from_right": torch.full(written.shape[:1], direction.name == "r2l", device=written.device),
+    }
+    if records.scores or records.weights:
+        first_rows = torch.arange(len(written), device=written.device) // pool_shape[1] * pool_shape[1]
+        tokens, rows = written[:, 1:], parents[:, 1:] + first_rows[:, None]
+        exists = parents[:, 1:] >= 0
+        details["beam_indices"] = rows.where(exists, -1)
+        steps = order[:, 1:] - 1
+        rows = rows.where(exists, 0).gather(1, steps)
+        if records.scores:
+            chosen = torch.stack(records.scores)[steps, rows, tokens.gather(1, steps)]
+            details["token_scores"] = chosen.masked_fill(~exists, 0)
+        if records.weights:
+            read = torch.stack(records.weights)[steps, rows] * exists[..., None, None]
+            details["source_attentions"] = read.transpose(1, 2)
+    return {name: values.unflatten(0, pool_shape) for name, values in details.items()}
+
+
+__all__ = ["SEARCHES", "Found", "Pool", "merged", "searches_of"]
