@@ -81,6 +81,13 @@ class GenerateArguments:
     decoding_direction: str | None = field(
         default=None, metadata={"help": "Default: what the model has.", "choices": ["both", "l2r", "r2l"]}
     )
+    proposals: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which searches propose candidates, joined by '+': both, l2r, r2l; l2r+r2l+both writes the best "
+            "titles and takes about twice as long as both. Default: the model's own."
+        },
+    )
     ranking: str | None = field(
         default=None,
         metadata={
@@ -124,6 +131,7 @@ class GenerateArguments:
 
 GENERATE_KWARGS = (
     "decoding_direction",
+    "proposals",
     "ranking",
     "joint_rescoring",
     "num_beams",

@@ -1,0 +1,245 @@
+"""What two directions are worth: how they are trained, and how their titles are proposed and ranked, beside one.
+
+    python benchmarks/study.py --data_dir DATA --data xwlb_brief csl --recipes twin l2r --seeds 0 1 2
+    python benchmarks/study.py
+
+The first trains: `DATA/NAME/{train,validation,test}.jsonl` with the settings `benchmarks/study/NAME.yaml`, a model for
+each recipe and seed, and has each write the test set in every way that it can. Each run leaves one file of figures,
+`benchmarks/study/results/NAME/RECIPE-SEED.json`, with the scores of every pair and no text; a run whose file is there
+is not made again, so that several machines add to one study. The second, without data, prints tables from these files
+alone: each way's mean over the seeds, and its difference to the best way of one direction in the same processor time,
+with a paired bootstrap over the pairs, of whose scores the mean over the seeds is taken.
+
+Recipes have equal processor time, give or take what the table says: one direction makes more updates in it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sacrebleu
+import torch
+import yaml
+from comparison import machine
+from ensemble import ensemble_generate
+from seeds import train_seed
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from bidir_seq2seq.arguments import parse_arguments
+from bidir_seq2seq.evaluation import listed_references, load_test_pairs
+from bidir_seq2seq.metrics import TitleScore, pair_scores, paired_bootstrap, pronunciation_scores
+from bidir_seq2seq.pipeline import BidirSeq2SeqPipeline
+from bidir_seq2seq.unknown_words import decode
+
+STUDY = Path(__file__).parent / "study"
+RESULTS = STUDY / "results"
+# What is measured of each data set, of each pair; and, where it has several references, their column.
+METRICS = {"multi30k_en_de": "bleu", "cmudict_g2p": "wer"}
+REFERENCES = {"cmudict_g2p": ["references"]}
+# One direction makes so many times the updates of two in the same time, as measured (`seconds` in the results).
+ONE_DIRECTION = 1.6
+# Changes to the settings, the share of the updates, and how many models write together.
+RECIPES: dict[str, tuple[dict, float, int]] = {
+    "l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
+    "two-l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION / 2, 2),
+    "independent": ({"twin_dropout": 1.0}, 1, 1),
+    "twin": ({}, 1, 1),
+    "leaking": ({"twin_dropout": 0.0}, 1, 1),
+}
+ALONE = {
+    "l2r beam 3": {"num_beams": 3},
+    "l2r beam 10": {"num_beams": 10},
+}
+TWINS = {
+    "l2r": {"decoding_direction": "l2r"},
+    "r2l": {"decoding_direction": "r2l"},
+    "both": {"ranking": "own"},
+    "both, joint": {"ranking": "joint"},
+    "l2r+r2l, joint": {"proposals": "l2r+r2l", "ranking": "joint"},
+    "all, joint": {"proposals": "l2r+r2l+both", "ranking": "joint"},
+    "all, consensus": {"proposals": "l2r+r2l+both", "ranking": "consensus"},
+}
+
+
+@dataclass
+class StudyArguments:
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder of data sets. Default: none; tables are made from the results."}
+    )
+    data: list[str] = field(default_factory=lambda: ["xwlb_brief"], metadata={"help": "Which data sets."})
+    recipes: list[str] = field(default_factory=lambda: ["l2r", "twin"], metadata={"help": "Which recipes."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of each."})
+    output_dir: str = field(default="output/study", metadata={"help": "Folder for models."})
+    threads: int = field(default=1, metadata={"help": "CPU threads."})
+
+
+def ways_of(model, recipe: str) -> dict[str, dict]:
+    """The ways of writing that a model has, by name, as settings of `generate`."""
+    if model.config.decoder_directions != "both":
+        return ALONE
+    if recipe == "leaking":
+        return {"both": TWINS["both"]}
+    return {name: {"num_beams": 3, **settings} for name, settings in TWINS.items()}
+
+
+def write(models: Sequence, tokenizer, pairs, settings: dict) -> tuple[list[str], float]:
+    """Titles of all pairs, and the processor seconds that writing took."""
+    pipeline = BidirSeq2SeqPipeline(model=models[0], tokenizer=tokenizer)
+    sources = [text or "" for text in pairs["source"]]
+    order = sorted(range(len(sources)), key=lambda index: len(sources[index]), reverse=True)
+    titles, start = [""] * len(sources), time.process_time()
+    for first in range(0, len(order), 64):
+        some = order[first : first + 64]
+        encoded = [pipeline.preprocess(sources[index]) for index in some]
+        names = [name for name in ("input_ids", "attention_mask", "extended_input_ids") if name in encoded[0]]
+        inputs = {
+            name: torch.nn.utils.rnn.pad_sequence(
+                [row[name][0] for row in encoded],
+                batch_first=True,
+                padding_value=0 if name == "attention_mask" else tokenizer.pad_token_id,
+            )
+            for name in names
+        }
+        if len(models) > 1:
+            written = ensemble_generate(models, inputs, settings["num_beams"])
+        else:
+            written = models[0].generate(**inputs, **settings)
+        for index, row, ids in zip(some, encoded, written.tolist()):
+            titles[index] = decode(tokenizer, ids, row.get("words", ()), models[0].config.vocab_size)
+    return titles, time.process_time() - start
+
+
+def scores_of(data: str, titles: list[str], references: list[list[str]]) -> dict:
+    """The figures of a way of writing, and of each pair what they are made of."""
+    metric = METRICS.get(data, "rougeL")
+    if metric == "wer":
+        wrong = [pronunciation_scores([title], [listed], "word")["wer"] for title, listed in zip(titles, references)]
+        return {**pronunciation_scores(titles, references, "word"), "by_pair": wrong}
+    found = TitleScore().compute(predictions=titles, references=references)
+    if metric == "bleu":
+        bleu = sacrebleu.BLEU(effective_order=True)
+        each = [bleu.sentence_score(title, listed) for title, listed in zip(titles, references)]
+        by_pair = [[*score.counts, *score.totals, score.sys_len, score.ref_len] for score in each]
+        return {**found, "bleu": bleu_of(by_pair), "by_pair": by_pair}
+    return {**found, "by_pair": [round(x, 2) for x in pair_scores(titles, references)["rougeL"]]}
+
+
+def bleu_of(by_pair: Sequence[Sequence[int]]) -> float:
+    """BLEU of the counts of matches and n-grams of each pair, and its lengths, as sacrebleu has them."""
+    sums = [sum(column) for column in zip(*by_pair)]
+    return sacrebleu.BLEU.compute_bleu(sums[:4], sums[4:8], sums[8], sums[9]).score
+
+
+def run(arguments: StudyArguments, data: str, recipe: str, seed: int) -> dict:
+    """Trains a recipe's model, or models, and writes the test set in every way."""
+    changes, share, number = RECIPES[recipe]
+    settings_file, folder = STUDY / f"{data}.yaml", Path(arguments.data_dir) / data
+    updates = round(yaml.safe_load(settings_file.read_text(encoding="utf-8"))["max_steps"] * share)
+    files = {f"{name}_file": str(folder / f"{name}.jsonl") for name in ("train", "validation")}
+    models, seconds = [], []
+    for member in range(number):
+        # Members of an ensemble have seeds that no other model has.
+        own_seed = seed + 100 * member
+        output_dir = Path(arguments.output_dir) / data / f"{recipe}-{own_seed}"
+        start = time.process_time()
+        settings = {**changes, **files, "max_steps": updates, "save_strategy": "no", "report": False}
+        train_seed(str(settings_file), output_dir, own_seed, **settings)
+        seconds.append(seconds_of(output_dir, time.process_time() - start))
+        models.append(AutoModelForSeq2SeqLM.from_pretrained(output_dir, use_safetensors=True).eval())
+    tokenizer = AutoTokenizer.from_pretrained(output_dir)
+    pairs = load_test_pairs(str(folder / "test.jsonl"), target_columns=REFERENCES.get(data))
+    ways = {}
+    for name, settings in (ways_of(models[0], recipe) if number == 1 else {"together": ALONE["l2r beam 3"]}).items():
+        titles, search_seconds = write(models, tokenizer, pairs, settings)
+        ways[name] = {"search_seconds": search_seconds, **scores_of(data, titles, listed_references(pairs))}
+    return {
+        "data": data,
+        "recipe": recipe,
+        "seed": seed,
+        "updates": updates,
+        "seconds": sum(seconds),
+        "parameters": sum(model.num_parameters() for model in models),
+        "machine": machine(),
+        "ways": ways,
+    }
+
+
+def seconds_of(folder: Path, measured: float) -> float:
+    """What the training of a model took, of one that was trained before as it was noted then."""
+    note = folder / "seconds.json"
+    if not note.exists():
+        note.write_text(json.dumps(measured), encoding="utf-8")
+    return json.loads(note.read_text(encoding="utf-8"))
+
+
+def load_results() -> dict[str, dict[str, dict[int, dict]]]:
+    """All runs there are: by data set, recipe and seed."""
+    results: dict[str, dict[str, dict[int, dict]]] = {}
+    for file in sorted(RESULTS.glob("*/*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        results.setdefault(found["data"], {}).setdefault(found["recipe"], {})[found["seed"]] = found
+    return results
+
+
+def over_seeds(data: str, runs: dict[int, dict], way: str) -> tuple[list[float], list]:
+    """A way's figure of each seed, and of each pair what its figure is made of, added up over the seeds."""
+    by_seed = [runs[seed]["ways"][way] for seed in sorted(runs)]
+    figures = [found[METRICS.get(data, "rougeL")] for found in by_seed]
+    columns = zip(*(found["by_pair"] for found in by_seed))
+    if METRICS.get(data) == "bleu":
+        return figures, [[sum(column) for column in zip(*pair)] for pair in columns]
+    return figures, [statistics.mean(pair) for pair in columns]
+
+
+def report(results: dict[str, dict[str, dict[int, dict]]]) -> None:
+    """Prints a table for each data set."""
+    for data, recipes in results.items():
+        metric = METRICS.get(data, "rougeL")
+        better = min if metric == "wer" else max
+        print(f"\n{data}: {metric}")
+        print(f"{'recipe':13}{'way':18}{'seeds':>6}{'mean':>8}{'range':>14}{'first4':>8}{'last4':>7}", end="")
+        print(f"{'training s':>12}{'search s':>10}   against the best single direction")
+        singles = {way: over_seeds(data, recipes["l2r"], way) for way in ALONE} if "l2r" in recipes else {}
+        base = better(singles.values(), key=lambda found: statistics.mean(found[0])) if singles else None
+        for recipe, runs in recipes.items():
+            for way in next(iter(runs.values()))["ways"]:
+                figures, by_pair = over_seeds(data, runs, way)
+                found = [run["ways"][way] for run in runs.values()]
+                edges = [
+                    statistics.mean(x[edge] for x in found) if edge in found[0] else float("nan")
+                    for edge in ("first4", "last4")
+                ]
+                line = f"{recipe:13}{way:18}{len(figures):6}{statistics.mean(figures):8.2f}"
+                line += f"{f'{min(figures):.1f}-{max(figures):.1f}':>14}{edges[0]:8.1f}{edges[1]:7.1f}"
+                line += f"{statistics.mean(run['seconds'] for run in runs.values()):12.0f}"
+                line += f"{statistics.mean(x['search_seconds'] for x in found):10.1f}"
+                if base is not None and metric != "bleu":
+                    test = paired_bootstrap(by_pair, base[1])
+                    line += f"   {test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}] p={test.p_value:.4f}"
+                print(line)
+
+
+def main(args: list[str] | None = None) -> None:
+    (arguments,) = parse_arguments(StudyArguments, description=__doc__, args=args)
+    torch.set_num_threads(arguments.threads)
+    for recipe in arguments.recipes:
+        if recipe not in RECIPES:
+            raise ValueError(f"recipes={recipe!r} must be some of {', '.join(RECIPES)}")
+    for seed in arguments.seeds if arguments.data_dir else []:
+        for data in arguments.data:
+            for recipe in arguments.recipes:
+                file = RESULTS / data / f"{recipe}-{seed}.json"
+                if not file.exists():
+                    found = run(arguments, data, recipe, seed)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    report(load_results())
+
+
+if __name__ == "__main__":
+    main()
