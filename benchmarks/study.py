@@ -50,6 +50,7 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
     "independent": ({"twin_dropout": 1.0}, 1, 1),
     "twin": ({}, 1, 1),
     "leaking": ({"twin_dropout": 0.0}, 1, 1),
+    "own": ({"twin_partner": "own"}, 1, 1),
 }
 ALONE = {
     "l2r beam 3": {"num_beams": 3},

@@ -66,6 +66,9 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
             is likely to be copied next.
         twin_dropout (`float`): Probability that a training row gets no twin context (zeros in its place). Above 0
             the same weights are an honest left-to-right model, an honest right-to-left model and a twin.
+        twin_partner (`"gold"` or `"own"`): What a decoder reads of its twin in training: the true words, half of which
+            are its own answer, or what the twin, alone, writes itself, its likeliest word at each step. Writing needs
+            no true words either way.
         twin_memory (`"hidden"` or `"features"`): What the right-to-left side reads of its twin: its hidden states
             (symmetric), or its concatenated features (the reference's quirk). Left-to-right reads hidden states.
         dropout (`float`): Dropout on embeddings, between recurrent layers and on the decoders' features.
@@ -111,6 +114,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
     use_copy: bool = False
     copy_context: int = 2
     twin_dropout: float | int = 0.5
+    twin_partner: str = "gold"
     twin_memory: str = "hidden"
     dropout: float | int = 0.0
     label_smoothing: float | int = 0.0
@@ -140,11 +144,18 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         choices = {
             "rnn_type": ("lstm", "gru"),
             "decoder_directions": ("both", "l2r", "r2l"),
+            "twin_partner": ("gold", "own"),
             "twin_memory": ("hidden", "features"),
         }
         for name, allowed in choices.items():
             _check(getattr(self, name) in allowed, name, getattr(self, name), f"must be one of {', '.join(allowed)}")
         _check(0 <= self.twin_dropout <= 1, "twin_dropout", self.twin_dropout, "is a probability: 0 to 1")
+        _check(
+            self.twin_partner == "gold" or (self.twin_memory == "hidden" and self.twin_dropout > 0),
+            "twin_partner",
+            self.twin_partner,
+            "needs twin_memory='hidden', and twin_dropout above 0, so that decoders learn to write alone",
+        )
         for name in ("dropout", "label_smoothing"):
             _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be at least 0 and below 1")
         for name in ("layer_norm_eps", "prior_initial_scale"):

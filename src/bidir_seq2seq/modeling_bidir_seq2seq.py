@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -29,6 +29,7 @@ from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, directions_of, pa
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
 from .kernels_bidir_seq2seq import MatmulLinear, are_enabled, attention, is_plain, is_read_at_once
 from .output_bidir_seq2seq import Copies, CopyAttention, SourcePrior, Words, Written
+from .partner_bidir_seq2seq import visible, write_alone
 from .steps_bidir_seq2seq import DecoderSteps, FastDecoderSteps
 
 logger = logging.get_logger(__name__)
@@ -52,6 +53,10 @@ class BidirSeq2SeqEncoderOutput(BaseModelOutput):
     source_mask: torch.Tensor | None = None
     source_words: torch.Tensor | None = None
     source_ids: torch.Tensor | None = None
+
+    def select(self, documents: torch.LongTensor) -> BidirSeq2SeqEncoderOutput:
+        """The same of some documents, `[n]`."""
+        return type(self)(**{name: x[documents] for name, x in self.items() if isinstance(x, torch.Tensor)})
 
 
 @dataclass
@@ -487,6 +492,21 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
         init.zeros_(rnn.bias_hh_l0)
 
 
+@dataclass
+class Shown:
+    """What a decoder shows its twin.
+
+    Attributes:
+        states: `[R, P, H]` (or what `twin_memory="features"` concatenates).
+        mask: Which of them each step may read, `[T, P]` or `[R, 1, T, P]`.
+        keep: `[R, 1, 1]`, 0 for a row whose twin reads nothing.
+    """
+
+    states: torch.Tensor
+    mask: torch.BoolTensor
+    keep: torch.Tensor
+
+
 class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
     """Encoder and decoders without output layer."""
 
@@ -550,6 +570,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         extended_input_ids: torch.LongTensor | None = None,
+        partner_input_ids: tuple[torch.LongTensor, torch.LongTensor] | None = None,
         **kwargs: Any,
     ) -> BidirSeq2SeqModelOutput:
         """Encodes the source and runs one decoder, or both over known targets.
@@ -572,6 +593,9 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             output_attentions: Whether to return the source attention weights `[R, N, T, S]`.
             output_hidden_states: Whether to return every layer's states.
             extended_input_ids: `[B, S]`, see [`Encoder.forward`].
+            partner_input_ids: What each decoder has written as its twin sees it, from the left `[R, P]` and from the
+                right, each in its own order with its start first; a row of padding shows nothing. Default: what the
+                decoders read.
 
         Raises:
             ValueError: On contradictory or missing inputs.
@@ -605,6 +629,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
                 encoder_outputs,
                 use_twin,
                 output_attentions,
+                partner_input_ids,
             )
             direction_outputs = {"r2l_last_hidden_state": run.pop("r2l_features")}
         else:
@@ -661,6 +686,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         encoder_outputs: Any,
         use_twin: bool | None,
         need_weights: bool,
+        partner_ids: tuple[torch.LongTensor, torch.LongTensor] | None = None,
     ) -> dict:
         l2r, r2l = self.direction_decoder("l2r"), self.direction_decoder("r2l")
         l2r_memory, r2l_memory = l2r.read_source(encoder_outputs), r2l.read_source(encoder_outputs)
@@ -671,23 +697,47 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
 
         l2r_twin = r2l_twin = None
         if use_twin if use_twin is not None else self.training or self.config.twin_dropout == 0:
-            length = l2r_hidden.shape[1]
-            # Position t may read the twin's positions <= t: what the twin has written when t is written.
-            mask = torch.ones(length, length, dtype=torch.bool, device=l2r_hidden.device).tril()
-            keep = self._twin_keep(l2r_hidden)
-            l2r_twin, _ = l2r.twin_attention(l2r_hidden, *l2r.twin_attention.memory(r2l_hidden), mask)
-            l2r_twin = l2r_twin * keep
-            offered = l2r_hidden
+            if partner_ids is None:
+                shown = self._shown_gold(l2r_hidden, r2l_hidden)
+            else:
+                shown = self._shown_own(len(l2r_hidden[0]), partner_ids, (l2r_memory, r2l_memory))
+            l2r_shown, r2l_shown = shown
+            l2r_twin = self._read_twin(l2r, l2r_hidden, r2l_shown)
             if self.config.twin_memory == "features":
-                offered = l2r.concatenate(l2r_hidden, l2r_twin, l2r_source)
-            r2l_twin, _ = r2l.twin_attention(r2l_hidden, *r2l.twin_attention.memory(offered), mask)
-            r2l_twin = r2l_twin * keep
+                l2r_shown = replace(l2r_shown, states=l2r.concatenate(l2r_hidden, l2r_twin, l2r_source))
+            r2l_twin = self._read_twin(r2l, r2l_hidden, l2r_shown)
         return {
             "features": l2r.features(l2r.concatenate(l2r_hidden, l2r_twin, l2r_source)),
             "r2l_features": r2l.features(r2l.concatenate(r2l_hidden, r2l_twin, r2l_source)),
             "hidden_states": l2r_states,
             "weights": weights,
         }
+
+    def _shown_gold(self, l2r_hidden: torch.Tensor, r2l_hidden: torch.Tensor) -> tuple[Shown, Shown]:
+        """Each decoder shows what it reads itself: step t sees what its twin has written when it writes t."""
+        length = l2r_hidden.shape[1]
+        mask = torch.ones(length, length, dtype=torch.bool, device=l2r_hidden.device).tril()
+        keep = self._twin_keep(l2r_hidden)
+        return Shown(l2r_hidden, mask, keep), Shown(r2l_hidden, mask, keep)
+
+    def _shown_own(
+        self,
+        num_steps: int,
+        partner_ids: tuple[torch.LongTensor, torch.LongTensor],
+        memories: tuple[SourceMemory, SourceMemory],
+    ) -> tuple[Shown, Shown]:
+        """Each decoder shows what it has written by itself, `partner_ids`."""
+        shown = []
+        for name, ids, memory in zip(("l2r", "r2l"), partner_ids, memories):
+            states = self.direction_decoder(name).recur(self._embed(ids, None), memory)[-1]
+            has_partner = (ids[:, :1] != self.config.pad_token_id)[..., None].to(states.dtype)
+            shown.append(Shown(states, visible(num_steps, ids, self.config.pad_token_id), has_partner))
+        return shown[0], shown[1]
+
+    @staticmethod
+    def _read_twin(decoder: Decoder, hidden: torch.Tensor, shown: Shown) -> torch.Tensor:
+        context, _ = decoder.twin_attention(hidden, *decoder.twin_attention.memory(shown.states), shown.mask)
+        return context * shown.keep
 
     def start_steps(
         self, encoder_outputs: BidirSeq2SeqEncoderOutput, direction: str, need_twin_weights: bool = False
@@ -842,6 +892,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            partner_input_ids=self._partners(encoder_outputs, targets),
         )
         words = self.words(encoder_outputs, outputs.past_key_values)
         written = [self._written(outputs, decoding_direction, decoder_input_ids)]
@@ -864,6 +915,36 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
         )
+
+    def _partners(
+        self, encoder_outputs: BidirSeq2SeqEncoderOutput | None, targets: Sequence[torch.LongTensor]
+    ) -> tuple[torch.LongTensor, torch.LongTensor] | None:
+        """What each decoder is said to have written of targets `[R, T]`, if not the true words; see `twin_partner`."""
+        if len(targets) < 2 or not self.training or self.config.twin_partner == "gold":
+            return None
+        rows, length = targets[0].shape
+        keeps = torch.rand(rows, device=targets[0].device) >= self.config.twin_dropout
+        left, right = (targets[0].new_full((rows, length), self.config.pad_token_id) for _ in range(2))
+        chosen = keeps.nonzero().squeeze(1)
+        if len(chosen):
+            documents = chosen // (rows // len(encoder_outputs.last_hidden_state))
+            left[chosen], right[chosen] = self.write_alone(encoder_outputs.select(documents), length)
+        return left, right
+
+    @torch.no_grad()
+    def write_alone(self, encoder_outputs: BidirSeq2SeqEncoderOutput, num_steps: int) -> list[torch.LongTensor]:
+        """What each direction writes by itself, greedily, of B documents: `[B, num_steps]` for each, in its own order
+        with its start first, padded after its end."""
+        words = self.words(encoder_outputs)
+        written = []
+        for direction in self.directions:
+            steps = self.model.start_steps(encoder_outputs, direction.name)
+            next_tokens = words.next_tokens(None, [direction.name])
+            never = [direction.pad_id, self.config.unk_token_id, direction.start_id]
+            never = torch.tensor(never, device=encoder_outputs.last_hidden_state.device)
+            batch_size = len(encoder_outputs.last_hidden_state)
+            written.append(write_alone(steps, next_tokens, direction, batch_size, num_steps, never))
+        return written
 
     @property
     def _smoothing(self) -> float:

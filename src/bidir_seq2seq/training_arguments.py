@@ -67,6 +67,14 @@ class ModelArguments:
         default=0.5,
         metadata={"help": "Share of training rows whose decoders do not see each other; 0 leaks the answer."},
     )
+    twin_partner: str = field(
+        default="gold",
+        metadata={
+            "help": "What a decoder reads of its twin in training: 'gold', the true words, or 'own', what the twin "
+            "itself writes, which takes longer.",
+            "choices": ["gold", "own"],
+        },
+    )
     dropout: float = field(default=0.0, metadata={"help": "Dropout."})
     label_smoothing: float = field(default=0.0, metadata={"help": "Label smoothing, in both directions."})
 

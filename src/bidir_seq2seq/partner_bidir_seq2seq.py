@@ -1,0 +1,63 @@
+"""What a decoder reads of its twin in training: what the twin would write itself, not the true words.
+
+A decoder that reads true words reads, from the middle of a title on, its own answer; and it never learns that what it
+reads may be wrong. Beside a twin that writes by itself it learns from what a search will show it.
+
+Letters: B documents, T steps, E embedding size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .directions_bidir_seq2seq import Direction
+
+
+@torch.no_grad()
+def write_alone(
+    steps: Any, next_tokens: Any, direction: Direction, batch_size: int, num_steps: int, never: torch.LongTensor
+) -> torch.LongTensor:
+    """The likeliest word at each step, after the likeliest ones before: what a decoder alone reads and writes.
+
+    Args:
+        steps, next_tokens: Of B documents, as for `search_bidir_seq2seq.search`.
+        direction: Which writes.
+        batch_size: B.
+        num_steps: T; so many tokens are read at most, the start among them.
+        never: `[n]`, ids that are not written.
+
+    Returns:
+        `[B, T]`, in the order of writing, the start first, the end last where it comes, and padded.
+    """
+    written = torch.full((batch_size, 1), direction.start_id, device=never.device)
+    ended = torch.zeros_like(written, dtype=torch.bool)
+    certain = torch.zeros(batch_size, 1, 1, device=never.device)
+    for _ in range(num_steps - 1):
+        features = steps.step(written[None, :, -1:]).features[0]
+        _, _, ids = next_tokens.best(features, certain, 1, [never], None, written[:, None])
+        token = ids[:, 0].masked_fill(ended, direction.pad_id)
+        ended = ended | (token == direction.end_id)
+        written = torch.cat([written, token], dim=1)
+    return written
+
+
+def visible(num_steps: int, partner_ids: torch.LongTensor, pad_id: int) -> torch.BoolTensor:
+    """Which of its partner's words each step may read: those that the partner has written by then.
+
+    Args:
+        num_steps: T.
+        partner_ids: `[B, P]`, in the partner's order, its start first; a row of padding has no partner.
+        pad_id: What stands after the end.
+
+    Returns:
+        `[B, 1, T, P]`; of a row without partner everything, since a query must be able to read something.
+    """
+    written = partner_ids != pad_id
+    steps = torch.arange(num_steps, device=partner_ids.device)[:, None]
+    by_then = steps >= torch.arange(partner_ids.shape[1], device=partner_ids.device)
+    return (by_then & written[:, None] | ~written.any(1)[:, None, None])[:, None]
+
+
+__all__ = ["visible", "write_alone"]

@@ -1,0 +1,121 @@
+"""What decoders read of each other in training."""
+
+import pytest
+import torch
+from conftest import random_pairs, tiny_model
+
+from bidir_seq2seq import BidirSeq2SeqConfig
+from bidir_seq2seq.kernels_bidir_seq2seq import runs_under_autocast
+from bidir_seq2seq.partner_bidir_seq2seq import visible
+
+PAD, START, END = 0, 2, 3
+
+
+def decoder_inputs(model, labels):
+    return [direction.decoder_inputs(direction.targets(labels)) for direction in model.directions]
+
+
+@pytest.mark.parametrize("use_copy", [False, True])
+def test_a_partner_that_has_written_the_true_words_shows_what_the_true_words_show(use_copy):
+    model = tiny_model(use_copy=use_copy)
+    input_ids, labels = random_pairs()
+    inputs = decoder_inputs(model, labels)
+    settings = {"decoder_input_ids": inputs[0], "r2l_decoder_input_ids": inputs[1], "use_twin": True}
+    gold = model.model(input_ids, **settings)
+    own = model.model(input_ids, **settings, partner_input_ids=tuple(inputs))
+    is_target = (labels != -100)[..., None]
+    for name in ("last_hidden_state", "r2l_last_hidden_state"):
+        torch.testing.assert_close(getattr(own, name) * is_target, getattr(gold, name) * is_target)
+
+
+def test_a_row_without_partner_is_written_alone():
+    model = tiny_model()
+    input_ids, labels = random_pairs()
+    inputs = decoder_inputs(model, labels)
+    settings = {"decoder_input_ids": inputs[0], "r2l_decoder_input_ids": inputs[1]}
+    shown = [ids.clone() for ids in inputs]
+    for ids in shown:
+        ids[1] = PAD
+    mixed = model.model(input_ids, **settings, use_twin=True, partner_input_ids=tuple(shown))
+    alone = model.model(input_ids, **settings, use_twin=False)
+    twins = model.model(input_ids, **settings, use_twin=True, partner_input_ids=tuple(inputs))
+    for name in ("last_hidden_state", "r2l_last_hidden_state"):
+        torch.testing.assert_close(getattr(mixed, name)[1], getattr(alone, name)[1])
+        torch.testing.assert_close(getattr(mixed, name)[0], getattr(twins, name)[0])
+        assert not torch.allclose(getattr(mixed, name)[0], getattr(alone, name)[0])
+
+
+@pytest.mark.parametrize("use_copy", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_what_a_direction_writes_alone_is_what_generate_writes(use_copy, training):
+    model = tiny_model(use_copy=use_copy).train(training)
+    input_ids, _ = random_pairs()
+    left, right = model.write_alone(model.get_encoder()(input_ids), 8)
+    model.eval()
+    from_left = model.generate(input_ids, decoding_direction="l2r", max_length=8)
+    from_right = model.generate(input_ids, decoding_direction="r2l", max_length=8)
+    assert torch.equal(left[:, : from_left.shape[1]], from_left)
+    written = model.directions[1].reading_order(right)[0]
+    assert torch.equal(written[:, : from_right.shape[1]], from_right)
+
+
+def losses_by_place(model, input_ids, labels):
+    """The features of both directions, with what the twins read drawn anew from the same seed."""
+    torch.manual_seed(3)
+    outputs = model(input_ids, labels=labels, skip_logits=False)
+    return outputs.logits, outputs.r2l_logits
+
+
+def test_no_answer_leaks_through_a_partner_that_writes_itself():
+    input_ids, labels = random_pairs()
+    labels = torch.randint(4, 24, (4, 6)).index_fill(1, torch.tensor([5]), END)
+    for partner, leaks in (("own", False), ("gold", True)):
+        model = tiny_model(twin_partner=partner, twin_dropout=0.2).train()
+        left, right = losses_by_place(model, input_ids, labels)
+        changed = labels.clone()
+        changed[:, 4] = 4 + (changed[:, 4] - 3) % 20
+        # Steps 0 to 4 of the left-to-right direction have not read the fifth word, whatever its twin may tell.
+        other = losses_by_place(model, input_ids, changed)[0]
+        assert torch.equal(left[:, :5], other[:, :5]) is not leaks
+        changed = labels.clone()
+        changed[:, 0] = 4 + (changed[:, 0] - 3) % 20
+        other = losses_by_place(model, input_ids, changed)[1]
+        assert torch.equal(right[:, :5], other[:, :5]) is not leaks
+
+
+@pytest.mark.parametrize("rnn_type", ["lstm", "gru"])
+@pytest.mark.parametrize("dropout", [0.5, 1.0])
+def test_it_learns_beside_itself(rnn_type, dropout):
+    model = tiny_model(twin_partner="own", twin_dropout=dropout, rnn_type=rnn_type, use_copy=True).train()
+    input_ids, labels = random_pairs()
+    torch.manual_seed(1)
+    loss = model(input_ids, labels=labels).loss
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None or (dropout == 1 and "twin_attention" in name), name
+    if runs_under_autocast(model.model.decoder.rnns[0], torch.bfloat16, torch.device("cpu")):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert model(input_ids, labels=labels).loss.isfinite()
+
+
+def test_more_rows_than_documents():
+    model = tiny_model(twin_partner="own").train()
+    input_ids, labels = random_pairs()
+    encoded = model.get_encoder()(input_ids)
+    loss = model(encoder_outputs=encoded, labels=labels.repeat_interleave(2, dim=0)).loss
+    assert loss.isfinite()
+
+
+def test_steps_see_what_has_been_written_by_then():
+    partners = torch.tensor([[2, 5, 3, 0], [0, 0, 0, 0]])
+    seen = visible(5, partners, pad_id=0)
+    assert seen[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0]]
+    assert seen[1].all()
+
+
+def test_partners_ask_for_decoders_that_learn_to_write_alone():
+    with pytest.raises(ValueError, match="twin_partner='own' needs twin_memory='hidden', and twin_dropout above 0"):
+        BidirSeq2SeqConfig(twin_partner="own", twin_dropout=0.0)
+    with pytest.raises(ValueError, match="twin_partner='mine' must be one of gold, own"):
+        BidirSeq2SeqConfig(twin_partner="mine")
