@@ -6,6 +6,7 @@ transformers itself draws missing weights at random, and takes changed ones, NaN
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -46,12 +47,13 @@ def load_model_and_tokenizer(
     return model, tokenizer
 
 
-def load_model(model_name_or_path: str | Path, dtype: str = "auto") -> PreTrainedModel:
+def load_model(model_name_or_path: str | Path, dtype: str = "auto", **changes: Any) -> PreTrainedModel:
     """A model, in evaluation mode.
 
     Args:
         model_name_or_path: A folder, or a name on the Hub.
         dtype: Precision to load the weights in; `"auto"`: the checkpoint's.
+        **changes: Of its config, such as `dropout`.
 
     Raises:
         ValueError: If a file of weights is damaged or not the one that was saved; if weights are missing or are not
@@ -60,7 +62,12 @@ def load_model(model_name_or_path: str | Path, dtype: str = "auto") -> PreTraine
     check_files(model_name_or_path, ".safetensors")
     # Not to be asked on the terminal about code, where the next line of a piped document would answer.
     model, found = AutoModelForSeq2SeqLM.from_pretrained(
-        model_name_or_path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        model_name_or_path,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **changes,
     )
     if missing := sorted(found["missing_keys"]):
         raise ValueError(

@@ -208,6 +208,15 @@ def position_figure(theme: Theme, accuracy: Mapping[str, Mapping[str, Sequence[t
     """
     figure = Figure(figsize=SIZE, layout="constrained")
     from_start, from_end = figure.subplots(1, 2, sharey=True)
+    _draw_positions(theme, from_start, from_end, accuracy)
+    handles, labels = from_start.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=3, handlelength=2.2)
+    return figure
+
+
+def _draw_positions(
+    theme: Theme, from_start: Axes, from_end: Axes, accuracy: Mapping[str, Mapping[str, Sequence[tuple[float, int]]]]
+) -> None:
     for name, ends in accuracy.items():
         style: dict[str, Any] = {
             "color": theme.system(name),
@@ -226,9 +235,42 @@ def position_figure(theme: Theme, accuracy: Mapping[str, Mapping[str, Sequence[t
     from_end.invert_xaxis()
     from_start.set_ylabel("in its place (%)")
     from_start.set_ylim(bottom=0)
-    handles, labels = from_start.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=3, handlelength=2.2)
+
+
+def diagnosis_figure(theme: Theme, found: Mapping[str, Any]) -> Figure:
+    """What twins do for each other, as `diagnosis.diagnose` has found it: likelihood, leak, and both ends."""
+    figure = Figure(figsize=(2 * SIZE[0], 2.1 * SIZE[1]), layout="constrained")
+    grid = figure.subplots(2, 2)
+    (likely, leak), (from_start, from_end) = grid
+    for name, values in found["log_probs"].items():
+        for partner, (dashes, said) in _SHOWN.items():
+            parts = _parts(values[partner]["by_part"])
+            label = f"{LABELS[name]}, twin shows {said}"
+            likely.plot(*parts, color=theme.system(name), linestyle=dashes, label=label)
+    likely.set_title("How sure a decoder is of each true word", loc="left", fontsize=10)
+    likely.set_ylabel("log-probability (nats)")
+    for name, values in found["leak"].items():
+        parts = _parts(values["by_part"])
+        leak.plot(*parts, color=theme.system(name), marker=_MARKS[name], label=LABELS[name])
+    leak.set_title("What it has only read off the true words of its twin: the leak", loc="left", fontsize=10)
+    leak.set_ylabel("nats of the answer")
+    leak.legend(loc="upper left")
+    for axes in (likely, leak):
+        axes.set_xlabel("share of the title that is written (%)")
+    _draw_positions(theme, from_start, from_end, found["accuracy"])
+    from_start.set_title("How often each way of writing is right", loc="left", fontsize=10)
+    from_start.legend(loc="upper right")
+    likely.legend(loc="best", fontsize=7)
     return figure
+
+
+_SHOWN = {"none": (":", "nothing"), "gold": ("--", "true words"), "own": ("-", "its own words")}
+
+
+def _parts(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
+    """Places in percent and values of those parts of a title that there are."""
+    there = [(100 * (index + 0.5) / len(values), value) for index, value in enumerate(values) if value is not None]
+    return [place for place, _ in there], [value for _, value in there]
 
 
 def length_figure(theme: Theme, lengths: Mapping[str, Sequence[int]]) -> Figure:
@@ -317,6 +359,7 @@ __all__ = [
     "Theme",
     "as_png",
     "as_svg",
+    "diagnosis_figure",
     "length_figure",
     "loss_figure",
     "plot_training_curve",

@@ -217,21 +217,36 @@ def load_or_build_model(
 ) -> BidirSeq2SeqForConditionalGeneration:
     """The checkpoint asked for, grown if the tokenizer has more tokens; or a new model for the tokenizer.
 
+    A checkpoint keeps its shape; how it learns (dropout and the like) may be set anew.
+
     Raises:
-        ValueError: If the tokenizer gives a token of the checkpoint another id.
+        ValueError: If the tokenizer gives a token of the checkpoint another id, or a setting would change its shape.
     """
+    settings = {
+        field.name: value
+        for field in fields(model_args)
+        if field.name != "vocab_size"
+        and field.name in BidirSeq2SeqConfig.__dataclass_fields__
+        # What is None is left to the config.
+        and (value := getattr(model_args, field.name)) is not None
+    }
     if not model_args.model_name_or_path:
-        settings = {
-            field.name: getattr(model_args, field.name)
-            for field in fields(model_args)
-            if field.name != "vocab_size" and field.name in BidirSeq2SeqConfig.__dataclass_fields__
-        }
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "bos", "eos")}
         config = BidirSeq2SeqConfig(
             vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.bos_token_id, **special, **settings
         )
         return BidirSeq2SeqForConditionalGeneration(config)
-    model = load_model(model_args.model_name_or_path)
+    defaults = {field.name: field.default for field in fields(model_args)}
+    model = load_model(
+        model_args.model_name_or_path,
+        **{name: value for name, value in settings.items() if defaults[name] is None},
+    )
+    for name, value in settings.items():
+        if value != defaults[name] and value != getattr(model.config, name):
+            raise ValueError(
+                f"{name}={value!r} is for a new model, and {model_args.model_name_or_path} has "
+                f"{getattr(model.config, name)!r}: leave {name} out, or leave model_name_or_path out"
+            )
     if model_args.tokenizer_name:
         check_same_ids(model_args.model_name_or_path, tokenizer)
     if len(tokenizer) > model.config.vocab_size:

@@ -63,20 +63,28 @@ class ModelArguments:
     tie_word_embeddings: bool = field(
         default=False, metadata={"help": "Use one matrix for the embedding and the output layer."}
     )
-    twin_dropout: float = field(
-        default=0.5,
-        metadata={"help": "Share of training rows whose decoders do not see each other; 0 leaks the answer."},
+    twin_dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of training rows whose decoders do not see each other; 0 leaks the answer. Default: the "
+            "checkpoint's; 0.5 for a new model."
+        },
     )
-    twin_partner: str = field(
-        default="gold",
+    twin_partner: str | None = field(
+        default=None,
         metadata={
             "help": "What a decoder reads of its twin in training: 'gold', the true words, or 'own', what the twin "
-            "itself writes, which takes longer.",
+            "itself writes, which takes longer. Default: the checkpoint's; gold for a new model.",
             "choices": ["gold", "own"],
         },
     )
-    dropout: float = field(default=0.0, metadata={"help": "Dropout."})
-    label_smoothing: float = field(default=0.0, metadata={"help": "Label smoothing, in both directions."})
+    dropout: float | None = field(
+        default=None, metadata={"help": "Dropout. Default: the checkpoint's; 0 for a new model."}
+    )
+    label_smoothing: float | None = field(
+        default=None,
+        metadata={"help": "Label smoothing, in both directions. Default: the checkpoint's; 0 for a new model."},
+    )
 
 
 @dataclass
