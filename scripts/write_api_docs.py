@@ -65,7 +65,7 @@ PAGE = {
         {
             "generation_bidir_seq2seq": "BidirSeq2SeqGenerationMixin BidirBeamSearchOutput",
             "titles": "write_titles stream_titles Title",
-            "ranking_bidir_seq2seq": "Candidates own joint",
+            "ranking_bidir_seq2seq": "Candidates own joint consensus",
             "search_history": "search_history SearchHistory",
         },
     ),
@@ -75,6 +75,7 @@ PAGE = {
         {
             "metrics": "TitleScore pair_scores paired_bootstrap BootstrapResult lead_baseline",
             "evaluation": "available_systems predict score format_table",
+            "diagnosis": "diagnose twin_log_probs answer_leaks",
             "report": "write_report",
         },
     ),
@@ -87,7 +88,7 @@ PAGE = {
 # Methods that transformers or other modules call, and users do not.
 HOOKS = (
     "init_generation_defaults direction_decoder start_steps words directions get_iterator preprocess postprocess "
-    "evaluation_loop prediction_step"
+    "evaluation_loop prediction_step write_alone"
 )
 
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):\n((?: +.*\n|\n)+)", re.MULTILINE)

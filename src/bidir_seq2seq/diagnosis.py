@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ Batch = Mapping[str, torch.Tensor]
 
 @torch.no_grad()
 def twin_log_probs(
-    model: PreTrainedModel, batch: Batch, partner: str = "gold", labels_read: torch.LongTensor | None = None
+    model: PreTrainedModel, batch: Batch, partner: str = "gold", labels_read: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:
     """How likely each true word is to a decoder that reads the true ones before it, and its twin.
 
@@ -52,15 +52,13 @@ def twin_log_probs(
         ValueError: If there are no twins, or on another partner.
     """
     if model.config.decoder_directions != "both":
-        raise ValueError(
-            f"decoder_directions={model.config.decoder_directions!r}: a model of one direction has no twin"
-        )
+        raise ValueError(f"decoder_directions={model.config.decoder_directions!r}: one direction has no twin")
     if partner not in PARTNERS:
         raise ValueError(f"partner={partner!r} must be one of {', '.join(PARTNERS)}")
     source = {name: x for name, x in batch.items() if name != "labels"}
     encoded = model.get_encoder()(**source)
-    labels = pack_labels(batch["labels"])
-    read = labels if labels_read is None else pack_labels(labels_read)
+    labels = _packed(batch["labels"])
+    read = labels if labels_read is None else _packed(labels_read)
     targets = [direction.targets(labels) for direction in model.directions]
     inputs = [direction.decoder_inputs(direction.targets(read)) for direction in model.directions]
     own = tuple(model.write_alone(encoded, labels.shape[1])) if partner == "own" else None
@@ -94,7 +92,7 @@ def answer_leaks(model: PreTrainedModel, batch: Batch, partner: str = "gold") ->
         For each direction `[R, T]` in its order of writing, log p(word | the twin may show it) - log p(word | the twin
         shows another), in nats; exactly 0 where nothing leaks, and where there is no word.
     """
-    labels = pack_labels(batch["labels"])
+    labels = _packed(batch["labels"])
     is_word = (labels != IGNORE_INDEX) & (labels != model.config.eos_token_id)
     shown = twin_log_probs(model, batch, partner)
     leaks = {name: torch.zeros_like(values) for name, values in shown.items()}
@@ -113,6 +111,10 @@ def answer_leaks(model: PreTrainedModel, batch: Batch, partner: str = "gold") ->
             step = steps[name][chosen]
             values[chosen, step] = (shown[name] - hidden[name])[chosen, step]
     return leaks
+
+
+def _packed(labels: torch.Tensor) -> torch.LongTensor:
+    return pack_labels(cast(torch.LongTensor, labels))
 
 
 def _ends(model: PreTrainedModel) -> tuple[int, int]:
@@ -190,7 +192,7 @@ def _read_true_words(
     exists: list[torch.Tensor] = []
     for start in range(0, len(rows), batch_size):
         batch = {name: x.to(model.device) for name, x in collate(rows[start : start + batch_size]).items()}
-        exists.append(pack_labels(batch["labels"]) != IGNORE_INDEX)
+        exists.append(_packed(batch["labels"]) != IGNORE_INDEX)
         for partner in PARTNERS:
             for name, values in twin_log_probs(model, batch, partner).items():
                 likely.setdefault((name, partner), []).append(values)
@@ -199,14 +201,14 @@ def _read_true_words(
     # The end is no word that a twin could show.
     is_word = [there & (there.flip(1).cumsum(1).flip(1) > 1) for there in exists]
     log_probs: dict[str, dict[str, Any]] = {}
-    for (name, partner), values in likely.items():
-        mean = sum(float(x.sum()) for x in values) / sum(int(x.sum()) for x in exists)
-        log_probs.setdefault(name, {})[partner] = {"mean": mean, "by_part": by_part(values, exists)}
-    leak = {}
-    for name, values in leaks.items():
-        mean = sum(float(x.sum()) for x in values) / max(sum(int(x.sum()) for x in is_word), 1)
-        leak[name] = {"mean": mean, "by_part": by_part(values, is_word)}
-    return {"log_probs": log_probs, "leak": leak}
+    for (name, partner), batches in likely.items():
+        log_probs.setdefault(name, {})[partner] = _account(batches, exists)
+    return {"log_probs": log_probs, "leak": {name: _account(batches, is_word) for name, batches in leaks.items()}}
+
+
+def _account(values: list[torch.Tensor], exists: list[torch.Tensor]) -> dict[str, Any]:
+    number = sum(int(there.sum()) for there in exists)
+    return {"mean": sum(float(some.sum()) for some in values) / max(number, 1), "by_part": by_part(values, exists)}
 
 
 def describe(found: Mapping[str, Any]) -> str:

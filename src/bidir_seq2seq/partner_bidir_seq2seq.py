@@ -18,7 +18,7 @@ from .directions_bidir_seq2seq import Direction
 @torch.no_grad()
 def write_alone(
     steps: Any, next_tokens: Any, direction: Direction, batch_size: int, num_steps: int, never: torch.LongTensor
-) -> torch.LongTensor:
+) -> torch.Tensor:
     """The likeliest word at each step, after the likeliest ones before: what a decoder alone reads and writes.
 
     Args:
@@ -43,7 +43,7 @@ def write_alone(
     return written
 
 
-def visible(num_steps: int, partner_ids: torch.LongTensor, pad_id: int) -> torch.BoolTensor:
+def visible(num_steps: int, partner_ids: torch.LongTensor, pad_id: int) -> torch.Tensor:
     """Which of its partner's words each step may read: those that the partner has written by then.
 
     Args:

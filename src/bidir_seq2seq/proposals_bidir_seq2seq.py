@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch.nn import functional as F
@@ -79,11 +80,11 @@ def _widen(name: str, values: torch.Tensor, length: int, pad_id: int) -> torch.T
     return F.pad(values, [0, 0] * (values.dim() - 1 - dim) + [0, missing], value=fill)
 
 
-def _pool_of(paths: torch.LongTensor, scores: torch.Tensor, records: StepRecords, direction: Direction) -> Pool:
+def _pool_of(paths: torch.Tensor, scores: torch.Tensor, records: StepRecords, direction: Direction) -> Pool:
     """What is known of the finished paths `[B, K, L, 2]` of one direction and their scores `[B, K]`."""
     pool_shape = paths.shape[:2]
     written, parents = paths.flatten(0, 1).unbind(-1)
-    sequences, order = direction.reading_order(written)
+    sequences, order = direction.reading_order(cast(torch.LongTensor, written))
     details = {
         "sequences": sequences,
         "own_scores": scores.flatten(),
