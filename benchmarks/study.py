@@ -51,7 +51,10 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
     "twin": ({}, 1, 1),
     "leaking": ({"twin_dropout": 0.0}, 1, 1),
     "own": ({"twin_partner": "own"}, 1, 1),
+    "repaired": ({"twin_partner": "own", "learning_rate": 7e-4, "warmup_steps": 20}, 0.2, 1),
 }
+# Recipes that go on from another one's model of the same seed.
+GOES_ON_FROM = {"repaired": "twin"}
 ALONE = {
     "l2r beam 3": {"num_beams": 3},
     "l2r beam 10": {"num_beams": 10},
@@ -149,6 +152,10 @@ def run(arguments: StudyArguments, data: str, recipe: str, seed: int) -> dict:
         output_dir = Path(arguments.output_dir) / data / f"{recipe}-{own_seed}"
         start = time.process_time()
         settings = {**changes, **files, "max_steps": updates, "save_strategy": "no", "report": False}
+        if recipe in GOES_ON_FROM:
+            before = output_dir.with_name(f"{GOES_ON_FROM[recipe]}-{own_seed}")
+            settings["model_name_or_path"] = str(before)
+            seconds.append(seconds_of(before, float("nan")))
         train_seed(str(settings_file), output_dir, own_seed, **settings)
         seconds.append(seconds_of(output_dir, time.process_time() - start))
         models.append(AutoModelForSeq2SeqLM.from_pretrained(output_dir, use_safetensors=True).eval())

@@ -252,7 +252,7 @@ def diagnosis_figure(theme: Theme, found: Mapping[str, Any]) -> Figure:
     for name, values in found["leak"].items():
         parts = _parts(values["by_part"])
         leak.plot(*parts, color=theme.system(name), marker=_MARKS[name], label=LABELS[name])
-    leak.set_title("What it has only read off the true words of its twin: the leak", loc="left", fontsize=10)
+    leak.set_title("The leak: what it reads off the twin's true words", loc="left", fontsize=10)
     leak.set_ylabel("nats of the answer")
     leak.legend(loc="upper left")
     for axes in (likely, leak):
