@@ -40,6 +40,8 @@ INTERNAL_MODULES = {
     "steps_bidir_seq2seq",
     "directions_bidir_seq2seq",
     "output_bidir_seq2seq",
+    "partner_bidir_seq2seq",
+    "proposals_bidir_seq2seq",
     "version",
 }
 

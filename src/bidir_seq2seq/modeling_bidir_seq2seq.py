@@ -29,7 +29,7 @@ from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, directions_of, pa
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
 from .kernels_bidir_seq2seq import MatmulLinear, are_enabled, attention, is_plain, is_read_at_once
 from .output_bidir_seq2seq import Copies, CopyAttention, SourcePrior, Words, Written
-from .partner_bidir_seq2seq import visible, write_alone
+from .partner_bidir_seq2seq import Shown, visible, write_alone
 from .steps_bidir_seq2seq import DecoderSteps, FastDecoderSteps
 
 logger = logging.get_logger(__name__)
@@ -490,21 +490,6 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
             bias[size : 2 * size] = 1
         init.copy_(rnn.bias_ih_l0, bias)
         init.zeros_(rnn.bias_hh_l0)
-
-
-@dataclass
-class Shown:
-    """What a decoder shows its twin.
-
-    Attributes:
-        states: `[R, P, H]` (or what `twin_memory="features"` concatenates).
-        mask: Which of them each step may read, `[T, P]` or `[R, 1, T, P]`.
-        keep: `[R, 1, 1]`, 0 for a row whose twin reads nothing.
-    """
-
-    states: torch.Tensor
-    mask: torch.BoolTensor
-    keep: torch.Tensor
 
 
 class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):

@@ -3,16 +3,32 @@
 A decoder that reads true words reads, from the middle of a title on, its own answer; and it never learns that what it
 reads may be wrong. Beside a twin that writes by itself it learns from what a search will show it.
 
-Letters: B documents, T steps, E embedding size.
+Letters: B documents, R rows, T steps, P tokens of a partner, H hidden size.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .directions_bidir_seq2seq import Direction
+
+
+@dataclass
+class Shown:
+    """What a decoder shows its twin.
+
+    Attributes:
+        states: `[R, P, H]` (or what `twin_memory="features"` concatenates).
+        mask: Which of them each step may read, `[T, P]` or `[R, 1, T, P]`.
+        keep: `[R, 1, 1]`, 0 for a row whose twin reads nothing.
+    """
+
+    states: torch.Tensor
+    mask: torch.BoolTensor
+    keep: torch.Tensor
 
 
 @torch.no_grad()
@@ -60,4 +76,4 @@ def visible(num_steps: int, partner_ids: torch.LongTensor, pad_id: int) -> torch
     return (by_then & written[:, None] | ~written.any(1)[:, None, None])[:, None]
 
 
-__all__ = ["visible", "write_alone"]
+__all__ = ["Shown", "visible", "write_alone"]
