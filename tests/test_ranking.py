@@ -1,0 +1,48 @@
+"""Ranking rules, beside what they say they are."""
+
+import math
+from collections import Counter
+
+import torch
+
+from bidir_seq2seq.ranking_bidir_seq2seq import RANKING_RULES, Candidates
+
+PAD, START, END = 0, 2, 3
+
+
+def ngrams(words, size):
+    return Counter(tuple(words[start : start + size]) for start in range(len(words) - size + 1))
+
+
+def f1(one, other, size):
+    left, right = ngrams(one, size), ngrams(other, size)
+    total = sum(left.values()) + sum(right.values())
+    return 2 * sum((left & right).values()) / total if total else 1.0
+
+
+def test_consensus_is_the_expected_overlap_with_what_a_title_might_be():
+    sequences = torch.randint(4, 8, (5, 6, 9))
+    sequences[:, :, 0] = START
+    for row in sequences.flatten(0, 1):
+        size = int(torch.randint(1, 9, (1,)))
+        row[size] = END
+        row[size + 1 :] = PAD
+    log_probs = {name: torch.randn(5, 6) * 2 for name in ("l2r", "r2l")}
+    # The same title twice counts once.
+    sequences[0, 2] = sequences[0, 0]
+    for values in log_probs.values():
+        values[0, 2] = values[0, 0]
+    judged = {name: values.flatten() for name, values in log_probs.items()}
+    found = RANKING_RULES["consensus"](Candidates(sequences, torch.zeros(5, 6), PAD, 1.0, lambda labels: judged))
+    for document, rows in enumerate(sequences[:, :, 1:].tolist()):
+        titles = [tuple(word for word in row if word != PAD) for row in rows]
+        weights = [
+            math.exp(float(log_probs["l2r"][document, place] + log_probs["r2l"][document, place]) / 2)
+            if titles.index(title) == place
+            else 0.0
+            for place, title in enumerate(titles)
+        ]
+        for place, title in enumerate(titles):
+            overlaps = [(f1(title, other, 1) + f1(title, other, 2)) / 2 for other in titles]
+            expected = sum(w * x for w, x in zip(weights, overlaps)) / sum(weights)
+            assert math.isclose(float(found[document, place]), expected, abs_tol=1e-5)
