@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import sacrebleu
 import torch
 import yaml
@@ -32,7 +33,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from bidir_seq2seq.arguments import parse_arguments
 from bidir_seq2seq.evaluation import listed_references, load_test_pairs
-from bidir_seq2seq.metrics import TitleScore, pair_scores, paired_bootstrap, pronunciation_scores
+from bidir_seq2seq.metrics import TitleScore, bleu_of_counts, pair_scores, paired_bootstrap, pronunciation_scores
 from bidir_seq2seq.pipeline import BidirSeq2SeqPipeline
 from bidir_seq2seq.unknown_words import decode
 
@@ -47,10 +48,12 @@ ONE_DIRECTION = 1.6
 RECIPES: dict[str, tuple[dict, float, int]] = {
     "l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
     "two-l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION / 2, 2),
-    "independent": ({"twin_dropout": 1.0}, 1, 1),
+    "independent": ({"twin_partner": "none"}, 1, 1),
     "twin": ({}, 1, 1),
     "leaking": ({"twin_dropout": 0.0}, 1, 1),
     "own": ({"twin_partner": "own"}, 1, 1),
+    "own-last": ({"own_partner_share": 0.2}, 1, 1),
+    "alone-own": ({"twin_partner": "none", "own_partner_share": 0.2}, 1, 1),
     "repaired": ({"twin_partner": "own", "learning_rate": 7e-4, "warmup_steps": 20}, 0.2, 1),
 }
 # Recipes that go on from another one's model of the same seed.
@@ -88,7 +91,10 @@ def ways_of(model, recipe: str) -> dict[str, dict]:
         return ALONE
     if recipe == "leaking":
         return {"both": TWINS["both"]}
-    return {name: {"num_beams": 3, **settings} for name, settings in TWINS.items()}
+    ways = {name: {"num_beams": 3, **settings} for name, settings in TWINS.items()}
+    if model.config.twin_partner == "none":
+        return {name: ways[name] for name in ("l2r", "r2l", "l2r+r2l, joint")}
+    return ways
 
 
 def write(models: Sequence, tokenizer, pairs, settings: dict) -> tuple[list[str], float]:
@@ -129,14 +135,8 @@ def scores_of(data: str, titles: list[str], references: list[list[str]]) -> dict
         bleu = sacrebleu.BLEU(effective_order=True)
         each = [bleu.sentence_score(title, listed) for title, listed in zip(titles, references)]
         by_pair = [[*score.counts, *score.totals, score.sys_len, score.ref_len] for score in each]
-        return {**found, "bleu": bleu_of(by_pair), "by_pair": by_pair}
+        return {**found, "bleu": float(bleu_of_counts(np.mean(by_pair, axis=0))), "by_pair": by_pair}
     return {**found, "by_pair": [round(x, 2) for x in pair_scores(titles, references)["rougeL"]]}
-
-
-def bleu_of(by_pair: Sequence[Sequence[int]]) -> float:
-    """BLEU of the counts of matches and n-grams of each pair, and its lengths, as sacrebleu has them."""
-    sums = [sum(column) for column in zip(*by_pair)]
-    return sacrebleu.BLEU.compute_bleu(sums[:4], sums[4:8], sums[8], sums[9]).score
 
 
 def run(arguments: StudyArguments, data: str, recipe: str, seed: int) -> dict:
@@ -199,9 +199,7 @@ def over_seeds(data: str, runs: dict[int, dict], way: str) -> tuple[list[float],
     by_seed = [runs[seed]["ways"][way] for seed in sorted(runs)]
     figures = [found[METRICS.get(data, "rougeL")] for found in by_seed]
     columns = zip(*(found["by_pair"] for found in by_seed))
-    if METRICS.get(data) == "bleu":
-        return figures, [[sum(column) for column in zip(*pair)] for pair in columns]
-    return figures, [statistics.mean(pair) for pair in columns]
+    return figures, [np.mean(pair, axis=0).tolist() for pair in columns]
 
 
 def report(results: dict[str, dict[str, dict[int, dict]]]) -> None:
@@ -226,8 +224,9 @@ def report(results: dict[str, dict[str, dict[int, dict]]]) -> None:
                 line += f"{f'{min(figures):.1f}-{max(figures):.1f}':>14}{edges[0]:8.1f}{edges[1]:7.1f}"
                 line += f"{statistics.mean(run['seconds'] for run in runs.values()):12.0f}"
                 line += f"{statistics.mean(x['search_seconds'] for x in found):10.1f}"
-                if base is not None and metric != "bleu":
-                    test = paired_bootstrap(by_pair, base[1])
+                if base is not None:
+                    statistic = bleu_of_counts if metric == "bleu" else np.asarray
+                    test = paired_bootstrap(by_pair, base[1], statistic=statistic)
                     line += f"   {test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}] p={test.p_value:.4f}"
                 print(line)
 

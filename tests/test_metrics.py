@@ -9,6 +9,7 @@ from sacrebleu.metrics import BLEU
 from bidir_seq2seq.metrics import (
     TitleScore,
     accuracy_by_position,
+    bleu_of_counts,
     bootstrap_interval,
     lead_baseline,
     pair_scores,
@@ -373,3 +374,25 @@ def test_pieces_of_a_text_are_the_text(text):
     pieces = split_tokens(text)
     assert "".join(piece for piece, _ in pieces) == text
     assert all(token is None or token == piece.lower() for piece, token in pieces)
+
+
+def test_bleu_of_counts_is_sacrebleus_and_can_be_compared():
+    references = ["a cat sat on the mat today", "the dog ran to the park", "we saw two birds there"]
+    systems = [
+        ["a cat sat on the mat", "the dog ran in the park", "we saw two birds there"],
+        ["a cat sat here", "the dog ran to a park", "we saw birds there now today"],
+    ]
+    measure, plain = BLEU(effective_order=True), BLEU(smooth_method="none")
+    counts = []
+    for titles in systems:
+        scores = [measure.sentence_score(title, [reference]) for title, reference in zip(titles, references)]
+        counts.append([[*score.counts, *score.totals, score.sys_len, score.ref_len] for score in scores])
+        expected = plain.corpus_score(titles, [references]).score
+        assert bleu_of_counts(np.mean(counts[-1], axis=0)) == pytest.approx(expected)
+    assert bleu_of_counts(np.zeros(10)) == 0
+    figures = [bleu_of_counts(np.mean(rows, axis=0)) for rows in counts]
+    test = paired_bootstrap(*counts, num_samples=500, statistic=bleu_of_counts)
+    assert test.difference == pytest.approx(figures[0] - figures[1])
+    assert test.low <= test.difference <= test.high and test.p_value < 1
+    same = paired_bootstrap(counts[0], counts[0], num_samples=50, statistic=bleu_of_counts)
+    assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)

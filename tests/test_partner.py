@@ -3,10 +3,13 @@
 import pytest
 import torch
 from conftest import random_pairs, tiny_model
+from transformers import TrainerState
 
 from bidir_seq2seq import BidirSeq2SeqConfig
 from bidir_seq2seq.kernels_bidir_seq2seq import runs_under_autocast
 from bidir_seq2seq.partner_bidir_seq2seq import visible
+from bidir_seq2seq.trainer import OwnPartnerCallback
+from bidir_seq2seq.training_arguments import TrainingArguments
 
 PAD, START, END = 0, 2, 3
 
@@ -20,9 +23,9 @@ def test_a_partner_that_has_written_the_true_words_shows_what_the_true_words_sho
     model = tiny_model(use_copy=use_copy)
     input_ids, labels = random_pairs()
     inputs = decoder_inputs(model, labels)
-    settings = {"decoder_input_ids": inputs[0], "r2l_decoder_input_ids": inputs[1], "use_twin": True}
-    gold = model.model(input_ids, **settings)
-    own = model.model(input_ids, **settings, partner_input_ids=tuple(inputs))
+    settings = {"decoder_input_ids": inputs[0], "r2l_decoder_input_ids": inputs[1]}
+    gold = model.model(input_ids, **settings, use_twin=True)
+    own = model.model(input_ids, **settings, use_twin=tuple(inputs))
     is_target = (labels != -100)[..., None]
     for name in ("last_hidden_state", "r2l_last_hidden_state"):
         torch.testing.assert_close(getattr(own, name) * is_target, getattr(gold, name) * is_target)
@@ -36,9 +39,9 @@ def test_a_row_without_partner_is_written_alone():
     shown = [ids.clone() for ids in inputs]
     for ids in shown:
         ids[1] = PAD
-    mixed = model.model(input_ids, **settings, use_twin=True, partner_input_ids=tuple(shown))
+    mixed = model.model(input_ids, **settings, use_twin=tuple(shown))
     alone = model.model(input_ids, **settings, use_twin=False)
-    twins = model.model(input_ids, **settings, use_twin=True, partner_input_ids=tuple(inputs))
+    twins = model.model(input_ids, **settings, use_twin=tuple(inputs))
     for name in ("last_hidden_state", "r2l_last_hidden_state"):
         torch.testing.assert_close(getattr(mixed, name)[1], getattr(alone, name)[1])
         torch.testing.assert_close(getattr(mixed, name)[0], getattr(twins, name)[0])
@@ -117,5 +120,47 @@ def test_steps_see_what_has_been_written_by_then():
 def test_partners_ask_for_decoders_that_learn_to_write_alone():
     with pytest.raises(ValueError, match="twin_partner='own' needs twin_memory='hidden', and twin_dropout above 0"):
         BidirSeq2SeqConfig(twin_partner="own", twin_dropout=0.0)
-    with pytest.raises(ValueError, match="twin_partner='mine' must be one of gold, own"):
+    with pytest.raises(ValueError, match="twin_partner='mine' must be one of gold, own, none"):
         BidirSeq2SeqConfig(twin_partner="mine")
+
+
+def test_without_partner_both_directions_are_trained_alone():
+    input_ids, labels = random_pairs()
+    alone, twins = tiny_model(twin_partner="none").train(), tiny_model(twin_dropout=1.0).train()
+    twins.load_state_dict(alone.state_dict())
+    alone(input_ids, labels=labels).loss.backward()
+    twins(input_ids, labels=labels).loss.backward()
+    for (name, own), other in zip(alone.named_parameters(), twins.parameters()):
+        if "twin_attention" in name:
+            assert own.grad is None and other.grad.abs().max() == 0
+        else:
+            torch.testing.assert_close(own.grad, other.grad)
+
+
+def test_without_partner_each_direction_proposes_alone():
+    model = tiny_model(twin_partner="none")
+    input_ids, _ = random_pairs()
+    for ranking in ("own", "joint"):
+        settings = {"num_beams": 3, "max_length": 9, "ranking": ranking}
+        by_default = model.generate(input_ids, **settings)
+        assert torch.equal(by_default, model.generate(input_ids, proposals="l2r+r2l", **settings))
+    assert model.generate(input_ids, decoding_direction="l2r", max_length=9).shape[0] == len(input_ids)
+    with pytest.raises(ValueError, match="proposals='both'.*twin_partner='none'.*proposals='l2r\\+r2l'"):
+        model.generate(input_ids, proposals="both")
+
+
+def test_the_last_updates_are_made_beside_own_writing():
+    model = tiny_model(twin_partner="none")
+    callback, state = OwnPartnerCallback(model.config, 0.25), TrainerState(max_steps=8)
+    read = []
+    for state.global_step in range(8):
+        callback.on_step_begin(None, state, None)
+        read.append(model.config.twin_partner)
+    assert read == ["none"] * 6 + ["own"] * 2
+
+
+def test_a_share_of_updates_asks_for_a_model_that_learns_to_write_alone():
+    with pytest.raises(ValueError, match="twin_partner='own' needs"):
+        OwnPartnerCallback(tiny_model(twin_dropout=0.0).config, 0.2)
+    with pytest.raises(ValueError, match="own_partner_share=1.5 is a share"):
+        TrainingArguments(own_partner_share=1.5)

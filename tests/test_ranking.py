@@ -1,10 +1,13 @@
 """Ranking rules, beside what they say they are."""
 
+import json
 import math
 from collections import Counter
 
 import torch
+from conftest import random_pairs, tiny_model
 
+from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 from bidir_seq2seq.ranking_bidir_seq2seq import RANKING_RULES, Candidates
 
 PAD, START, END = 0, 2, 3
@@ -46,3 +49,19 @@ def test_consensus_is_the_expected_overlap_with_what_a_title_might_be():
             overlaps = [(f1(title, other, 1) + f1(title, other, 2)) / 2 for other in titles]
             expected = sum(w * x for w, x in zip(weights, overlaps)) / sum(weights)
             assert math.isclose(float(found[document, place]), expected, abs_tol=1e-5)
+
+
+def test_a_generation_config_that_knows_only_the_older_flag_is_obeyed(tmp_path):
+    model = tiny_model(vocab_size=24)
+    input_ids, _ = random_pairs()
+    joint, own = (model.generate(input_ids, num_beams=3, max_length=7, ranking=rule) for rule in ("joint", "own"))
+    assert not torch.equal(joint, own)
+    for flag, expected in ((True, joint), (False, own)):
+        model.save_pretrained(tmp_path)
+        file = tmp_path / "generation_config.json"
+        stored = json.loads(file.read_text())
+        for name in ("ranking", "proposals"):
+            stored.pop(name, None)
+        file.write_text(json.dumps({**stored, "joint_rescoring": flag, "num_beams": 3, "max_length": 7}))
+        again = BidirSeq2SeqForConditionalGeneration.from_pretrained(tmp_path).eval()
+        assert torch.equal(again.generate(input_ids), expected)

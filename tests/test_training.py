@@ -126,6 +126,28 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(files, finished, tmp_
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_run_resumed_beside_own_writing_equals_one_that_was_not_interrupted(files, tmp_path):
+    settings = {"own_partner_share": 0.75, "save_total_limit": None}
+    run(files, tmp_path / "whole", {"twin_partner": "none"}, **settings)
+    partners = [
+        json.loads((tmp_path / f"whole/{name}config.json").read_text())["twin_partner"]
+        for name in ("", "checkpoint-2/")
+    ]
+    assert partners == ["own", "own"]
+    shutil.copytree(tmp_path / "whole/checkpoint-2", tmp_path / "resumed/checkpoint-2")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tmp_path / "whole" / name, tmp_path / "resumed")
+    run(files, tmp_path / "resumed", {"twin_partner": "none"}, **settings)
+    run(files, tmp_path / "alone", {"twin_partner": "none"})
+    whole, resumed, alone = (
+        load_file(tmp_path / name / "checkpoint-4/model.safetensors") for name in ("whole", "resumed", "alone")
+    )
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not torch.equal(
+        whole["model.decoder.twin_attention.key.weight"], alone["model.decoder.twin_attention.key.weight"]
+    )
+
+
 def test_last_checkpoint(tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     assert last_checkpoint(args) is None

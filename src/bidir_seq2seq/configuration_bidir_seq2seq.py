@@ -66,9 +66,9 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
             is likely to be copied next.
         twin_dropout (`float`): Probability that a training row gets no twin context (zeros in its place). Above 0
             the same weights are an honest left-to-right model, an honest right-to-left model and a twin.
-        twin_partner (`"gold"` or `"own"`): What a decoder reads of its twin in training: the true words, half of which
-            are its own answer, or what the twin, alone, writes itself, its likeliest word at each step. Writing needs
-            no true words either way.
+        twin_partner (`"gold"`, `"own"` or `"none"`): What a decoder reads of its twin in training: the true words,
+            half of which are its own answer; what the twin, alone, writes itself, its likeliest word at each step; or
+            nothing: then both write alone, and only their titles are ranked together.
         twin_memory (`"hidden"` or `"features"`): What the right-to-left side reads of its twin: its hidden states
             (symmetric), or its concatenated features (the reference's quirk). Left-to-right reads hidden states.
         dropout (`float`): Dropout on embeddings, between recurrent layers and on the decoders' features.
@@ -144,7 +144,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         choices = {
             "rnn_type": ("lstm", "gru"),
             "decoder_directions": ("both", "l2r", "r2l"),
-            "twin_partner": ("gold", "own"),
+            "twin_partner": ("gold", "own", "none"),
             "twin_memory": ("hidden", "features"),
         }
         for name, allowed in choices.items():

@@ -66,8 +66,7 @@ def twin_log_probs(
         decoder_input_ids=inputs[0],
         r2l_decoder_input_ids=inputs[1],
         encoder_outputs=encoded,
-        use_twin=partner != "none",
-        partner_input_ids=own,
+        use_twin=own or partner == "gold",
         return_dict=True,
     )
     words = model.words(encoded)

@@ -163,9 +163,10 @@ class BidirSeq2SeqGenerationMixin:
     Args:
         decoding_direction (`"both"`, `"l2r"` or `"r2l"`): The bidirectional beam search, or one decoder alone with
             its twin off. Default: what the model has.
-        proposals (`str`): Which searches propose titles, joined by "+": `"both"` (default), `"l2r"` and `"r2l"`, the
-            decoders alone, or `"l2r+r2l+both"`, all three, which takes about twice as long. What stands in the pools
-            of several is ranked together; alone they need a model trained with `twin_dropout` above 0.
+        proposals (`str`): Which searches propose titles, joined by "+": `"both"`, in lock-step; `"l2r"` and `"r2l"`,
+            the decoders alone, which needs a model trained with `twin_dropout` above 0; or `"l2r+r2l+both"`, all
+            three, which takes about twice as long. What several have found is ranked together. Default: `"both"`, but
+            `"l2r+r2l"` for a model with `twin_partner="none"`.
         ranking (`str`): How what the bidirectional search proposes is ranked, one of `RANKING_RULES`: `"own"`, by what
             the direction that wrote a title gave it; `"joint"`, by the mean of both directions' log-probabilities with
             the twin off, each a proper model of the title, which needs a model trained with `twin_dropout` above 0.
@@ -241,8 +242,15 @@ class BidirSeq2SeqGenerationMixin:
         direction = generation_config.decoding_direction
         if direction != "both" and given.get("proposals") not in (None, direction):
             raise ValueError(f"proposals={given['proposals']!r} needs decoding_direction='both', not {direction!r}")
-        asked = (given.get("proposals") or generation_config.proposals or "both") if direction == "both" else direction
+        reads_twin = self.config.twin_partner != "none"
+        default = ("both" if reads_twin else "l2r+r2l") if direction == "both" else direction
+        asked = (given.get("proposals") or generation_config.proposals or default) if direction == "both" else default
         names = searches_of(asked)
+        if "both" in names and not reads_twin:
+            raise ValueError(
+                f"proposals={asked!r}: the decoders of this model have not learned to read each other "
+                "(twin_partner='none'): use proposals='l2r+r2l', or train on with twin_partner='own'"
+            )
         if direction == "both" and names != ("both",) and self.config.twin_dropout == 0:
             raise ValueError(
                 f"proposals={asked!r} needs directions that have learned to write alone, and this model has "
@@ -630,7 +638,7 @@ class BidirSeq2SeqGenerationMixin:
         """What scores the next tokens of some directions."""
         shortlist = None
         if size is not None and size < self.config.vocab_size:
-            shortlist = Shortlist.of(self.config, encoder_outputs, self.prior, self.lm_head, size)
+            shortlist = Shortlist.of(self.config, encoder_outputs.source_words, self.prior, self.lm_head, size)
         return partial(self.words(encoder_outputs).next_tokens, shortlist)
 
     @staticmethod

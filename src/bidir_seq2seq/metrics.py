@@ -8,7 +8,7 @@ Tokens are lower-cased and never stemmed. The text is not Unicode-normalized: a 
 "2", which is an error a reader sees. Apply ``unicodedata.normalize("NFKC", text)`` to both sides to forgive it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain, islice, zip_longest
@@ -287,7 +287,11 @@ class BootstrapResult:
 
 
 def paired_bootstrap(
-    scores_a: Sequence[float], scores_b: Sequence[float], num_samples: int = 10_000, seed: int = 0
+    scores_a: Sequence[float] | Sequence[Sequence[float]],
+    scores_b: Sequence[float] | Sequence[Sequence[float]],
+    num_samples: int = 10_000,
+    seed: int = 0,
+    statistic: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> BootstrapResult:
     """Tells whether the mean scores of two systems on the same test set differ by more than chance.
 
@@ -303,6 +307,8 @@ def paired_bootstrap(
     Args:
         scores_a: Per-pair scores of system a, as from `pair_scores`.
         scores_b: Per-pair scores of system b on the same pairs in the same order.
+        statistic: What a system's figure is of its pairs' mean score, or mean row of scores: `[..., k]` to `[...]`.
+            Default: the mean score itself; [`bleu_of_counts`] for rows of counts.
         num_samples: Number B of resamples.
         seed: Seed of the resampling; equal seeds give equal results.
 
@@ -318,23 +324,40 @@ def paired_bootstrap(
         raise ValueError("got no scores; give at least one pair")
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples} must be at least 1; the default is 10000")
-    differences = np.asarray(scores_a, dtype=float) - np.asarray(scores_b, dtype=float)
+    a, b = (np.asarray(scores, dtype=float) for scores in (scores_a, scores_b))
     generator = np.random.default_rng(seed)
-    means = np.empty(num_samples)
+    differences = np.empty(num_samples)
     # All indices at once would take gigabytes for a large test set.
-    step = max(1, _BOOTSTRAP_CHUNK // len(differences))
+    step = max(1, _BOOTSTRAP_CHUNK // a.size)
     for start in range(0, num_samples, step):
-        chunk = means[start : start + step]
-        indices = generator.integers(len(differences), size=(len(chunk), len(differences)))
-        chunk[:] = differences[indices].mean(axis=1)
-    dissenting = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
-    low, high = np.quantile(means, (0.025, 0.975))
+        chunk = differences[start : start + step]
+        indices = generator.integers(len(a), size=(len(chunk), len(a)))
+        chunk[:] = statistic(a[indices].mean(axis=1)) - statistic(b[indices].mean(axis=1))
+    dissenting = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
+    low, high = np.quantile(differences, (0.025, 0.975))
     return BootstrapResult(
-        difference=float(differences.mean()),
+        difference=float(statistic(a.mean(axis=0)) - statistic(b.mean(axis=0))),
         low=float(low),
         high=float(high),
         p_value=float(min(1.0, 2 * (1 + dissenting) / (1 + num_samples))),
     )
+
+
+def bleu_of_counts(counts: np.ndarray) -> np.ndarray:
+    """BLEU (Papineni et al. 2002) of a corpus from its pairs' mean row of counts, without smoothing.
+
+    Args:
+        counts: `[..., 10]`: matches of n-grams of 1 to 4 tokens, n-grams written of 1 to 4 tokens, tokens written,
+            tokens of the reference; as sacrebleu's `sentence_score` counts them.
+
+    Returns:
+        `[...]`, from 0 to 100.
+    """
+    matches, written, lengths = counts[..., :4], counts[..., 4:8], counts[..., 8:]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = np.exp(np.log(matches / written).mean(-1))
+        brevity = np.exp(np.minimum(0, 1 - lengths[..., 1] / lengths[..., 0]))
+        return 100 * np.nan_to_num(brevity * precision)
 
 
 def bootstrap_interval(scores: Sequence[float], num_samples: int = 10_000, seed: int = 0) -> tuple[float, float]:
@@ -508,6 +531,7 @@ __all__ = [
     "TitleScore",
     "Tokenization",
     "accuracy_by_position",
+    "bleu_of_counts",
     "bootstrap_interval",
     "lead_baseline",
     "pair_scores",

@@ -550,12 +550,11 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         decoding_direction: str | None = None,
-        use_twin: bool | None = None,
+        use_twin: bool | tuple[torch.LongTensor, torch.LongTensor] | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         extended_input_ids: torch.LongTensor | None = None,
-        partner_input_ids: tuple[torch.LongTensor, torch.LongTensor] | None = None,
         **kwargs: Any,
     ) -> BidirSeq2SeqModelOutput:
         """Encodes the source and runs one decoder, or both over known targets.
@@ -573,14 +572,13 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             decoding_direction: `"l2r"` or `"r2l"`: which decoder reads `decoder_input_ids` when one runs.
             use_twin: Whether decoders that both run see each other. Default: in training yes (subject to
                 `twin_dropout`); outside training only if the model has never learned without, as over known targets
-                the twin shows each decoder its own answer.
+                the twin shows each decoder its own answer. Two tensors say what each decoder has written as its twin
+                sees it, from the left `[R, P]` and from the right, each in its own order with its start first; a row
+                of padding shows nothing.
             use_cache: Whether to return the past of the one direction that runs.
             output_attentions: Whether to return the source attention weights `[R, N, T, S]`.
             output_hidden_states: Whether to return every layer's states.
             extended_input_ids: `[B, S]`, see [`Encoder.forward`].
-            partner_input_ids: What each decoder has written as its twin sees it, from the left `[R, P]` and from the
-                right, each in its own order with its start first; a row of padding shows nothing. Default: what the
-                decoders read.
 
         Raises:
             ValueError: On contradictory or missing inputs.
@@ -614,7 +612,6 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
                 encoder_outputs,
                 use_twin,
                 output_attentions,
-                partner_input_ids,
             )
             direction_outputs = {"r2l_last_hidden_state": run.pop("r2l_features")}
         else:
@@ -669,9 +666,8 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         l2r_embeds: torch.Tensor,
         r2l_embeds: torch.Tensor,
         encoder_outputs: Any,
-        use_twin: bool | None,
+        use_twin: bool | tuple[torch.LongTensor, torch.LongTensor] | None,
         need_weights: bool,
-        partner_ids: tuple[torch.LongTensor, torch.LongTensor] | None = None,
     ) -> dict:
         l2r, r2l = self.direction_decoder("l2r"), self.direction_decoder("r2l")
         l2r_memory, r2l_memory = l2r.read_source(encoder_outputs), r2l.read_source(encoder_outputs)
@@ -681,11 +677,11 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         r2l_source, _ = r2l.attend_source(r2l_hidden, r2l_memory)
 
         l2r_twin = r2l_twin = None
-        if use_twin if use_twin is not None else self.training or self.config.twin_dropout == 0:
-            if partner_ids is None:
-                shown = self._shown_gold(l2r_hidden, r2l_hidden)
+        if self._reads_twin if use_twin is None else use_twin:
+            if isinstance(use_twin, tuple):
+                shown = self._shown_own(len(l2r_hidden[0]), use_twin, (l2r_memory, r2l_memory))
             else:
-                shown = self._shown_own(len(l2r_hidden[0]), partner_ids, (l2r_memory, r2l_memory))
+                shown = self._shown_gold(l2r_hidden, r2l_hidden)
             l2r_shown, r2l_shown = shown
             l2r_twin = self._read_twin(l2r, l2r_hidden, r2l_shown)
             if self.config.twin_memory == "features":
@@ -697,6 +693,11 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             "hidden_states": l2r_states,
             "weights": weights,
         }
+
+    @property
+    def _reads_twin(self) -> bool:
+        """Whether decoders that run over known targets read each other, if nothing is said."""
+        return self.config.twin_partner != "none" and (self.training or self.config.twin_dropout == 0)
 
     def _shown_gold(self, l2r_hidden: torch.Tensor, r2l_hidden: torch.Tensor) -> tuple[Shown, Shown]:
         """Each decoder shows what it reads itself: step t sees what its twin has written when it writes t."""
@@ -813,7 +814,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         decoder_inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         decoding_direction: str | None = None,
-        use_twin: bool | None = None,
+        use_twin: bool | tuple[torch.LongTensor, torch.LongTensor] | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -872,12 +873,11 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             past_key_values=past_key_values,
             decoder_inputs_embeds=decoder_inputs_embeds,
             decoding_direction=decoding_direction,
-            use_twin=use_twin,
+            use_twin=self._partners(encoder_outputs, targets) if use_twin is None else use_twin,
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
-            partner_input_ids=self._partners(encoder_outputs, targets),
         )
         words = self.words(encoder_outputs, outputs.past_key_values)
         written = [self._written(outputs, decoding_direction, decoder_input_ids)]
@@ -905,7 +905,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         self, encoder_outputs: BidirSeq2SeqEncoderOutput | None, targets: Sequence[torch.LongTensor]
     ) -> tuple[torch.LongTensor, torch.LongTensor] | None:
         """What each decoder is said to have written of targets `[R, T]`, if not the true words; see `twin_partner`."""
-        if len(targets) < 2 or not self.training or self.config.twin_partner == "gold":
+        if len(targets) < 2 or not self.training or self.config.twin_partner != "own":
             return None
         rows, length = targets[0].shape
         keeps = torch.rand(rows, device=targets[0].device) >= self.config.twin_dropout

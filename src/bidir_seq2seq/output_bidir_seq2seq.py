@@ -48,7 +48,6 @@ from .loss_bidir_seq2seq import projected_cross_entropy, projected_log_probs
 
 if TYPE_CHECKING:
     from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
-    from .modeling_bidir_seq2seq import BidirSeq2SeqEncoderOutput
 
 IMPOSSIBLE = float("-inf")
 
@@ -419,12 +418,12 @@ class Shortlist:
     def of(
         cls,
         config: BidirSeq2SeqConfig,
-        encoder_outputs: BidirSeq2SeqEncoderOutput,
+        source_words: torch.BoolTensor,
         prior: SourcePrior,
         output_layer: nn.Module,
         size: int,
     ) -> Shortlist:
-        """A document's own words, the special ids and the `size` most frequent words of titles."""
+        """A document's own words `[B, V]`, the special ids and the `size` most frequent words of titles."""
         counts = prior.title_counts.double()
         names = ("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id")
         special = torch.tensor([getattr(config, name) for name in names], device=counts.device)
@@ -436,7 +435,7 @@ class Shortlist:
         others, known = counts.sum() - counts[special].sum() - counts[listed].sum(), counts[stand_ins].sum()
         return cls(
             shared=torch.cat([special, listed]),
-            own=encoder_outputs.source_words.index_fill(1, special, False),
+            own=source_words.index_fill(1, special, False),
             num_stand_ins=len(stand_ins),
             ratio=float(others / known) if known > 0 else 0.0,
         )

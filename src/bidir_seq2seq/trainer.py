@@ -31,6 +31,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 from transformers.utils import logging
 
+from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .extras import extra
 from .kernels_bidir_seq2seq import is_read_at_once
 from .run_folder import UNFINISHED, checkpoint_damage, publish_checkpoint, remove_old_checkpoints, told_in_a_line
@@ -128,6 +129,28 @@ class PunctualSaveCallback(TrainerCallback):
         control.should_save = control.should_save or getattr(self, "waits", False)
         control.should_log = control.should_log or control.should_save
         self.waits = False
+
+
+class OwnPartnerCallback(TrainerCallback):
+    """Lets decoders read what their twins write themselves (`twin_partner="own"`) in the last updates.
+
+    Args:
+        config: The model's.
+        share: Of all updates.
+
+    Raises:
+        ValueError: If the model cannot learn so.
+    """
+
+    def __init__(self, config: BidirSeq2SeqConfig, share: float):
+        # The config knows what goes together.
+        type(config).from_dict({**config.to_dict(), "twin_partner": "own"})
+        self.config, self.share = config, share
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Goes by the number of the update, so that a resumed run changes at the same one."""
+        if state.global_step >= (1 - self.share) * state.max_steps:
+            self.config.twin_partner = "own"
 
 
 class StopSignalCallback(TrainerCallback):

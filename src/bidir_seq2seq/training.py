@@ -40,7 +40,14 @@ from .run_folder import (
     told_in_a_line,
 )
 from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
-from .trainer import ElapsedTimeCallback, PatienceCallback, StopSignalCallback, TitleTrainer, finite_or_none
+from .trainer import (
+    ElapsedTimeCallback,
+    OwnPartnerCallback,
+    PatienceCallback,
+    StopSignalCallback,
+    TitleTrainer,
+    finite_or_none,
+)
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments
 from .unknown_words import TitleCollator, decode, placeholders
 
@@ -121,6 +128,8 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     callbacks: list[TrainerCallback] = [ElapsedTimeCallback()]
     if training_args.early_stopping_patience is not None:
         callbacks.append(PatienceCallback(training_args.early_stopping_patience))
+    if training_args.own_partner_share > 0 and model.config.decoder_directions == "both":
+        callbacks.append(OwnPartnerCallback(model.config, training_args.own_partner_share))
     trainer = TitleTrainer(
         model=model,
         args=training_args,
@@ -133,6 +142,12 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     )
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.warning_once(f"model: {num_parameters:,} parameters, vocabulary {len(tokenizer):,}")
+    config = model.config
+    if config.decoder_directions == "both" and config.twin_partner == "gold" and config.twin_dropout < 1:
+        logger.warning_once(
+            f"the training loss flatters: {1 - config.twin_dropout:.0%} of the rows see part of their "
+            "answer through the twin. Compare eval_loss, in which each direction is alone"
+        )
     with StopSignalCallback(trainer.accelerator) as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))

@@ -73,9 +73,9 @@ class ModelArguments:
     twin_partner: str | None = field(
         default=None,
         metadata={
-            "help": "What a decoder reads of its twin in training: 'gold', the true words, or 'own', what the twin "
-            "itself writes, which takes longer. Default: the checkpoint's; gold for a new model.",
-            "choices": ["gold", "own"],
+            "help": "What a decoder reads of its twin in training: 'gold', the true words; 'own', what the twin "
+            "itself writes, which takes longer; or 'none'. Default: the checkpoint's; gold for a new model.",
+            "choices": ["gold", "own", "none"],
         },
     )
     dropout: float | None = field(
@@ -176,6 +176,14 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         default=None, metadata={"help": "Stop after so many validations without a better one."}
     )
 
+    own_partner_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "In the last part of the training, this share of its updates, decoders read what their twins "
+            "write themselves (twin_partner='own'), whatever they read before."
+        },
+    )
+
     report: bool = field(
         default=True, metadata={"help": "Write a page about the run, report/report.html, at its end; with curves."}
     )
@@ -188,6 +196,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         self._choose_metric()
         self._choose_best_model()
         super().__post_init__()
+        if not 0 <= self.own_partner_share <= 1:
+            raise ValueError(f"own_partner_share={self.own_partner_share} is a share of the updates: 0 to 1")
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor={self.label_smoothing_factor} would train the left-to-right direction only: "
