@@ -459,6 +459,7 @@ __all__ = [
     "ElapsedTimeCallback",
     "EpochCallback",
     "EpochLengthSampler",
+    "OwnPartnerCallback",
     "PatienceCallback",
     "PunctualSaveCallback",
     "StopSignalCallback",
