@@ -8,6 +8,7 @@ Then `AutoModelForSeq2SeqLM.from_pretrained("converted")`, after `import bidir_s
 
 import argparse
 
+from bidir_seq2seq.commands.cli import errors_in_a_line
 from bidir_seq2seq.keras_checkpoints import convert_reference_checkpoint
 
 
@@ -23,4 +24,5 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_a_line():
+        main()

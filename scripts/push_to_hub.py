@@ -1,6 +1,6 @@
 """`bidir_seq2seq.commands.push_to_hub` from a checkout."""
 
-from bidir_seq2seq.commands.push_to_hub import main
+from bidir_seq2seq.commands.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("push")

@@ -1,6 +1,6 @@
 """`bidir_seq2seq.commands.report` from a checkout."""
 
-from bidir_seq2seq.commands.report import main
+from bidir_seq2seq.commands.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("report")

@@ -1,6 +1,6 @@
 """`bidir_seq2seq.commands.score` from a checkout."""
 
-from bidir_seq2seq.commands.score import main
+from bidir_seq2seq.commands.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("score")

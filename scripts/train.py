@@ -1,6 +1,6 @@
 """`bidir_seq2seq.commands.train` from a checkout."""
 
-from bidir_seq2seq.commands.train import main
+from bidir_seq2seq.commands.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("train")

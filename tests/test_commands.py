@@ -89,6 +89,47 @@ def test_an_unknown_command_is_an_error(run, capsys, args, message):
     assert stopped.value.code == 2 and message in error and "usage: bidir-seq2seq" in error
 
 
+def test_a_users_error_is_told_in_a_line():
+    command = ("-m", "bidir_seq2seq", "check", "--train_file", "nowhere.jsonl")
+    told = python(*command)
+    assert (told.returncode, told.stdout) == (1, "")
+    assert "Traceback" not in told.stderr
+    assert told.stderr.splitlines()[-1] == "bidir-seq2seq check: error: there is no file nowhere.jsonl"
+    traced = python("-c", f"import os; os.environ[{cli.TRACEBACK!r}] = '1'; from bidir_seq2seq.commands import cli; "
+                    f"cli.main({command[2:]!r})")  # fmt: skip
+    assert traced.returncode == 1 and "Traceback" in traced.stderr and "nowhere" in traced.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("num_beams=0"), "error: num_beams=0"),
+        (PermissionError(13, "Permission denied", "a.txt"), "error: .*Permission denied: 'a.txt'"),
+        (ImportError("jiwer is not installed"), "error: jiwer is not installed"),
+        (KeyboardInterrupt(), "130"),
+    ],
+)
+def test_what_a_user_can_mend_has_no_traceback(error, told):
+    with pytest.raises(SystemExit, match=told) as stopped, cli.errors_in_a_line():
+        raise error
+    assert stopped.value.__suppress_context__
+
+
+@pytest.mark.parametrize("error", [TypeError, AssertionError, RuntimeError])
+def test_an_error_of_ours_keeps_its_traceback(error):
+    with pytest.raises(error), cli.errors_in_a_line():
+        raise error("a bug")
+
+
+def test_nobody_complains_of_a_reader_that_has_gone(checkpoint, tmp_path):
+    (tmp_path / "many.txt").write_text("abcdef\n" * 3000)
+    command = f"{sys.executable} -m bidir_seq2seq generate --model_name_or_path {checkpoint} --input_file many.txt"
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    told = subprocess.run(f"{command} | head -n 1", shell=True, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert len(told.stdout.splitlines()) == 1
+    assert "Traceback" not in told.stderr and "BrokenPipe" not in told.stderr
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     installed = {name: importlib.util.find_spec(name) for name in ("pip", "setuptools")}

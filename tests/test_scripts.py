@@ -109,7 +109,7 @@ def test_generate_chooses_the_column_by_name(script, checkpoint, tmp_path):
         (tmp_path / f"{name}.csv").write_text(f"{header}\n1,x,abc\n2,y,007\n")
         assert script("generate", *model, "--input_file", tmp_path / f"{name}.csv") == expected
     (tmp_path / "numbers.jsonl").write_text('{"id": 17, "words": "abc"}\n')
-    with pytest.raises(ValueError, match="numbers.jsonl: column 'id' does not hold text, but 17; .*--source_column"):
+    with pytest.raises(SystemExit, match="numbers.jsonl: column 'id' does not hold text, but 17; .*--source_column"):
         script("generate", *model, "--input_file", tmp_path / "numbers.jsonl")
 
 
@@ -127,7 +127,7 @@ def test_code_in_a_checkpoint_is_never_run(script, name, tmp_path):
     ran = foreign_checkpoint(tmp_path)
     (tmp_path / "test.jsonl").write_text('{"source": "abcdef", "target": "abc"}\n')
     flags = ["--test_file", tmp_path / "test.jsonl"] if name == "score" else []
-    with pytest.raises(ValueError, match="trust_remote_code"):
+    with pytest.raises(SystemExit, match="trust_remote_code"):
         script(name, "--model_name_or_path", tmp_path, *flags, stdin="y\ny\ny\n")
     assert sys.stdin.tell() == 0, "standard input was read as an answer"
     assert not ran.exists()
@@ -181,9 +181,9 @@ def test_predictions_must_be_as_many_as_references(script, tmp_path):
     assert rouge("a b\nc d\ne f\n") == rouge("a b\r\nc d\r\ne f") == rouge("a\u2028b\nc\x0cd\ne f\n") == 100
     assert rouge("a b\nx\nx\n", "--max_samples", 1) == rouge("a b\n", "--max_samples", 1) == 100
     for content, number in (("a b\nc d\n", 2), ("a b\nc d\ne f\n\n", 4), ("", 0)):
-        with pytest.raises(ValueError, match=f"mine.txt: {number} lines for 3 references"):
+        with pytest.raises(SystemExit, match=f"mine.txt: {number} lines for 3 references"):
             rouge(content)
-    with pytest.raises(ValueError, match=r"mine.txt: 2 lines for 1 \(max_samples\) or all 3 references"):
+    with pytest.raises(SystemExit, match=r"mine.txt: 2 lines for 1 \(max_samples\) or all 3 references"):
         rouge("a b\nc d\n", "--max_samples", 1)
 
 

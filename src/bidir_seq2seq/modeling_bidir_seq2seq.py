@@ -816,14 +816,12 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         decoding_direction: str | None = None,
         use_twin: bool | tuple[torch.LongTensor, torch.LongTensor] | None = None,
         use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool | None = None,
         extended_input_ids: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> BidirSeq2SeqLMOutput:
-        """As [`BidirSeq2SeqModel.forward`], and further:
+        """As [`BidirSeq2SeqModel.forward`], which also takes `kwargs`, and further:
 
         Args:
             labels: `[B, T]` target ids ending in the end id, -100 where there is none. The right-to-left targets
@@ -845,9 +843,9 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
                 input_ids,
                 attention_mask,
                 inputs_embeds=inputs_embeds,
-                output_hidden_states=output_hidden_states,
                 extended_input_ids=extended_input_ids,
                 return_dict=True,
+                **kwargs,
             )
         targets: list[torch.LongTensor] = []
         if labels is None and num_items_in_batch is not None and decoding_direction is r2l_decoder_input_ids is None:
@@ -875,9 +873,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             decoding_direction=decoding_direction,
             use_twin=self._partners(encoder_outputs, targets) if use_twin is None else use_twin,
             use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
             return_dict=True,
+            **kwargs,
         )
         words = self.words(encoder_outputs, outputs.past_key_values)
         written = [self._written(outputs, decoding_direction, decoder_input_ids)]

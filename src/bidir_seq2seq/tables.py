@@ -262,9 +262,9 @@ def _is_one_value(text: TextFile) -> bool:
     if not first.lstrip().startswith(("[", "{")):
         return False
     with suppress(ValueError):
-        # An object a line, unless there is but one line.
+        # A value a line, unless there is but one line.
         value = json.loads(first)
-        return isinstance(value, list) or (next(lines, None) is None and _objects(value) != [value])
+        return next(lines, None) is None and (isinstance(value, list) or _objects(value) != [value])
     if first.strip() not in ("[", "{") and text.file.extension != "json":
         # A broken line; reading all of a large file to learn that would take its memory.
         return False
@@ -327,19 +327,29 @@ def _records(text: TextFile, separator: str) -> Iterator[_Record]:
         return
     # Python refuses cells of more than 131,072 signs otherwise; a document may be longer.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.reader(map(_hide_lone_returns, text.lines()), delimiter=separator, strict=True)
+    # What Excel is told of the separator is no record.
+    before = 1 if _told_separator(text) else 0
+    lines = itertools.islice(text.lines(), before, None)
+    reader = csv.reader(map(_hide_lone_returns, lines), delimiter=separator, strict=True)
     while True:
-        line = reader.line_num + 1
+        line = before + reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            last = f" (read up to line {reader.line_num})" if reader.line_num > line else ""
+            end = before + reader.line_num
+            last = f" (read up to line {end})" if end > line else ""
             advice = 'text with a quotation mark must stand in quotation marks, and the mark be doubled: ""'
             yield _Record(line, None, f"cannot be read: {error}{last}; {advice}")
         else:
             yield _Record(line, [_show_lone_returns(value) for value in cells])
+
+
+def _told_separator(text: TextFile) -> str | None:
+    """The sign that a first line `sep=;` names, by which Excel knows how to read a file."""
+    found = re.fullmatch(r'"?sep=(.)"?', next(text.lines(), "").removeprefix("\ufeff").rstrip("\r\n"), re.IGNORECASE)
+    return found[1] if found else None
 
 
 def _hide_lone_returns(line: str) -> str:
@@ -367,7 +377,7 @@ def _open_csv(text: TextFile) -> _Csv:
     if header.problem:
         raise ValueError(f"{name}: its header {header.problem}")
     columns = _distinct(header.cells)
-    if separator not in (",", "\t") or (separator == "\t" and text.file.extension == "csv"):
+    if separator != ("\t" if text.file.extension == "tsv" else ",") and not _told_separator(text):
         logger.warning_once(f"{name}: no commas in its header; read as separated by {separator!r}, columns {columns}")
     _warn_of_texts_as_names(name, columns)
     table = _Csv(name, columns, text, separator)
@@ -394,7 +404,9 @@ def _looks_like_text(name: str) -> bool:
 
 
 def _separator(text: TextFile) -> str:
-    """A comma, unless another sign cuts more of the first rows into as many fields as the header."""
+    """The sign that the file names; else a comma, unless another sign cuts more of the first rows as its header."""
+    if told := _told_separator(text):
+        return told
 
     def fits(separator: str) -> float:
         records = (record for record in _records(text, separator) if record.cells != [])

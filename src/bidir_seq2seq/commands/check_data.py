@@ -14,10 +14,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
-from transformers import AutoTokenizer
-
 from ..arguments import parse_arguments
 from ..data import load_pairs
+from ..loading import load_tokenizer
 from ..pair_summary import PairSummary, shorten, summarize_pairs
 
 
@@ -71,9 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         on_bad_rows=args.on_bad_rows,
         encoding=args.encoding,
     )
-    tokenizer = None
-    if args.tokenizer_name:
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name, trust_remote_code=False)
+    tokenizer = load_tokenizer(args.tokenizer_name) if args.tokenizer_name else None
     summaries = {}
     for name, pairs in splits.items():
         summaries[name] = summarize_pairs(pairs, tokenizer, args.max_source_length, args.max_target_length)

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from ..allocator import keep_freed_memory
+from ..commands.cli import errors_in_a_line
 from .writer import DemoWriter
 
 EXAMPLES = 4
@@ -61,4 +62,5 @@ def _examples(model_dir: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_a_line():
+        main()
