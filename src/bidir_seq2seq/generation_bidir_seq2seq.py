@@ -197,6 +197,7 @@ class BidirSeq2SeqGenerationMixin:
             setattr(generation_config, name, ours.get(name, getattr(generation_config, name, value)))
         generation_config.decoding_direction = generation_config.decoding_direction or self.config.decoder_directions
         self._validate_numbers(generation_config)
+        self._validate_ids(generation_config)
         self._choose_ranking(generation_config, ours)
         self._validate_direction(generation_config)
         self._choose_proposals(generation_config, ours)
@@ -269,6 +270,13 @@ class BidirSeq2SeqGenerationMixin:
         shortlist = generation_config.vocabulary_shortlist
         if shortlist is not None and (isinstance(shortlist, bool) or not isinstance(shortlist, int)):
             raise ValueError(f"vocabulary_shortlist={shortlist!r} must be a whole number of words, or None")
+
+    def _validate_ids(self, generation_config: GenerationConfig) -> None:
+        for name in ("forced_bos_token_id", "forced_eos_token_id", "eos_token_id"):
+            value = getattr(generation_config, name)
+            for index in value if isinstance(value, list) else [value]:
+                if index is not None and not 0 <= index < self.config.vocab_size:
+                    raise ValueError(f"{name}={value!r} is outside the vocabulary of {self.config.vocab_size}")
 
     def _validate_direction(self, generation_config: GenerationConfig) -> None:
         direction, built = generation_config.decoding_direction, self.config.decoder_directions
@@ -463,6 +471,9 @@ class BidirSeq2SeqGenerationMixin:
         **kwargs: Any,
     ) -> GenerateOutput | torch.LongTensor:
         direction = generation_config.decoding_direction
+        if len(input_ids) == 0:
+            output = BidirBeamSearchOutput if direction == "both" else GenerateEncoderDecoderOutput
+            return output(sequences=input_ids) if generation_config.return_dict_in_generate else input_ids
         if direction != "l2r" and input_ids.shape[1] > 1:
             raise ValueError(f"decoder_input_ids fix the left end, where {direction!r} does not start: {ONE_WAY}")
         write = one_way

@@ -602,6 +602,8 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             )
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("the decoder needs decoder_input_ids (or labels, from which they are made)")
+        if (decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds).shape[0] == 0:
+            raise ValueError("there are no rows in this batch: leave it out")
 
         if r2l_decoder_input_ids is not None:
             if past_key_values is not None:
@@ -1077,7 +1079,7 @@ def _batch_first(x: torch.Tensor, index: torch.LongTensor, inverse: torch.LongTe
     length, num_rows = index.shape
     rows = torch.arange(num_rows, device=x.device)
     index, inverse = (index * num_rows + rows).T.flatten(), (inverse + rows * length).flatten()
-    return _Permute.apply(x.flatten(0, 1), index, inverse).view(num_rows, length, -1)
+    return _Permute.apply(x.flatten(0, 1), index, inverse).view(num_rows, length, x.shape[-1])
 
 
 __all__ = [

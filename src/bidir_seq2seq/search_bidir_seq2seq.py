@@ -152,7 +152,8 @@ def forbidden_tokens(processors: LogitsProcessorList, length: int) -> torch.Long
     for processor in processors:
         kind = type(processor)
         if kind is SuppressTokensLogitsProcessor:
-            ids.append(processor.suppress_tokens)
+            # Of an empty list transformers makes a tensor of floats.
+            ids.append(processor.suppress_tokens.long())
         elif kind is MinLengthLogitsProcessor:
             ids += [processor.eos_token_id] * (length < processor.min_length)
         elif kind is MinNewTokensLengthLogitsProcessor:
