@@ -148,6 +148,28 @@ def test_a_run_resumed_beside_own_writing_equals_one_that_was_not_interrupted(fi
     )
 
 
+def test_new_twins_learn_alone_first_and_to_read_each_other_at_the_end(files, tmp_path):
+    def partners(name, model=None, **settings):
+        run(files, tmp_path / name, model, save_total_limit=None, **settings)
+        places = ("checkpoint-2", "checkpoint-4", "")
+        return [json.loads((tmp_path / name / x / "config.json").read_text())["twin_partner"] for x in places]
+
+    assert partners("default")[:2] == ["none", "own"]
+    assert partners("given", {"twin_partner": "gold"}) == ["gold"] * 3
+    assert partners("leaking", {"twin_dropout": 0.0}) == ["gold"] * 3
+    assert partners("half", {"twin_partner": "gold"}, own_partner_share=0.5)[:2] == ["gold", "own"]
+    assert partners("on", {"model_name_or_path": str(tmp_path / "given")}) == ["gold"] * 3
+
+
+@pytest.mark.parametrize(("is_better", "best"), [(True, "checkpoint-2"), (False, "checkpoint-4")])
+def test_a_best_model_that_had_not_learned_to_read_its_twin_does_not(files, tmp_path, is_better, best):
+    settings = {"metric_for_best_model": "loss", "greater_is_better": is_better, "predict_with_generate": False}
+    run(files, tmp_path, save_total_limit=None, learning_rate=1e-2, **settings)
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["best_model_checkpoint"].endswith(best)
+    of_best, left = (json.loads((path / "config.json").read_text()) for path in (tmp_path / best, tmp_path))
+    assert left["twin_partner"] == of_best["twin_partner"] == {"checkpoint-2": "none", "checkpoint-4": "own"}[best]
+
+
 def test_last_checkpoint(tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     assert last_checkpoint(args) is None
@@ -348,7 +370,8 @@ def poison(monkeypatch):
             updates.append(len(updates) + 1)
             if updates[-1] in bad:
                 for parameter in model.parameters():
-                    parameter.grad.fill_(float("nan"))
+                    if parameter.grad is not None:
+                        parameter.grad.fill_(float("nan"))
                 return loss * float("nan")
             return loss
 
@@ -751,7 +774,7 @@ def test_pairs_that_make_the_loss_infinite_are_named(files, tmp_path, monkeypatc
 def test_an_update_left_out_leaves_the_optimizer_as_it_was(files, tmp_path, poison, optim):
     # Every update but the last is poisoned by turns: what is left are two updates.
     poison([1, 3])
-    run({"train_file": files["train_file"]}, tmp_path, optim=optim)
+    run({"train_file": files["train_file"]}, tmp_path, optim=optim, own_partner_share=0)
     states = torch.load(tmp_path / "checkpoint-4" / "optimizer.pt")["state"].values()
     assert {int(state["step"]) for state in states} == {2}
     assert all(bool(state["exp_avg"].isfinite().all()) for state in states)

@@ -143,13 +143,18 @@ class OwnPartnerCallback(TrainerCallback):
     """
 
     def __init__(self, config: BidirSeq2SeqConfig, share: float):
-        # The config knows what goes together.
+        if config.decoder_directions != "both":
+            raise ValueError(
+                f"own_partner_share={share} is for decoders that read each other, and this model has "
+                f"decoder_directions={config.decoder_directions!r}: leave it out"
+            )
+        # The config knows what else goes together.
         type(config).from_dict({**config.to_dict(), "twin_partner": "own"})
         self.config, self.share = config, share
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Goes by the number of the update, so that a resumed run changes at the same one."""
-        if state.global_step >= (1 - self.share) * state.max_steps:
+        if state.global_step >= state.max_steps - math.ceil(self.share * state.max_steps):
             self.config.twin_partner = "own"
 
 
@@ -421,6 +426,9 @@ class TitleTrainer(Seq2SeqTrainer):
         damage = checkpoint_damage(Path(self.state.best_model_checkpoint))
         if damage is None:
             super()._load_best_model()
+            # Whether its decoders had begun to read each other, which the Trainer knows nothing of.
+            best = type(self.model.config).from_pretrained(self.state.best_model_checkpoint)
+            self.model.config.twin_partner = best.twin_partner
         else:
             logger.warning(f"the best model, {self.state.best_model_checkpoint}, is lost ({damage}): the last is kept")
 

@@ -56,6 +56,10 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+# The last updates of a new model's training, in which decoders that have learned alone read each other's writing: the
+# best of what was tried in as much time (docs/bidirectional.md).
+OWN_PARTNER_SHARE = 0.2
+
 
 def train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> dict[str, float]:
     """Trains a model and leaves it, its tokenizer, its log and its curve in `training_args.output_dir`.
@@ -128,8 +132,8 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     callbacks: list[TrainerCallback] = [ElapsedTimeCallback()]
     if training_args.early_stopping_patience is not None:
         callbacks.append(PatienceCallback(training_args.early_stopping_patience))
-    if training_args.own_partner_share > 0 and model.config.decoder_directions == "both":
-        callbacks.append(OwnPartnerCallback(model.config, training_args.own_partner_share))
+    if share := _own_partner_share(model_args, training_args, model.config):
+        callbacks.append(OwnPartnerCallback(model.config, share))
     trainer = TitleTrainer(
         model=model,
         args=training_args,
@@ -164,6 +168,15 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     for name, report in reports.items():
         logger.warning_once(f"at the end, of {name}: {report}")
     return metrics
+
+
+def _own_partner_share(
+    model_args: ModelArguments, training_args: TrainingArguments, config: BidirSeq2SeqConfig
+) -> float:
+    if training_args.own_partner_share is not None:
+        return training_args.own_partner_share
+    by_default = model_args.twin_partner is None and model_args.model_name_or_path is None
+    return OWN_PARTNER_SHARE if by_default and config.twin_partner == "none" else 0.0
 
 
 def save_finished(trainer: TitleTrainer, metrics: dict[str, float]) -> None:
@@ -246,6 +259,8 @@ def load_or_build_model(
         and (value := getattr(model_args, field.name)) is not None
     }
     if not model_args.model_name_or_path:
+        if model_args.decoder_directions == "both" and model_args.twin_dropout != 0:
+            settings.setdefault("twin_partner", "none")
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "bos", "eos")}
         config = BidirSeq2SeqConfig(
             vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.bos_token_id, **special, **settings

@@ -74,7 +74,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "What a decoder reads of its twin in training: 'gold', the true words; 'own', what the twin "
-            "itself writes, which takes longer; or 'none'. Default: the checkpoint's; gold for a new model.",
+            "itself writes, which takes longer; or 'none'. Default: the checkpoint's; for a new model none, and own "
+            "in its last updates (own_partner_share).",
             "choices": ["gold", "own", "none"],
         },
     )
@@ -176,11 +177,12 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         default=None, metadata={"help": "Stop after so many validations without a better one."}
     )
 
-    own_partner_share: float = field(
-        default=0.0,
+    own_partner_share: float | None = field(
+        default=None,
         metadata={
             "help": "In the last part of the training, this share of its updates, decoders read what their twins "
-            "write themselves (twin_partner='own'), whatever they read before."
+            "write themselves (twin_partner='own'), whatever they read before. Default: 0.2 for a new model whose "
+            "twin_partner is not given, else 0."
         },
     )
 
@@ -196,7 +198,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         self._choose_metric()
         self._choose_best_model()
         super().__post_init__()
-        if not 0 <= self.own_partner_share <= 1:
+        if not 0 <= (self.own_partner_share or 0) <= 1:
             raise ValueError(f"own_partner_share={self.own_partner_share} is a share of the updates: 0 to 1")
         if self.label_smoothing_factor:
             raise ValueError(
