@@ -13,7 +13,7 @@ import sys
 import tempfile
 import venv
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,6 +48,10 @@ class ComparisonArguments:
         default=str(ROOT / ".peers"), metadata={"help": "Folder of the environments of the other libraries."}
     )
     systems: list[str] | None = field(default=None, metadata={"help": "Systems to run. Default: all."})
+    before: str | None = field(
+        default=None,
+        metadata={"help": "Another checkout of this package: our systems run from it too, in turns with this one's."},
+    )
     train_file: str | None = field(
         default=None,
         metadata={"help": "Pairs that the vocabulary is made of. Default: docstrings of the installed packages."},
@@ -98,6 +102,7 @@ class System:
         rerun: Whether our model runs everything anew for each token.
         max_sentences: The most sentences of a batch that it is given, for what would take minutes.
         dtype: Its precision.
+        checkout: Of which checkout our model is; `None`: this one.
     """
 
     driver: str
@@ -106,6 +111,7 @@ class System:
     rerun: bool = False
     max_sentences: int | None = None
     dtype: str = "float32"
+    checkout: str | None = None
 
 
 def with_dtypes(systems: dict[str, System], dtypes: Sequence[str]) -> dict[str, System]:
@@ -117,6 +123,13 @@ def with_dtypes(systems: dict[str, System], dtypes: Sequence[str]) -> dict[str, 
             suffix = "" if dtype == "float32" else f" {dtype}"
             rows[name + suffix] = System(**{**asdict(system), "dtype": dtype})
     return rows
+
+
+def with_before(systems: dict[str, System], checkout: str | None) -> tuple[dict[str, System], list[tuple[str, str]]]:
+    """Rows of our systems from another checkout too, named so, and which speeds are divided by which."""
+    ours = {name: system for name, system in systems.items() if checkout and system.driver == "bidir"}
+    before = {f"{name} before": replace(system, checkout=checkout) for name, system in ours.items()}
+    return systems | before, [(name, f"{name} before") for name in ours]
 
 
 def select_systems(systems: dict[str, System], names: Sequence[str] | None) -> dict[str, System]:
@@ -203,7 +216,8 @@ class Worker:
             environment.pop("PYTHONPATH", None)
         else:
             # It finds what this process finds: the same checkout, and the modules beside this one.
-            environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+            other = [str(Path(system.checkout) / "src")] if system.checkout else []
+            environment["PYTHONPATH"] = os.pathsep.join([*other, *sys.path])
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [_python(peers_dir, system.driver), str(DRIVERS / f"{system.driver}.py")],

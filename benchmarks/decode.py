@@ -18,6 +18,7 @@ from comparison import (
     report,
     select_systems,
     set_up,
+    with_before,
     with_dtypes,
 )
 
@@ -74,6 +75,7 @@ def main(args: list[str] | None = None) -> None:
         set_up(arguments.peers_dir)
         return
     systems = select_systems(with_dtypes(SYSTEMS, arguments.dtypes), arguments.systems)
+    systems, versions = with_before(systems, arguments.before)
     pairs = plain_pairs(load_batches(arguments)["test"], max(arguments.batch_size, arguments.single_sentences))
     batches = {
         "batch size 1": [[pair] for pair in pairs[: arguments.single_sentences]],
@@ -83,7 +85,7 @@ def main(args: list[str] | None = None) -> None:
         title: compare(systems, "decode", {"length": arguments.length}, rows, arguments)
         for title, rows in batches.items()
     }
-    report(comparisons, pairs_of(arguments.dtypes), "sentences", arguments)
+    report(comparisons, pairs_of(arguments.dtypes) + versions, "sentences", arguments)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from comparison import (
     report,
     select_systems,
     set_up,
+    with_before,
     with_dtypes,
 )
 
@@ -55,12 +56,13 @@ def main(args: list[str] | None = None) -> None:
         set_up(arguments.peers_dir)
         return
     systems = select_systems(with_dtypes(SYSTEMS, arguments.dtypes), arguments.systems)
+    systems, versions = with_before(systems, arguments.before)
     size = arguments.batch_size
     # Batches of similar source length, as most of these libraries make them.
     pairs = sorted(plain_pairs(load_batches(arguments)["train"], arguments.updates * size), key=lambda p: len(p[0]))
     batches = [pairs[first : first + size] for first in range(0, len(pairs), size)]
     results = compare(systems, "train", {}, batches, arguments)
-    report({f"batch size {size}": results}, pairs_of(arguments.dtypes), "tokens", arguments)
+    report({f"batch size {size}": results}, pairs_of(arguments.dtypes) + versions, "tokens", arguments)
 
 
 if __name__ == "__main__":

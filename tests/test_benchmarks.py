@@ -401,3 +401,16 @@ def test_a_million_pairs_are_made_and_watched(tmp_path):
         million.watch([sys.executable, "-c", "exit(3)"], tmp_path / "cache")
     with pytest.raises(ValueError, match="steps=.*none of"):
         million.MillionArguments(steps=["sing"])
+
+
+def test_our_systems_run_from_another_checkout_too(tmp_path):
+    systems = {"twin": comparison.System("bidir"), "BART": comparison.System("bart")}
+    assert comparison.with_before(systems, None) == (systems, [])
+    both, ratios = comparison.with_before(systems, str(tmp_path))
+    assert list(both) == ["twin", "BART", "twin before"] and ratios == [("twin", "twin before")]
+    other = tmp_path / "src" / "bidir_seq2seq"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise RuntimeError('this is the other checkout')\n")
+    before = {"twin before": both["twin before"]}
+    results = comparison.compare(before, "train", {}, [PAIRS], train.TrainArguments())
+    assert "this is the other checkout" in results["twin before"]["error"]
