@@ -409,18 +409,33 @@ def test_the_card_speaks_of_joint_rescoring_where_there_is_any(tokenizer):
     assert "joint_rescoring" not in create_model_card(leaky, tokenizer, "titles").text
 
 
-def test_the_quickstart_card_has_the_figures_of_the_readme():
-    card = ModelCard.load(ROOT / "model_cards" / "quickstart.md")
+@pytest.mark.parametrize("model", ["quickstart", "news"])
+def test_a_card_of_ours_has_the_figures_of_its_table(model):
+    card = ModelCard.load(ROOT / "model_cards" / f"{model}.md")
     (table,) = re.findall(r"```\n(system .*?)```", card.text, re.DOTALL)
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert model != "quickstart" or table in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(card.data.eval_results) == 16
     for result in card.data.eval_results:
         name, system = re.fullmatch(r"(.*) \((.*)\)", result.metric_name).groups()
         column = ["ROUGE-1", "ROUGE-2", "ROUGE-L", "BLEU"].index(name) + 1
         (row,) = (line.split() for line in table.splitlines() if line.startswith(f"{system} "))
         assert float(row[column]) == result.metric_value
-    settings = yaml.safe_load((ROOT / "model_cards" / "quickstart.yaml").read_text(encoding="utf-8"))
-    for name in ("repo_id", "training_data", "limitations", "dataset_name"):
-        assert settings[name] in str(card)
+    settings = yaml.safe_load((ROOT / "model_cards" / f"{model}.yaml").read_text(encoding="utf-8"))
+    for setting in ("repo_id", "training_data", "limitations", "dataset_name"):
+        assert settings[setting] in str(card)
+
+
+def test_a_chinese_card_is_in_chinese(tokenizer):
+    for directions, words in (("both", "双向集束搜索"), ("l2r", "从左往右写"), ("r2l", "从右往左写")):
+        model = share_model(tokenizer, decoder_directions=directions)
+        card = create_model_card(model, tokenizer, "titles", language="zh", limitations="很小。")
+        assert card.data.language == ["zh"] and words in card.text and "很小。" in card.text
+        english = create_model_card(model, tokenizer, "titles", language=["zh", "en"])
+        assert "## Limits" in english.text and "## Limits" not in card.text
+        # The same programs stand in both, but for a comment and the text to write about.
+        programs = [re.findall(r"```python\n(.*?)```", text, re.DOTALL) for text in (card.text, english.text)]
+        assert [len(found) for found in programs] == [3, 3]
+        assert programs[0][1] == programs[1][1]
 
 
 def test_the_card_of_one_direction_speaks_of_it_alone(tokenizer):

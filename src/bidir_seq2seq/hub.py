@@ -33,6 +33,8 @@ AUTO_MAP = {
     "AutoModelForSeq2SeqLM": "modeling_bidir_seq2seq.BidirSeq2SeqForConditionalGeneration",
 }
 CARD_TEMPLATE = Path(__file__).with_name("model_card_template.md")
+# For a model of texts in this language alone.
+CARD_TEMPLATES = {"zh": Path(__file__).with_name("model_card_template_zh.md")}
 # A card with this line in it was written by us, and may be written again.
 CARD_MARK = "<!-- Written by bidir_seq2seq."
 # Of a report's pictures those that a card shows, with what is said to who cannot see them.
@@ -201,7 +203,7 @@ def create_model_card(
     Args:
         model, tokenizer: What it is about.
         model_id: What the examples load: `user/name` on the Hub, or a folder.
-        language: Language code(s) of the texts, such as `"zh"`.
+        language: Language code(s) of the texts, such as `"zh"`, for which the card is in Chinese.
         license: Licence id of the weights, such as `"apache-2.0"`.
         datasets: Id(s) of training datasets on the Hub.
         training_data: The training pairs in words, as Markdown.
@@ -246,9 +248,10 @@ def create_model_card(
         metrics=sorted({result.metric_type for result in results}) or None,
         eval_results=results or None,
     )
+    template = CARD_TEMPLATES.get(languages[0], CARD_TEMPLATE) if languages and len(languages) == 1 else CARD_TEMPLATE
     return ModelCard.from_template(
         data,
-        template_path=str(CARD_TEMPLATE),
+        template_path=str(template),
         model_id=model_id,
         mark=CARD_MARK,
         config=model.config,
