@@ -53,3 +53,9 @@ def test_an_unknown_setting_is_refused(parse, name, hint):
 def test_a_file_without_names_is_refused(parse):
     with pytest.raises(ValueError, match="write settings as name: value"):
         parse("just words\n")
+
+
+@pytest.mark.parametrize(("name", "text"), [("settings.yaml", "learning_rate: [1\n"), ("settings.json", "not json")])
+def test_a_file_that_cannot_be_read_is_named(parse, name, text):
+    with pytest.raises(ValueError, match=f"{name} cannot be read as settings"):
+        parse(text, name=name)

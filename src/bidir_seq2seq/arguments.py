@@ -31,7 +31,7 @@ def parse_arguments(*dataclass_types: type, description: str, args: Sequence[str
         One object a type, in their order. Flags after a settings file have the last word.
 
     Raises:
-        ValueError: If the settings file is no mapping, holds an unknown setting, or has text where a number belongs.
+        ValueError: If the settings file cannot be read, is no mapping, holds an unknown setting, or has text where a number belongs.
     """
     args = list(sys.argv[1:] if args is None else args)
     parser = HfArgumentParser(dataclass_types, description=description, formatter_class=_HelpFormatter)
@@ -43,7 +43,10 @@ def parse_arguments(*dataclass_types: type, description: str, args: Sequence[str
 
 def _read_settings(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
     text = Path(path).read_text(encoding="utf-8")
-    settings = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    try:
+        settings = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read as settings: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds {settings!r}: write settings as name: value")
     types: dict[str, Any] = {}
