@@ -31,7 +31,7 @@ def parse_arguments(*dataclass_types: type, description: str, args: Sequence[str
         One object a type, in their order. Flags after a settings file have the last word.
 
     Raises:
-        ValueError: If the settings file cannot be read or is no mapping, holds an unknown setting, or text for a number.
+        ValueError: If the settings file cannot be read, is no mapping, holds an unknown setting, or text as a number.
     """
     args = list(sys.argv[1:] if args is None else args)
     parser = HfArgumentParser(dataclass_types, description=description, formatter_class=_HelpFormatter)
