@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path += [str(BENCHMARKS), str(BENCHMARKS / "peers")]
 bart, bidir, worker = map(import_module, ("bart", "bidir", "worker"))
 comparison, rerun, roofline = map(import_module, ("comparison", "rerun", "roofline"))
-kill, million, sizes = map(import_module, ("kill", "million", "sizes"))
+kill, million, sizes, study = map(import_module, ("kill", "million", "sizes", "study"))
 decode, decode_linear, half_precision, shortlist, train = map(
     import_module, ("decode", "decode_linear", "half_precision", "shortlist", "train")
 )
@@ -414,3 +414,8 @@ def test_our_systems_run_from_another_checkout_too(tmp_path):
     before = {"twin before": both["twin before"]}
     results = comparison.compare(before, "train", {}, [PAIRS], train.TrainArguments())
     assert "this is the other checkout" in results["twin before"]["error"]
+
+
+def test_what_twins_read_in_a_study_does_not_hang_on_defaults():
+    for name, (changes, _, _) in study.RECIPES.items():
+        assert "decoder_directions" in changes or "twin_partner" in changes, name
