@@ -396,3 +396,13 @@ def test_bleu_of_counts_is_sacrebleus_and_can_be_compared():
     assert test.low <= test.difference <= test.high and test.p_value < 1
     same = paired_bootstrap(counts[0], counts[0], num_samples=50, statistic=bleu_of_counts)
     assert (same.difference, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+
+
+def test_systems_that_are_as_good_are_exactly_so():
+    # Each is ahead in as many pairs by as much: 0.1 and 0.2 have no exact binary form.
+    ahead, behind = [0.1, 0.2, 0.3, 0.4], [0.2, 0.1, 0.4, 0.3]
+    draws = np.random.default_rng(0).integers(4, size=(400, 4))
+    differences = (np.array(ahead) - np.array(behind))[draws].mean(axis=1)
+    tied = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
+    assert np.count_nonzero(differences == 0) > 0
+    assert paired_bootstrap(ahead, behind, num_samples=400).p_value == min(1, 2 * (1 + tied) / 401)

@@ -291,7 +291,7 @@ def paired_bootstrap(
     scores_b: Sequence[float] | Sequence[Sequence[float]],
     num_samples: int = 10_000,
     seed: int = 0,
-    statistic: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    statistic: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> BootstrapResult:
     """Tells whether the mean scores of two systems on the same test set differ by more than chance.
 
@@ -332,15 +332,25 @@ def paired_bootstrap(
     for start in range(0, num_samples, step):
         chunk = differences[start : start + step]
         indices = generator.integers(len(a), size=(len(chunk), len(a)))
-        chunk[:] = statistic(a[indices].mean(axis=1)) - statistic(b[indices].mean(axis=1))
+        chunk[:] = _difference(a, b, indices, statistic)
     dissenting = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
     low, high = np.quantile(differences, (0.025, 0.975))
     return BootstrapResult(
-        difference=float(statistic(a.mean(axis=0)) - statistic(b.mean(axis=0))),
+        difference=float(_difference(a, b, np.arange(len(a)), statistic)),
         low=float(low),
         high=float(high),
         p_value=float(min(1.0, 2 * (1 + dissenting) / (1 + num_samples))),
     )
+
+
+def _difference(
+    a: np.ndarray, b: np.ndarray, indices: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray] | None
+) -> np.ndarray:
+    """Of some pairs, `[..., n]`, how far system a is ahead of b, `[...]`."""
+    if statistic is None:
+        # Pair by pair, so that systems which are as good are exactly so: p counts such ties.
+        return (a - b)[indices].mean(axis=-1)
+    return statistic(a[indices].mean(axis=-2)) - statistic(b[indices].mean(axis=-2))
 
 
 def bleu_of_counts(counts: np.ndarray) -> np.ndarray:
