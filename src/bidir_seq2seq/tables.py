@@ -348,7 +348,7 @@ def _records(text: TextFile, separator: str) -> Iterator[_Record]:
 
 def _told_separator(text: TextFile) -> str | None:
     """The sign that a first line `sep=;` names, by which Excel knows how to read a file."""
-    found = re.fullmatch(r'"?sep=(.)"?', next(text.lines(), "").removeprefix("\ufeff").rstrip("\r\n"), re.IGNORECASE)
+    found = re.fullmatch(r'"?sep=(.)"?', next(text.lines(), "").rstrip("\r\n"), re.IGNORECASE)
     return found[1] if found else None
 
 
