@@ -144,24 +144,25 @@ def select_systems(systems: dict[str, System], names: Sequence[str] | None) -> d
     return {name: system for name, system in systems.items() if not names or name in names}
 
 
-def set_up(peers_dir: str | Path) -> None:
+def set_up(peers_dir: str | Path, drivers: Sequence[str] = tuple(LIBRARIES)) -> None:
     """Makes the environment of each library in a folder of its name, unless it is there with the same pins."""
-    for driver, library in LIBRARIES.items():
-        environment, pins = Path(peers_dir) / driver, DRIVERS / f"{driver}.txt"
+    for driver in drivers:
+        library, environment, pins = LIBRARIES[driver], Path(peers_dir) / driver, DRIVERS / f"{driver}.txt"
         installed = environment / "installed.txt"
         if installed.exists() and installed.read_text() == pins.read_text():
             print(f"{driver}: already in {environment}")
             continue
         print(f"{driver}: installing {library} into {environment}", flush=True)
         venv.create(environment, with_pip=True, clear=True)
-        install = [str(_python(peers_dir, driver)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        install = [str(python_of(peers_dir, driver)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*install, "--no-deps", "--requirement", str(pins)], check=True)
         # One of them is built, with the torch and Cython that have just been installed.
         subprocess.run([*install, "--no-deps", "--no-build-isolation", library], check=True)
         shutil.copy(pins, installed)
 
 
-def _python(peers_dir: str | Path, driver: str) -> Path:
+def python_of(peers_dir: str | Path, driver: str) -> Path:
+    """The Python of a driver's environment; this one for those that need none."""
     return Path(peers_dir) / driver / "bin" / "python" if driver in LIBRARIES else Path(sys.executable)
 
 
@@ -220,7 +221,7 @@ class Worker:
             environment["PYTHONPATH"] = os.pathsep.join([*other, *sys.path])
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [_python(peers_dir, system.driver), str(DRIVERS / f"{system.driver}.py")],
+                [python_of(peers_dir, system.driver), str(DRIVERS / f"{system.driver}.py")],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -294,7 +295,7 @@ def compare(
     try:
         for name, system in systems.items():
             print(f"preparing {name}", file=sys.stderr, flush=True)
-            if not _python(arguments.peers_dir, system.driver).exists():
+            if not python_of(arguments.peers_dir, system.driver).exists():
                 results[name] = {"error": f"not in {arguments.peers_dir}: run with --setup first"}
                 continue
             try:

@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,10 +61,19 @@ logger = logging.get_logger(__name__)
 OWN_PARTNER_SHARE = 0.2
 
 
-def train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> dict[str, float]:
+def train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> dict[str, float]:
     """Trains a model and leaves it, its tokenizer, its log and its curve in `training_args.output_dir`.
 
     The newest whole checkpoint in that folder is gone on from. Under torchrun or accelerate each process calls this.
+
+    Args:
+        model_args, data_args, training_args: What the command line sets.
+        callbacks: Of transformers, beside our own.
 
     Returns:
         The last validation's metrics; empty without validation pairs.
@@ -76,10 +85,15 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         SystemExit: After SIGTERM (143) or Ctrl-C (130), once a checkpoint has been saved.
     """
     with run_lock(training_args):
-        return _train(model_args, data_args, training_args)
+        return _train(model_args, data_args, training_args, callbacks)
 
 
-def _train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> dict[str, float]:
+def _train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    extra_callbacks: Sequence[TrainerCallback],
+) -> dict[str, float]:
     set_seed(training_args.seed)
     keep_freed_memory()
     pairs = load_pairs(
@@ -129,7 +143,7 @@ def _train(model_args: ModelArguments, data_args: DataArguments, training_args: 
     if not validates:
         training_args.eval_strategy = "no"
         training_args.load_best_model_at_end = False
-    callbacks: list[TrainerCallback] = [ElapsedTimeCallback()]
+    callbacks: list[TrainerCallback] = [ElapsedTimeCallback(), *extra_callbacks]
     if training_args.early_stopping_patience is not None:
         callbacks.append(PatienceCallback(training_args.early_stopping_patience))
     if share := _own_partner_share(model_args, training_args, model.config):

@@ -1,0 +1,471 @@
+"""Whose titles are best after so many seconds of one core: our default, OpenNMT-py with copies, or a small BART.
+
+    python benchmarks/quality.py --setup
+    python benchmarks/quality.py --data_dir DATA --data xwlb_brief multi30k_en_de --budgets 600 1800
+    python benchmarks/quality.py
+
+The first makes OpenNMT-py's environment. The second trains what is missing on `DATA/NAME/{train,validation,test}.jsonl`
+and leaves a file of figures for each run in `benchmarks/quality/results/`, with the scores of every pair and no text; a
+run whose file is there is not made again. The third, without data, prints the table from these files and draws the plot.
+
+All have the same tokens and the same width and layers; BART as many layers as give about as many parameters. For each,
+`CANDIDATES` are tried first with the least budget, and the one whose titles of 300 validation pairs are best is taken
+(`--tune`; its file is kept too). A budget is of the training alone, in processor seconds of one thread: reading and
+making batches counts, starting and validating does not. OpenNMT-py has a constant learning rate and is looked at on the
+way; ours and BART have a schedule that ends at the budget, and so are trained anew for each. Each searches in the ways
+of `WAYS`; the table has them all.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from comparison import DRIVERS, ROOT, machine, python_of, set_up
+from study import METRICS, scores_of, write
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    DataCollatorForSeq2Seq,
+    HfArgumentParser,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+    set_seed,
+)
+
+from bidir_seq2seq.arguments import parse_arguments
+from bidir_seq2seq.data import encode_pairs, load_pairs
+from bidir_seq2seq.evaluation import listed_references, load_test_pairs
+from bidir_seq2seq.metrics import bleu_of_counts, paired_bootstrap
+from bidir_seq2seq.training import DataArguments, ModelArguments, TrainingArguments, train
+
+QUALITY = Path(__file__).parent / "quality"
+RESULTS = QUALITY / "results"
+# What a user has to say of the data: its tokens, and the width that all three have.
+SETTINGS: dict[str, dict] = {
+    "xwlb_brief": {"tokenizer_type": "char"},
+    "csl": {"tokenizer_type": "char"},
+    "multi30k_en_de": {
+        "tokenizer_type": "bpe",
+        "vocab_size": 6000,
+        "min_frequency": 2,
+        "hidden_size": 256,
+        "embedding_size": 256,
+    },
+}
+CANDIDATES: dict[str, list[dict]] = {
+    "ours": [{"learning_rate": rate} for rate in (1e-3, 2e-3)],
+    "OpenNMT-py": [
+        {"optim": "adam", "learning_rate": rate, "global_attention": "mlp", "dropout": 0.0} for rate in (1e-3, 2e-3)
+    ],
+    "BART": [{"learning_rate": rate, "dropout": 0.0} for rate in (1e-3, 2e-3)],
+}
+WAYS: dict[str, dict[str, dict]] = {
+    "ours": {
+        "default": {},
+        "l2r": {"decoding_direction": "l2r", "num_beams": 3},
+        "l2r+r2l, joint": {"proposals": "l2r+r2l", "ranking": "joint", "num_beams": 3},
+    },
+    "OpenNMT-py": {
+        "beam 3": {"beam_size": 3},
+        "beam 5, mean": {"beam_size": 5, "length_penalty": "avg"},
+    },
+    "BART": {"beam 3, mean": {"num_beams": 3}, "beam 5, sum": {"num_beams": 5, "length_penalty": 0.0}},
+}
+# The updates from which the time of an update is taken: a whole pool of batches of all lengths, twice.
+TRIAL_UPDATES = 100
+
+
+@dataclass
+class QualityArguments:
+    setup: bool = field(default=False, metadata={"help": "Make OpenNMT-py's environment, and do nothing else."})
+    peers_dir: str = field(default=str(ROOT / ".peers"), metadata={"help": "Folder of that environment."})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder of data sets. Default: none; the table is made from the results."}
+    )
+    data: list[str] = field(default_factory=lambda: ["xwlb_brief"], metadata={"help": "Which data sets."})
+    systems: list[str] = field(default_factory=lambda: list(CANDIDATES), metadata={"help": "Who learns."})
+    budgets: list[int] = field(
+        default_factory=lambda: [600, 1800], metadata={"help": "Processor seconds of the training, ascending."}
+    )
+    tune: int | None = field(
+        default=None, metadata={"help": "Try each system's candidates for so many seconds, and do nothing else."}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds."})
+    output_dir: str = field(default="output/quality", metadata={"help": "Folder for models."})
+    threads: int = field(default=1, metadata={"help": "CPU threads."})
+
+    def __post_init__(self):
+        for name, allowed in (("systems", CANDIDATES), ("data", SETTINGS)):
+            for value in getattr(self, name):
+                if value not in allowed:
+                    raise ValueError(f"{name}={value!r} must be some of {', '.join(allowed)}")
+        if self.budgets != sorted(set(self.budgets)):
+            raise ValueError(f"budgets={self.budgets} must ascend")
+
+
+@dataclass
+class Job:
+    """What is to be learned: a data set, the candidate's options, and for how long."""
+
+    data: str
+    files: dict[str, str]
+    options: dict
+    budgets: list[int]
+    seed: int
+    folder: Path
+    arguments: QualityArguments
+
+
+class Budget(TrainerCallback):
+    """Stops a training after so many processor seconds of it, and knows how many there were."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.spent, self.updates = seconds, 0.0, 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = time.process_time()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.spent, self.updates = time.process_time() - self.start, state.global_step
+        if self.spent >= self.seconds:
+            control.should_training_stop = True
+
+
+def within(seconds: float, learn: Callable[[int, Budget], None], note: Path) -> Budget:
+    """Trains for so long, with a schedule that ends there: of as many updates as the rate of a trial allows."""
+    if not note.exists():
+        trial = Budget(float("inf"))
+        learn(TRIAL_UPDATES, trial)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(trial.spent / trial.updates), encoding="utf-8")
+    budget = Budget(seconds)
+    learn(round(seconds / json.loads(note.read_text(encoding="utf-8"))), budget)
+    return budget
+
+
+def learn_ours(job: Job) -> list[dict]:
+    """Trains our default, as `bidir-seq2seq train` does."""
+    found = []
+    for seconds in job.budgets:
+        folder = job.folder / str(seconds)
+        settings = {
+            **SETTINGS[job.data],
+            **job.options,
+            "train_file": job.files["train"],
+            "output_dir": str(folder),
+            "seed": job.seed,
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "report": False,
+            "use_cpu": True,
+        }
+
+        def learn(updates: int, budget: Budget, settings: dict = settings) -> None:
+            with tempfile.TemporaryDirectory() as trial:
+                changes = {"output_dir": trial} if budget.seconds == float("inf") else {}
+                parsed = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_dict(
+                    {**settings, "max_steps": updates, **changes}
+                )
+                train(*parsed, callbacks=[budget])
+
+        budget = within(seconds, learn, job.folder / "rate.json")
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        found.append(written(model, tokenizer, job, budget, "ours"))
+    return found
+
+
+def written(model, tokenizer, job: Job, budget: Budget, system: str) -> dict:
+    """What a model has learned: its titles of the test pairs, in each way."""
+    pairs = load_test_pairs(job.files["test"])
+    ways = {}
+    for name, settings in WAYS[system].items():
+        titles, seconds = write([model], tokenizer, pairs, settings)
+        ways[name] = {"titles": titles, "search_seconds": seconds}
+    return {
+        "seconds": budget.spent,
+        "updates": budget.updates,
+        "parameters": model.num_parameters(),
+        "ways": ways,
+    }
+
+
+def learn_bart(job: Job) -> list[dict]:
+    """Trains a BART from nothing by transformers' own Trainer."""
+    tokenizer = tokenizer_of(job)
+    pairs = load_pairs({"train": job.files["train"]})["train"]
+    encoded, _ = encode_pairs(pairs, tokenizer, 400, 64)
+    size = SETTINGS[job.data].get("hidden_size", 128)
+    options = dict(job.options)
+    config = BartConfig(
+        vocab_size=len(tokenizer),
+        d_model=size,
+        # About as many parameters as twins have.
+        encoder_layers=4,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=4 * size,
+        decoder_ffn_dim=4 * size,
+        max_position_embeddings=512,
+        dropout=options.pop("dropout"),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.bos_token_id,
+        forced_eos_token_id=None,
+    )
+    found = []
+    for seconds in job.budgets:
+        set_seed(job.seed)
+        model = BartForConditionalGeneration(config)
+        fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+        def learn(updates: int, budget: Budget, model=model, fresh=fresh) -> None:
+            model.load_state_dict(fresh)
+            arguments = Seq2SeqTrainingArguments(
+                output_dir=str(job.folder / "unused"),
+                max_steps=updates,
+                per_device_train_batch_size=64,
+                train_sampling_strategy="group_by_length",
+                lr_scheduler_type="linear",
+                warmup_steps=min(200, updates // 10),
+                save_strategy="no",
+                report_to=[],
+                use_cpu=True,
+                seed=job.seed,
+                dataloader_pin_memory=False,
+                **options,
+            )
+            Seq2SeqTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=encoded,
+                data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+                callbacks=[budget],
+            ).train()
+
+        budget = within(seconds, learn, job.folder / "rate.json")
+        model.generation_config.max_length = 65
+        found.append(written(model.eval(), tokenizer, job, budget, "BART"))
+    return found
+
+
+def tokenizer_of(job: Job):
+    """The tokenizer that our training makes of these pairs, kept for the others."""
+    folder = job.folder.parent / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        from bidir_seq2seq.training import load_or_build_tokenizer
+
+        names = ("tokenizer_type", "vocab_size", "min_frequency")
+        options = {name: value for name, value in SETTINGS[job.data].items() if name in names}
+        pairs = load_pairs({"train": job.files["train"]})["train"]
+        load_or_build_tokenizer(ModelArguments(**options), DataArguments(), pairs, str(folder))
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def learn_opennmt(job: Job) -> list[dict]:
+    """Trains OpenNMT-py's LSTM with copies, in its own environment."""
+    tokenizer = tokenizer_of(job)
+    by_character = SETTINGS[job.data]["tokenizer_type"] == "char"
+
+    def tokens(text: str | None, length: int) -> str:
+        # It keeps words that the vocabulary does not have, and copies them, as ours does.
+        parts = list(text or "") if by_character else tokenizer.tokenize(text or "")
+        return " ".join("▁" if part.isspace() else part for part in parts[:length]) or "▁"
+
+    def text(title: str) -> str:
+        if by_character:
+            return "".join(title.split(" ")).replace("▁", " ").strip()
+        return tokenizer.convert_tokens_to_string(title.split(" ")).strip() if title else ""
+
+    job.folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for split in ("train", "test"):
+        pairs = load_pairs({"train": job.files[split]})["train"]
+        rows = [[tokens(row["source"], 399), tokens(row["target"], 63)] for row in pairs if row["target"]]
+        files[split] = str(job.folder / f"{split}.jsonl")
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        Path(files[split]).write_text(lines, encoding="utf-8")
+    vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])[4:]
+    task = {
+        **files,
+        "vocab": list(dict.fromkeys("▁" if token.isspace() else token for token, _ in vocab)),
+        "hidden_size": SETTINGS[job.data].get("hidden_size", 128),
+        "num_layers": 2,
+        "batch_size": 64,
+        "options": job.options,
+        "ways": WAYS["OpenNMT-py"],
+        "budgets": job.budgets,
+        "max_length": 64,
+        "seed": job.seed,
+        "threads": job.arguments.threads,
+    }
+    task_file = job.folder / "job.json"
+    task_file.write_text(json.dumps(task), encoding="utf-8")
+    program = DRIVERS / "opennmt_copy.py"
+    command = [str(python_of(job.arguments.peers_dir, "opennmt_lstm")), str(program), str(task_file)]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+    found = json.loads(answer)
+    for row in found["budgets"]:
+        row["parameters"] = found["parameters"]
+        for way in row["ways"].values():
+            way["titles"] = [text(title) for title in way["titles"]]
+    return found["budgets"]
+
+
+LEARN: dict[str, Callable[[Job], list[dict]]] = {
+    "ours": learn_ours,
+    "OpenNMT-py": learn_opennmt,
+    "BART": learn_bart,
+}
+
+
+def run(arguments: QualityArguments, data: str, system: str, seed: int, budgets: list[int]) -> None:
+    """Trains a system for each budget that has no file yet, and writes the files."""
+    options = CANDIDATES[system][0]
+    chosen = RESULTS / data / f"{system}-tuned.json"
+    if len(CANDIDATES[system]) > 1 and not chosen.exists():
+        raise ValueError(f"{chosen} is missing: choose among the candidates with --tune SECONDS first")
+    if chosen.exists():
+        options = json.loads(chosen.read_text(encoding="utf-8"))["options"]
+    folder = Path(arguments.data_dir) / data
+    files = {name: str(folder / f"{name}.jsonl") for name in ("train", "test")}
+    where = Path(arguments.output_dir) / data / f"{system}-{seed}"
+    job = Job(data, files, options, budgets, seed, where, arguments)
+    references = listed_references(load_test_pairs(files["test"]))
+    for budget, found in zip(budgets, LEARN[system](job)):
+        ways = {
+            name: {"search_seconds": way["search_seconds"], **scores_of(data, way["titles"], references)}
+            for name, way in found["ways"].items()
+        }
+        result = {"data": data, "system": system, "seed": seed, "budget": budget, **found, "ways": ways}
+        result |= {"options": options, "machine": machine()}
+        save(RESULTS / data / f"{system}-{budget}-{seed}.json", result)
+
+
+def tune(arguments: QualityArguments, data: str, system: str) -> None:
+    """Tries the candidates of a system on validation pairs and notes the best."""
+    chosen = RESULTS / data / f"{system}-tuned.json"
+    if chosen.exists() or len(CANDIDATES[system]) == 1:
+        return
+    folder, where = Path(arguments.data_dir) / data, Path(arguments.output_dir) / data
+    where.mkdir(parents=True, exist_ok=True)
+    lines = (folder / "validation.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    validation = where / "validation.jsonl"
+    validation.write_text("".join(lines[:300]), encoding="utf-8")
+    files = {"train": str(folder / "train.jsonl"), "test": str(validation)}
+    references = listed_references(load_test_pairs(files["test"]))
+    tried = []
+    for number, options in enumerate(CANDIDATES[system]):
+        job = Job(data, files, options, [arguments.tune], 0, where / f"{system}-tune-{number}", arguments)
+        (found,) = LEARN[system](job)
+        metric = METRICS.get(data, "rougeL")
+        best = max(scores_of(data, way["titles"], references)[metric] for way in found["ways"].values())
+        tried.append({"options": options, "updates": found["updates"], metric: best})
+    best = max(tried, key=lambda row: row[metric])
+    save(chosen, {"options": best["options"], "seconds": arguments.tune, "tried": tried})
+
+
+def save(file: Path, result: dict) -> None:
+    """Writes a result, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".unfinished")
+    aside.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    aside.rename(file)
+
+
+def report(plot_file: Path) -> None:
+    """Prints a table of each data set from the results, and draws the best way of each system against time."""
+    import matplotlib.pyplot as plt
+
+    results: dict[str, dict[int, dict[str, list[dict]]]] = {}
+    for file in sorted(RESULTS.glob("*/*-[0-9]*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        by_system = results.setdefault(found["data"], {}).setdefault(found["budget"], {})
+        by_system.setdefault(found["system"], []).append(found)
+    if not results:
+        print(f"no results in {RESULTS}: give --data_dir")
+        return
+    figure, axes = plt.subplots(1, len(results), figsize=(5 * len(results), 3.6), squeeze=False, layout="constrained")
+    for axis, (data, budgets) in zip(axes[0], results.items()):
+        metric = METRICS.get(data, "rougeL")
+        curves: dict[str, list[tuple[float, float]]] = {}
+        print(f"\n{data}: {metric}")
+        print(f"{'budget':>6} {'system':12}{'way':16}{'seeds':>6}{'mean':>8}{'first4':>8}{'last4':>7}", end="")
+        print(f"{'updates':>9}{'seconds':>9}{'search s':>10}{'parameters':>12}   ours, default, against it")
+        for budget, systems in sorted(budgets.items()):
+            ours = by_pair_of(systems["ours"], "default") if "ours" in systems else None
+            for system, runs in systems.items():
+                means = {}
+                for way in runs[0]["ways"]:
+                    rows = [run["ways"][way] for run in runs]
+                    means[way] = statistics.mean(row[metric] for row in rows)
+                    line = f"{budget:6} {system:12}{way:16}{len(rows):6}{means[way]:8.2f}"
+                    line += "".join(
+                        f"{statistics.mean(row[edge] for row in rows):8.1f}" for edge in ("first4", "last4")
+                    )
+                    line += f"{statistics.mean(run['updates'] for run in runs):8.0f}"
+                    line += f"{statistics.mean(run['seconds'] for run in runs):9.0f}"
+                    line += (
+                        f"{statistics.mean(row['search_seconds'] for row in rows):10.0f}{runs[0]['parameters']:12,}"
+                    )
+                    if ours is not None and system != "ours":
+                        statistic = bleu_of_counts if metric == "bleu" else None
+                        test = paired_bootstrap(ours, by_pair_of(runs, way), statistic=statistic)
+                        line += f"   {test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}] p={test.p_value:.4f}"
+                    print(line)
+                # Ours as it writes if nothing is said; the others as they write best.
+                best = means["default"] if system == "ours" else max(means.values())
+                curves.setdefault(system, []).append((budget / 60, best))
+        for system, points in curves.items():
+            axis.plot(*zip(*points), marker="o", label=system)
+        axis.set(title=data, xlabel="minutes of one core", ylabel={"bleu": "BLEU"}.get(metric, "ROUGE-L"))
+        axis.set_xlim(left=0)
+        axis.legend()
+    figure.savefig(plot_file, dpi=110)
+    print(f"\nplot: {plot_file}")
+
+
+def by_pair_of(runs: list[dict], way: str) -> list:
+    """Of each pair what a way's figure is made of, its mean over the seeds."""
+    columns = zip(*(run["ways"][way]["by_pair"] for run in runs))
+    return [
+        [statistics.mean(part) for part in zip(*column)] if isinstance(column[0], list) else statistics.mean(column)
+        for column in columns
+    ]
+
+
+def main(args: list[str] | None = None) -> None:
+    (arguments,) = parse_arguments(QualityArguments, description=__doc__, args=args)
+    torch.set_num_threads(arguments.threads)
+    if arguments.setup:
+        set_up(arguments.peers_dir, ["opennmt_lstm"])
+        return
+    for seed in arguments.seeds if arguments.data_dir else []:
+        for data in arguments.data:
+            for system in arguments.systems:
+                if arguments.tune is not None:
+                    tune(arguments, data, system)
+                    continue
+                files = {budget: RESULTS / data / f"{system}-{budget}-{seed}.json" for budget in arguments.budgets}
+                if missing := [budget for budget, file in files.items() if not file.exists()]:
+                    run(arguments, data, system, seed, missing)
+    if arguments.tune is None:
+        report(ROOT / "docs" / "images" / "quality.png")
+
+
+if __name__ == "__main__":
+    main()
