@@ -1,24 +1,26 @@
 """Whose titles are best after so many seconds of one core: our default, OpenNMT-py with copies, or a small BART.
 
     python benchmarks/quality.py --setup
+    python benchmarks/quality.py --data_dir DATA --data xwlb_brief multi30k_en_de --tune 200
     python benchmarks/quality.py --data_dir DATA --data xwlb_brief multi30k_en_de --budgets 600 1800
     python benchmarks/quality.py
 
-The first makes OpenNMT-py's environment. The second trains what is missing on `DATA/NAME/{train,validation,test}.jsonl`
-and leaves a file of figures for each run in `benchmarks/quality/results/`, with the scores of every pair and no text; a
-run whose file is there is not made again. The third, without data, prints the table from these files and draws the plot.
+The first makes OpenNMT-py's environment. The second tries `CANDIDATES` of each system for so many seconds on
+`DATA/NAME/train.jsonl` and notes whose titles of 300 validation pairs are best. The third trains what is missing and
+leaves a file of figures for each run in `benchmarks/quality/results/`, with the scores of every pair of
+`DATA/NAME/test.jsonl` and no text; a run whose file is there is not made again. The last, without data, prints the
+table from these files and draws the plot.
 
-All have the same tokens and the same width and layers; BART as many layers as give about as many parameters. For each,
-`CANDIDATES` are tried first with the least budget, and the one whose titles of 300 validation pairs are best is taken
-(`--tune`; its file is kept too). A budget is of the training alone, in processor seconds of one thread: reading and
-making batches counts, starting and validating does not. OpenNMT-py has a constant learning rate and is looked at on the
-way; ours and BART have a schedule that ends at the budget, and so are trained anew for each. Each searches in the ways
-of `WAYS`; the table has them all.
+All have the same tokens and the same width, and BART as many layers as give about as many parameters. A budget is of
+the training alone, in processor seconds of one thread: making batches counts, starting and writing titles does not.
+OpenNMT-py has a constant learning rate and is looked at on its way; ours and BART have a schedule that ends at the
+budget, and so are trained anew for each. Each searches in the ways of `WAYS`; the table has them all.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import subprocess
 import tempfile
@@ -27,10 +29,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
-import yaml
 from comparison import DRIVERS, ROOT, machine, python_of, set_up
-from study import METRICS, scores_of, write
+from study import METRICS, over_seeds, scores_of, write
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -48,7 +50,13 @@ from bidir_seq2seq.arguments import parse_arguments
 from bidir_seq2seq.data import encode_pairs, load_pairs
 from bidir_seq2seq.evaluation import listed_references, load_test_pairs
 from bidir_seq2seq.metrics import bleu_of_counts, paired_bootstrap
-from bidir_seq2seq.training import DataArguments, ModelArguments, TrainingArguments, train
+from bidir_seq2seq.training import (
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    load_or_build_tokenizer,
+    train,
+)
 
 QUALITY = Path(__file__).parent / "quality"
 RESULTS = QUALITY / "results"
@@ -85,6 +93,10 @@ WAYS: dict[str, dict[str, dict]] = {
 }
 # The updates from which the time of an update is taken: a whole pool of batches of all lengths, twice.
 TRIAL_UPDATES = 100
+HEADING = (
+    f"{'budget':>6} {'system':12}{'way':16}{'seeds':>5}{'mean':>8}{'first4':>8}{'last4':>8}"
+    f"{'updates':>9}{'seconds':>9}{'search s':>10}{'parameters':>12}"
+)
 
 
 @dataclass
@@ -267,8 +279,6 @@ def tokenizer_of(job: Job):
     """The tokenizer that our training makes of these pairs, kept for the others."""
     folder = job.folder.parent / "tokenizer"
     if not (folder / "tokenizer.json").exists():
-        from bidir_seq2seq.training import load_or_build_tokenizer
-
         names = ("tokenizer_type", "vocab_size", "min_frequency")
         options = {name: value for name, value in SETTINGS[job.data].items() if name in names}
         pairs = load_pairs({"train": job.files["train"]})["train"]
@@ -389,63 +399,54 @@ def save(file: Path, result: dict) -> None:
 
 def report(plot_file: Path) -> None:
     """Prints a table of each data set from the results, and draws the best way of each system against time."""
-    import matplotlib.pyplot as plt
-
-    results: dict[str, dict[int, dict[str, list[dict]]]] = {}
-    for file in sorted(RESULTS.glob("*/*-[0-9]*.json")):
+    results: dict[str, dict[int, dict[str, dict[int, dict]]]] = {}
+    for file in RESULTS.glob("*/*-[0-9]*.json"):
         found = json.loads(file.read_text(encoding="utf-8"))
-        by_system = results.setdefault(found["data"], {}).setdefault(found["budget"], {})
-        by_system.setdefault(found["system"], []).append(found)
+        of_budget = results.setdefault(found["data"], {}).setdefault(found["budget"], {})
+        of_budget.setdefault(found["system"], {})[found["seed"]] = found
     if not results:
         print(f"no results in {RESULTS}: give --data_dir")
         return
     figure, axes = plt.subplots(1, len(results), figsize=(5 * len(results), 3.6), squeeze=False, layout="constrained")
-    for axis, (data, budgets) in zip(axes[0], results.items()):
+    for axis, (data, budgets) in zip(axes[0], sorted(results.items())):
         metric = METRICS.get(data, "rougeL")
         curves: dict[str, list[tuple[float, float]]] = {}
-        print(f"\n{data}: {metric}")
-        print(f"{'budget':>6} {'system':12}{'way':16}{'seeds':>6}{'mean':>8}{'first4':>8}{'last4':>7}", end="")
-        print(f"{'updates':>9}{'seconds':>9}{'search s':>10}{'parameters':>12}   ours, default, against it")
+        print(f"\n{data}: {metric}\n{HEADING}   ours, as it writes by default, beside it")
         for budget, systems in sorted(budgets.items()):
-            ours = by_pair_of(systems["ours"], "default") if "ours" in systems else None
-            for system, runs in systems.items():
-                means = {}
-                for way in runs[0]["ways"]:
-                    rows = [run["ways"][way] for run in runs]
-                    means[way] = statistics.mean(row[metric] for row in rows)
-                    line = f"{budget:6} {system:12}{way:16}{len(rows):6}{means[way]:8.2f}"
-                    line += "".join(
-                        f"{statistics.mean(row[edge] for row in rows):8.1f}" for edge in ("first4", "last4")
-                    )
-                    line += f"{statistics.mean(run['updates'] for run in runs):8.0f}"
-                    line += f"{statistics.mean(run['seconds'] for run in runs):9.0f}"
-                    line += (
-                        f"{statistics.mean(row['search_seconds'] for row in rows):10.0f}{runs[0]['parameters']:12,}"
-                    )
-                    if ours is not None and system != "ours":
-                        statistic = bleu_of_counts if metric == "bleu" else None
-                        test = paired_bootstrap(ours, by_pair_of(runs, way), statistic=statistic)
-                        line += f"   {test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}] p={test.p_value:.4f}"
-                    print(line)
+            ours = over_seeds(data, systems["ours"], "default")[1] if "ours" in systems else None
+            for system, runs in sorted(systems.items(), key=lambda item: list(CANDIDATES).index(item[0])):
+                rows = {way: row_of(data, runs, way, ours if system != "ours" else None) for way in WAYS[system]}
+                for way, (_, line) in rows.items():
+                    print(f"{budget:6} {system:12}{way:16}{line}")
                 # Ours as it writes if nothing is said; the others as they write best.
-                best = means["default"] if system == "ours" else max(means.values())
+                best = rows["default"][0] if system == "ours" else max(mean for mean, _ in rows.values())
                 curves.setdefault(system, []).append((budget / 60, best))
-        for system, points in curves.items():
-            axis.plot(*zip(*points), marker="o", label=system)
-        axis.set(title=data, xlabel="minutes of one core", ylabel={"bleu": "BLEU"}.get(metric, "ROUGE-L"))
+        for system in CANDIDATES:
+            axis.plot(*zip(*curves.get(system, [(math.nan, math.nan)])), marker="o", label=system)
+        axis.set(title=data, xlabel="training, minutes of one core", ylabel={"bleu": "BLEU"}.get(metric, "ROUGE-L"))
         axis.set_xlim(left=0)
         axis.legend()
     figure.savefig(plot_file, dpi=110)
     print(f"\nplot: {plot_file}")
 
 
-def by_pair_of(runs: list[dict], way: str) -> list:
-    """Of each pair what a way's figure is made of, its mean over the seeds."""
-    columns = zip(*(run["ways"][way]["by_pair"] for run in runs))
-    return [
-        [statistics.mean(part) for part in zip(*column)] if isinstance(column[0], list) else statistics.mean(column)
-        for column in columns
-    ]
+def row_of(data: str, runs: dict[int, dict], way: str, ours: list | None) -> tuple[float, str]:
+    """A way's mean over the seeds, and its line of the table."""
+    figures, by_pair = over_seeds(data, runs, way)
+    found = [run["ways"][way] for run in runs.values()]
+    mean = statistics.mean(figures)
+    line = f"{len(figures):5}{mean:8.2f}"
+    for edge in ("first4", "last4"):
+        line += f"{statistics.mean(row[edge] for row in found):8.1f}"
+    for name in ("updates", "seconds"):
+        line += f"{statistics.mean(run[name] for run in runs.values()):9.0f}"
+    line += f"{statistics.mean(row['search_seconds'] for row in found):10.0f}"
+    line += f"{next(iter(runs.values()))['parameters']:12,}"
+    if ours is not None:
+        statistic = bleu_of_counts if METRICS.get(data) == "bleu" else None
+        test = paired_bootstrap(ours, by_pair, statistic=statistic)
+        line += f"   {test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}] p={test.p_value:.4f}"
+    return mean, line
 
 
 def main(args: list[str] | None = None) -> None:

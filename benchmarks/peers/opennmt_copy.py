@@ -2,11 +2,12 @@
 
     python peers/opennmt_copy.py JOB.json
 
-The job holds `train` and `test` (files of JSON lines, each a list of two texts of tokens with spaces between), `vocab`
-(tokens), `hidden_size`, `num_layers`, `batch_size`, `options` (of `onmt_train`), `ways` (options of `onmt_translate` by
-name), `budgets` (processor seconds), `max_length`, `seed` and `threads`. One training passes all budgets; at each it
-writes about all test sources, whose time does not count. The last line of the output is JSON: for each budget the
-`seconds`, the `updates`, and for each way the `titles` and `search_seconds`; and the `parameters` and `version`.
+The job holds `train` and `test` (files of JSON lines, each a list of two texts of tokens with spaces between),
+`vocab` (tokens), `hidden_size`, `num_layers`, `batch_size`, `options` (of `onmt_train`), `ways` (options of
+`onmt_translate` by name), `budgets` (processor seconds), `max_length`, `seed` and `threads`. One training passes all
+budgets; at each it writes about all test sources, whose time does not count. The last line of the output is JSON: for
+each budget the `seconds`, the `updates`, and for each way the `titles` and `search_seconds`; and the `parameters` and
+`version`.
 
 Its own command line cannot search a model that copies, so that its `Translator` is given the model as it was trained,
 one document at a time: in a batch it goes on with the words of the wrong document once a title is finished.
@@ -17,6 +18,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import onmt
@@ -62,8 +64,8 @@ def to_batch(vocabs: dict, pairs: list[tuple[str, str | None]]) -> dict:
     return tensorify(vocabs, examples, "cpu")
 
 
-def batches_of(vocabs: dict, pairs: list, batch_size: int, seed: int, until) -> "iter":
-    """Batches of similar length in random order, epoch after epoch, until `until()` says so."""
+def batches_of(vocabs: dict, pairs: list, batch_size: int, seed: int, stop: float) -> Iterator[tuple[dict, int]]:
+    """Batches of similar length in random order, epoch after epoch, until the process has had so many seconds."""
     draw = random.Random(seed)
     while True:
         order = draw.sample(range(len(pairs)), len(pairs))
@@ -76,7 +78,7 @@ def batches_of(vocabs: dict, pairs: list, batch_size: int, seed: int, until) -> 
         batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
         draw.shuffle(batches)
         for batch in batches:
-            if until():
+            if time.process_time() >= stop:
                 return
             yield to_batch(vocabs, [pairs[index] for index in batch]), 0
 
@@ -122,10 +124,7 @@ def main(job_file: str) -> None:
         # Another order of the pairs after each stop.
         seed = job["seed"] + 1000 * number
         stop = start + budget - spent
-        trainer.train(
-            batches_of(vocabs, texts["train"], job["batch_size"], seed, lambda: time.process_time() >= stop),
-            train_steps=0,
-        )
+        trainer.train(batches_of(vocabs, texts["train"], job["batch_size"], seed, stop), train_steps=0)
         spent += time.process_time() - start
         updates += trainer.optim.training_step - before
         ways = {}
