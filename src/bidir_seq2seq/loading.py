@@ -21,23 +21,24 @@ SPECIAL_TOKENS = ("pad", "unk", "bos", "eos")
 
 
 def load_model_and_tokenizer(
-    model_name_or_path: str | Path, dtype: str = "auto", device: str | None = None
+    model_name_or_path: str | Path, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model, in evaluation mode, and the tokenizer that it was trained with.
 
-    Reads safetensors only, and runs no code of the folder.
+    Reads safetensors only.
 
     Args:
         model_name_or_path: A folder, or a name on the Hub.
         dtype: Precision to load the weights in; `"auto"`: the checkpoint's.
         device: Where to, such as `"cuda:1"`; default: a GPU if there is one.
+        trust_remote_code: Whether to run code of the folder, if there is any.
 
     Raises:
         ValueError: As [`load_model`] and [`load_tokenizer`]; and if the tokenizer is not the model's, or the device is
             none.
     """
-    model = load_model(model_name_or_path, dtype)
-    tokenizer = load_tokenizer(model_name_or_path)
+    model = load_model(model_name_or_path, dtype, trust_remote_code)
+    tokenizer = load_tokenizer(model_name_or_path, trust_remote_code)
     try:
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, AssertionError) as error:
@@ -47,12 +48,15 @@ def load_model_and_tokenizer(
     return model, tokenizer
 
 
-def load_model(model_name_or_path: str | Path, dtype: str = "auto", **changes: Any) -> PreTrainedModel:
+def load_model(
+    model_name_or_path: str | Path, dtype: str = "auto", trust_remote_code: bool = False, **changes: Any
+) -> PreTrainedModel:
     """A model, in evaluation mode.
 
     Args:
         model_name_or_path: A folder, or a name on the Hub.
         dtype: Precision to load the weights in; `"auto"`: the checkpoint's.
+        trust_remote_code: Whether to run code of the folder, if there is any.
         **changes: Of its config, such as `dropout`.
 
     Raises:
@@ -65,7 +69,7 @@ def load_model(model_name_or_path: str | Path, dtype: str = "auto", **changes: A
         model_name_or_path,
         dtype=dtype,
         use_safetensors=True,
-        trust_remote_code=False,
+        trust_remote_code=trust_remote_code,
         output_loading_info=True,
         **changes,
     )
@@ -82,18 +86,19 @@ def load_model(model_name_or_path: str | Path, dtype: str = "auto", **changes: A
     return model
 
 
-def load_tokenizer(model_name_or_path: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(model_name_or_path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A tokenizer, from a model's folder or one of its own.
 
     Args:
         model_name_or_path: A folder, or a name on the Hub.
+        trust_remote_code: Whether to run code of the folder, if there is any.
 
     Raises:
         ValueError: If there is none, or its file is damaged or not the one that was saved.
     """
     check_files(model_name_or_path, "tokenizer.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, trust_remote_code=trust_remote_code)
     except Exception as error:
         # The library that reads the file raises bare Exceptions; transformers asks for packages that do not help.
         raise ValueError(

@@ -29,24 +29,36 @@ class TitleFile:
         window: Documents that are written at a time, and gone on with only from whole windows.
         settings: All that decides what is written, as JSON can hold it.
         resume: Whether to go on with an unfinished file.
+        keep_record: Whether the settings, in `NAME.json`, stay beside a finished file and are compared with then, too.
 
     Raises:
         ValueError: If `resume` finds a file of other settings, or another process writes it.
     """
 
-    def __init__(self, path: str, lines_per_document: int, window: int, settings: dict, resume: bool = False):
+    def __init__(
+        self,
+        path: str,
+        lines_per_document: int,
+        window: int,
+        settings: dict,
+        resume: bool = False,
+        keep_record: bool = False,
+    ):
         # A link stays one.
         self.path = Path(path).resolve()
         self.partial = self.path.with_name(f"{self.path.name}.partial")
-        self.record = self.path.with_name(f"{self.path.name}.partial.json")
+        self.record = self.path.with_name(f"{self.path.name}{'' if keep_record else '.partial'}.json")
+        self.keep_record = keep_record
         self.lines_per_document, self.window = lines_per_document, window
         self.is_special = self.path.exists() and not self.path.is_file()
         self.documents = 0
         self._waiting: list[str] = []
         self.is_finished = resume and not self.partial.exists() and self.path.is_file()
-        if self.is_finished:
-            return
-        self._file = self._open(json.loads(json.dumps(settings)), resume)
+        settings = json.loads(json.dumps(settings))
+        if not self.is_finished:
+            self._file = self._open(settings, resume)
+        elif keep_record:
+            self._compare(self.path, settings)
 
     def _open(self, settings: dict, resume: bool) -> BinaryIO:
         if self.is_special:
@@ -57,7 +69,7 @@ class TitleFile:
         try:
             _lock(file, self.partial)
             if resume and file.tell() > 0:
-                self._compare(settings)
+                self._compare(self.partial, settings)
                 self.documents = self._keep_whole_windows(file)
             else:
                 file.truncate(0)
@@ -67,20 +79,20 @@ class TitleFile:
             raise
         return file
 
-    def _compare(self, settings: dict) -> None:
+    def _compare(self, file: Path, settings: dict) -> None:
         try:
             before = json.loads(self.record.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{self.record} is missing or damaged, so that nobody knows how {self.partial} was begun; "
-                "delete both, or leave out --resume"
+                f"{self.record} is missing or damaged, so that nobody knows how {file} was begun; "
+                f"delete both{'' if self.keep_record else ', or leave out --resume'}"
             ) from error
         changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
         if changed:
             raise ValueError(
-                f"{self.partial} was begun with other settings: "
+                f"{file} was begun with other settings: "
                 + ", ".join(f"{name} was {before.get(name)!r} and is {settings.get(name)!r}" for name in changed)
-                + "; give the same ones, or leave out --resume to begin anew"
+                + f"; give the same ones, or {'delete it' if self.keep_record else 'leave out --resume'} to begin anew"
             )
 
     def _keep_whole_windows(self, file: BinaryIO) -> int:
@@ -123,7 +135,8 @@ class TitleFile:
         self._file.close()
         if not self.is_special:
             self.partial.replace(self.path)
-            self.record.unlink(missing_ok=True)
+            if not self.keep_record:
+                self.record.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Leaves an unfinished file to be gone on with."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 # What a user types: the module whose `main` it runs, and a line for the list of commands.
 COMMANDS = {
     "train": ("train", "train a title model from pairs of texts"),
+    "distil": ("distil", "train a student on titles that a teacher writes"),
     "generate": ("generate", "write titles for texts with a trained model"),
     "check": ("check_data", "show what files of pairs hold, before training on them"),
     "score": ("score", "score a model's directions, or lines that something else wrote, on held-out pairs"),

@@ -170,7 +170,7 @@ class Documents:
         if args.input_file:
             self.files = find_files(args.input_file)
             table = open_table(args.input_file, args.encoding, shape="texts")
-            column = _source_column(table, args.source_column)
+            column = source_column(table, args.source_column)
             self.number = operator.length_hint(table) or None
             self._rows = read_texts(table, [column], args.on_bad_rows)
         else:
@@ -202,7 +202,7 @@ def _standard_input(encoding: str | None) -> Iterator[str]:
         raise ValueError(f"standard input: not {error.encoding}: {error}; say what it is with --encoding") from error
 
 
-def _source_column(table: Table, given: str | None) -> str:
+def source_column(table: Table, given: str | None) -> str:
     """As in training; without a target beside it a known name of a source tells as well."""
     known = [column for column in table.columns if is_known_source(column)]
     paired, _ = choose_columns(table.columns, given)
