@@ -383,7 +383,7 @@ def poison(monkeypatch):
 
 def test_a_run_that_diverges_stops_and_keeps_its_sound_checkpoint(files, tmp_path, poison):
     updates = poison(range(4, 99))
-    with pytest.raises(ValueError, match="diverged at update 6: 3 updates in a row .* learning_rate=0.001 .* a lower"):
+    with pytest.raises(ValueError, match="diverged at update 6: 3 updates in a row .* learning_rate=0.002 .* a lower"):
         run(files, tmp_path, max_steps=9)
     assert updates == [1, 2, 3, 4, 5, 6]
     # The updates that were not finite were skipped: what was saved amid them is sound.
@@ -479,7 +479,7 @@ def test_a_finished_run_goes_on_longer(files, begun):
 @pytest.mark.parametrize(
     "model, overrides, message",
     [
-        ({}, {"learning_rate": 0.01}, "learning_rate was 0.001 and is 0.01; use another output_dir, or delete"),
+        ({}, {"learning_rate": 0.01}, "learning_rate was 0.002 and is 0.01; use another output_dir, or delete"),
         ({}, {"gradient_accumulation_steps": 2}, "pairs per update was 4 and is 8"),
         ({"tokenizer_type": "bpe"}, {}, "tokenizer_type was 'char' and is 'bpe'"),
         ({"lowercase": True, "vocab_size": 99}, {}, "vocab_size was 8000 and is 99, lowercase was False and is True"),

@@ -137,7 +137,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     """
 
     output_dir: str = field(default="output", metadata={"help": "Folder for checkpoints and results."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=200, metadata={"help": "Warm-up updates (or, below 1, their share)."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs per update and device."})
