@@ -121,6 +121,17 @@ class DataArguments:
     encoding: str | None = field(
         default=None, metadata={"help": "Encoding of the files, such as cp1252. Default: found out."}
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training pairs while training, and keep no copy of them on the disk: for data that is "
+            "large. Needs max_steps."
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=10_000,
+        metadata={"help": "With streaming: pairs held in memory to draw from. 0: the order of the files."},
+    )
     max_source_length: int = field(default=400, metadata={"help": "Longest source in tokens; the rest is cut."})
     max_target_length: int = field(default=64, metadata={"help": "Longest target in tokens; the rest is cut."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})
@@ -233,4 +244,47 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             )
 
 
-__all__ = ["DataArguments", "ModelArguments", "TrainingArguments"]
+def settle_streaming(data_args: DataArguments, training_args: TrainingArguments) -> None:
+    """Makes arguments ready for a stream of pairs, whose number and lengths nobody knows in advance; with a word.
+
+    Args:
+        data_args: Its `streaming` is true.
+        training_args: Changed in place.
+
+    Raises:
+        ValueError: On what a stream cannot do, naming the remedy.
+    """
+    if data_args.dataset_name or not data_args.train_file:
+        raise ValueError(
+            f"streaming=True reads files, and there is train_file={data_args.train_file} and dataset_name="
+            f"{data_args.dataset_name!r}: name the files with train_file, or leave streaming out"
+        )
+    if training_args.max_steps <= 0:
+        raise ValueError(
+            f"streaming=True with max_steps={training_args.max_steps}: a stream has no end, and num_train_epochs none "
+            "to count: say with max_steps how many updates to make"
+        )
+    if training_args.auto_find_batch_size:
+        raise ValueError("streaming=True with auto_find_batch_size=True could not be resumed: leave the latter out")
+    # Each process reads for itself: one that reads for all would have to encode for all, too.
+    training_args.accelerator_config.dispatch_batches = False
+    if training_args.train_sampling_strategy == "group_by_length":
+        training_args.train_sampling_strategy = "random"
+        logger.warning_once("streaming: batches hold pairs of any length, since pairs are not known in advance")
+    for name in ("eval", "save"):
+        if getattr(training_args, f"{name}_strategy") == "epoch":
+            _go_by_updates(name, training_args)
+
+
+def _go_by_updates(name: str, training_args: TrainingArguments) -> None:
+    strategy = type(getattr(training_args, f"{name}_strategy"))("steps")
+    setattr(training_args, f"{name}_strategy", strategy)
+    # So that what is validated is saved.
+    steps = training_args.save_steps
+    setattr(training_args, f"{name}_steps", steps)
+    logger.warning_once(
+        f"streaming: there are no epochs to go by, so {name}_strategy is 'steps' and {name}_steps {steps:g}"
+    )
+
+
+__all__ = ["DataArguments", "ModelArguments", "TrainingArguments", "settle_streaming"]

@@ -138,7 +138,7 @@ class Sources:
         self.gold, self.validation = _given_pairs(data_args)
         self.table: Table | None = None
         self.column, self.on_bad_rows = "", data_args.on_bad_rows
-        self.description = fingerprint(self.gold)
+        self.description = fingerprint(self.gold.iter(1000))
         if args.unlabelled_file:
             self.table = open_table(args.unlabelled_file, data_args.encoding, shape="texts")
             self.column = source_column(self.table, args.unlabelled_column)
@@ -159,6 +159,11 @@ def _column(pairs: Dataset, name: str) -> Iterator[str | None]:
 
 
 def _given_pairs(data_args: DataArguments) -> tuple[Dataset, Dataset | None]:
+    if data_args.streaming:
+        raise ValueError(
+            "streaming=True is for train, and distil reads the pairs more than once: leave streaming out, or train on "
+            "the pairs that it writes"
+        )
     pairs = load_pairs(
         {"train": data_args.train_file or [], "validation": data_args.validation_file or []},
         data_args.dataset_name,
