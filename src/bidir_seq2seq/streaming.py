@@ -231,7 +231,7 @@ class StreamCollator:
         self.encoder, self.collator = encoder, collator
 
     def __call__(self, rows: Sequence[Any]) -> BatchEncoding | dict[str, Any]:
-        """A batch of tensors `[B, S]` and `[B, T]`; an empty one for `None`, what a resumed run has been trained on."""
+        """A batch of tensors `[B, S]` and `[B, T]`; of `None`, for what a resumed run knows, an empty one."""
         if rows[0] is None:
             return {}
         if isinstance(rows[0], dict):
