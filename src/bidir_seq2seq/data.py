@@ -356,7 +356,7 @@ def _name_columns(split: Dataset, name: str, source_column: str | None, target_c
 
 @dataclass(frozen=True)
 class PairEncoder:
-    """Makes ids of pairs of texts, as [`encode_pairs`] and a stream of pairs need them.
+    """Makes ids of the texts of pairs.
 
     Attributes:
         tokenizer: Its end token is appended to targets if it does not do so itself.
