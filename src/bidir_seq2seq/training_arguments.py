@@ -8,12 +8,18 @@ import torch
 from transformers import Seq2SeqTrainingArguments
 from transformers.utils import logging
 
+from .arguments import check_numbers
+
 logger = logging.get_logger(__name__)
 
 
 @dataclass
 class ModelArguments:
-    """The model and its tokenizer: an existing one, or what to make."""
+    """The model and its tokenizer: an existing one, or what to make.
+
+    Raises:
+        ValueError: On a number that no model can have.
+    """
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Checkpoint to go on from. Default: a new model with the settings below."}
@@ -87,10 +93,20 @@ class ModelArguments:
         metadata={"help": "Label smoothing, in both directions. Default: the checkpoint's; 0 for a new model."},
     )
 
+    def __post_init__(self) -> None:
+        names = ("vocab_size", "embedding_size", "hidden_size", "encoder_layers", "decoder_layers")
+        names += ("num_attention_heads", "attention_head_size", "copy_context")
+        check_numbers(self, **dict.fromkeys(names, 1), min_frequency=0, prior_initial_scale=0.0)
+        check_numbers(self, **dict.fromkeys(("twin_dropout", "dropout", "label_smoothing"), 0.0))
+
 
 @dataclass
 class DataArguments:
-    """The pairs."""
+    """The pairs.
+
+    Raises:
+        ValueError: On a number of pairs or tokens that would leave none.
+    """
 
     train_file: list[str] | None = field(
         default=None,
@@ -137,14 +153,19 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on only the first so many pairs."})
 
+    def __post_init__(self) -> None:
+        check_numbers(self, max_source_length=2, max_target_length=2, max_train_samples=1, max_eval_samples=1)
+        check_numbers(self, shuffle_buffer_size=0)
+
 
 @dataclass
 class TrainingArguments(Seq2SeqTrainingArguments):
     """transformers' own arguments, with defaults that suit a small model trained from nothing.
 
     Raises:
-        ValueError: On `label_smoothing_factor`, which would reach one direction only; on a best checkpoint by a metric
-            that validation does not compute, or with validations and saves at different times.
+        ValueError: On numbers that no training can have; on `label_smoothing_factor`, which would reach one direction
+            only; on a best checkpoint by a metric that validation does not compute, or with validations and saves at
+            different times.
     """
 
     output_dir: str = field(default="output", metadata={"help": "Folder for checkpoints and results."})
@@ -206,6 +227,21 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        counts += ("generation_num_beams", "early_stopping_patience")
+        check_numbers(self, **dict.fromkeys(counts, 1), max_steps=-1)
+        check_numbers(self, seed=0, dataloader_num_workers=0, generation_no_repeat_ngram_size=0, save_total_limit=0)
+        rates = ("learning_rate", "weight_decay", "warmup_steps", "num_train_epochs")
+        check_numbers(self, **dict.fromkeys((*rates, "logging_steps", "eval_steps", "save_steps"), 0.0))
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs == 0):
+            raise ValueError(
+                f"max_steps={self.max_steps} and num_train_epochs={self.num_train_epochs:g} make no update: say how "
+                "many with one of them"
+            )
+        for name in ("logging", "eval", "save"):
+            strategy, steps = (getattr(self, f"{name}_{what}") for what in ("strategy", "steps"))
+            if getattr(strategy, "value", strategy) == "steps" and steps == 0:
+                raise ValueError(f"{name}_steps=0 is no interval: give a number, or {name}_strategy='no'")
         self._choose_metric()
         self._choose_best_model()
         super().__post_init__()

@@ -15,6 +15,7 @@ while titles are written as well as in training.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -28,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..allocator import keep_freed_memory
-from ..arguments import parse_arguments
+from ..arguments import check_numbers, parse_arguments
 from ..data import load_pairs, read_texts
 from ..files import find_files
 from ..loading import load_model_and_tokenizer
@@ -111,6 +112,10 @@ class DistillationArguments:
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run the code that a teacher's folder or Hub page brings along."}
     )
+
+    def __post_init__(self) -> None:
+        counts = ("num_beams", "max_new_tokens", "teacher_max_source_length", "teacher_batch_size")
+        check_numbers(self, **dict.fromkeys(counts, 1), no_repeat_ngram_size=0, length_penalty=-math.inf)
 
 
 OWN_KWARGS = ("decoding_direction", "proposals", "ranking")
