@@ -94,9 +94,9 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        names = ("vocab_size", "embedding_size", "hidden_size", "encoder_layers", "decoder_layers")
-        names += ("num_attention_heads", "attention_head_size", "copy_context")
-        check_numbers(self, **dict.fromkeys(names, 1), min_frequency=0, prior_initial_scale=0.0)
+        sizes = ("vocab_size", "embedding_size", "hidden_size", "encoder_layers", "decoder_layers")
+        more = ("num_attention_heads", "attention_head_size", "copy_context")
+        check_numbers(self, **dict.fromkeys((*sizes, *more), 1), min_frequency=0, prior_initial_scale=0.0)
         check_numbers(self, **dict.fromkeys(("twin_dropout", "dropout", "label_smoothing"), 0.0))
 
 
@@ -227,8 +227,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        counts += ("generation_num_beams", "early_stopping_patience")
+        sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        counts = (*sizes, "generation_num_beams", "early_stopping_patience")
         check_numbers(self, **dict.fromkeys(counts, 1), max_steps=-1)
         check_numbers(self, seed=0, dataloader_num_workers=0, generation_no_repeat_ngram_size=0, save_total_limit=0)
         rates = ("learning_rate", "weight_decay", "warmup_steps", "num_train_epochs")
