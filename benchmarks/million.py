@@ -152,22 +152,25 @@ def write_titles_twice(
     folder = pairs.parent
     command = [
         *package, "generate", "--model_name_or_path", str(model), "--input_file", str(pairs), "--batch_size",
-        str(BATCH), "--max_new_tokens", "6", "--decoding_direction", "l2r", "--device", "cpu", "--output_file",
+        "32", "--max_new_tokens", "6", "--decoding_direction", "l2r", "--device", "cpu", "--output_file",
     ]  # fmt: skip
     yield "generate", watch([*command, str(folder / "whole.txt")], cache)
     whole = (folder / "whole.txt").read_bytes()
     partial, draw = folder / "resumed.txt.partial", random.Random(arguments.seed)
     places = sorted(int(len(whole) * draw.uniform(0.05, 0.95)) for _ in range(arguments.kills))
-    runs, lines = [], []
-    for place in [*places, math.inf]:
+    runs: list[dict[str, float]] = []
+    lines: list[int] = []
+    while not (folder / "resumed.txt").exists():
         resume = ["--resume"] if partial.exists() else []
+        # Each process is killed behind the place where it began, so that it has written something.
+        place = max(places.pop(0), _size(partial)) if places else math.inf
         runs.append(
-            watch([*command, str(folder / "resumed.txt"), *resume], cache, lambda place=place: _size(partial) > place)
+            watch([*command, str(folder / "resumed.txt"), *resume], cache, lambda size=place: _size(partial) > size)
         )
-        if place < math.inf:
-            if not partial.exists():
-                raise RuntimeError("the process was done before it was killed: take more pairs")
+        if partial.exists():
             lines.append(partial.read_bytes().count(b"\n"))
+    if not lines:
+        raise RuntimeError("the process was done before it was killed: take more pairs")
     if (folder / "resumed.txt").read_bytes() != whole or whole.count(b"\n") != number:
         raise RuntimeError(f"the titles differ or are not {number}: compare {folder}/whole.txt and resumed.txt")
     sums = {name: sum(run[name] for run in runs) for name in ("seconds", "processor_seconds")}
