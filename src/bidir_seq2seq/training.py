@@ -39,6 +39,7 @@ from .run_folder import (
     run_settings,
     told_in_a_line,
 )
+from .sequence_training import RiskInputs
 from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
 from .trainer import (
     ElapsedTimeCallback,
@@ -157,6 +158,7 @@ def _train(
         processing_class=tokenizer,
         compute_metrics=title_metrics(tokenizer) if validates and training_args.predict_with_generate else None,
         callbacks=callbacks,
+        risk_inputs=_risk_inputs(model_args, training_args, tokenizer),
     )
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.warning_once(f"model: {num_parameters:,} parameters, vocabulary {len(tokenizer):,}")
@@ -191,6 +193,25 @@ def _own_partner_share(
         return training_args.own_partner_share
     by_default = model_args.twin_partner is None and model_args.model_name_or_path is None
     return OWN_PARTNER_SHARE if by_default and config.twin_partner == "none" else 0.0
+
+
+def _risk_inputs(
+    model_args: ModelArguments, training_args: TrainingArguments, tokenizer: PreTrainedTokenizerBase
+) -> RiskInputs | None:
+    if training_args.risk_metric is None:
+        return None
+    if model_args.model_name_or_path is None:
+        raise ValueError(
+            f"risk_metric={training_args.risk_metric!r} is for a model that writes already, and a new one has no "
+            "titles to choose from: train it first, then give it as model_name_or_path"
+        )
+    return RiskInputs(
+        tokenizer,
+        training_args.risk_metric,
+        training_args.risk_num_candidates,
+        training_args.risk_sharpness,
+        training_args.risk_true_share,
+    )
 
 
 def save_finished(trainer: TitleTrainer, metrics: dict[str, float]) -> None:

@@ -186,6 +186,25 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         },
     )
 
+    risk_metric: str | None = field(
+        default=None,
+        metadata={
+            "help": "Learn from titles that the model writes, by this measure of them: 'rougeL', 'chrf' or 'per' "
+            "(edits of what stands between spaces); for a trained model (model_name_or_path). Default: from true "
+            "titles alone.",
+            "choices": ["rougeL", "chrf", "per"],
+        },
+    )
+    risk_num_candidates: int = field(
+        default=4, metadata={"help": "So many titles of each direction are written and compared."}
+    )
+    risk_sharpness: float = field(
+        default=1.0, metadata={"help": "How much likelier candidates count more: 1 as the model has it, 0 not at all."}
+    )
+    risk_true_share: float = field(
+        default=0.3, metadata={"help": "Share of the loss that is the true title's, beside the risk."}
+    )
+
     report: bool = field(
         default=True, metadata={"help": "Write a page about the run, report/report.html, at its end; with curves."}
     )
