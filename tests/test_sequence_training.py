@@ -104,7 +104,7 @@ def words():
 def test_candidates_are_what_each_direction_writes_and_none_counts_twice(variant, words):
     model = tiny_model(**variant).train()
     input_ids, labels = random_pairs(3)
-    inputs = {"input_ids": input_ids, "labels": labels}
+    inputs = {"input_ids": input_ids, "labels": labels, "decoder_input_ids": labels}
     made = RiskInputs(words, "rougeL", num_candidates=3)(model, inputs)
     assert model.training and not made["use_twin"]
     titles = made["labels"].view(3, 1 + 3 * len(model.directions), -1)

@@ -53,6 +53,10 @@ COSTS: dict[str, Callable[[Sequence[str], Sequence[str]], list[float]]] = {
 }
 
 
+# What `generate` and the model's forward both take of a source.
+SOURCE_INPUTS = ("input_ids", "attention_mask", "extended_input_ids", "inputs_embeds")
+
+
 class RiskInputs:
     """Makes of a batch of pairs one of candidates and their costs.
 
@@ -90,10 +94,10 @@ class RiskInputs:
 
         Args:
             model: What writes the candidates; in training or not, it stays so.
-            inputs: `input_ids` `[B, S]` and `labels` `[B, T]`, and what else there is.
+            inputs: `input_ids` `[B, S]` and `labels` `[B, T]`, and what else a collator gives.
 
         Returns:
-            `inputs` with `labels` `[B * G, T]`, of each document the true title and then those that each direction
+            What `inputs` say of the source, with `labels` `[B * G, T]`, of each document the true title and then those that each direction
             alone wrote, with `risk`, and with `use_twin` off, as candidates are ranked by each direction alone.
         """
         titles = self._titles(model, inputs)
@@ -106,13 +110,15 @@ class RiskInputs:
         costs = costs.masked_fill(repeats[:, :, 1:].any(-1), float("inf"))
         costs[:, 0] = float("inf")
         risk = Risk(costs, self.sharpness, self.true_share)
-        return {**inputs, "labels": titles.flatten(0, 1), "risk": risk, "use_twin": False}
+        # A collator's decoder_input_ids are made of the true titles alone.
+        source = {name: inputs[name] for name in SOURCE_INPUTS if name in inputs}
+        return {**source, "labels": titles.flatten(0, 1), "risk": risk, "use_twin": False}
 
     @torch.no_grad()
     def _titles(self, model: BidirSeq2SeqForConditionalGeneration, inputs: dict) -> torch.Tensor:
         """`[B, G, T]`, each ending in the end id, -100 after it."""
         labels = inputs["labels"]
-        read = {name: x for name, x in inputs.items() if name.endswith(("input_ids", "attention_mask"))}
+        read = {name: inputs[name] for name in SOURCE_INPUTS if name in inputs}
         was_training = model.training
         found = [labels[:, None]]
         model.eval()
