@@ -471,9 +471,10 @@ def begun(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished[0], tmp_path / "begun"))
 
 
-def test_minimum_risk_goes_on_from_a_model_and_where_it_was_stopped(files, finished, tmp_path):
+@pytest.mark.parametrize("objective", ["risk", "beam"])
+def test_whole_titles_are_learned_from_a_model_on_and_where_it_was_stopped(objective, files, finished, tmp_path):
     model = {"model_name_or_path": str(finished[0])}
-    settings = {"risk_metric": "rougeL", "risk_num_candidates": 2, "save_total_limit": None}
+    settings = {"sequence_objective": objective, "sequence_num_beams": 2, "save_total_limit": None}
     run(files, tmp_path / "whole", model, **settings)
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "stopped" / "checkpoint-2")
     run(files, tmp_path / "stopped", model, **settings)
@@ -483,13 +484,20 @@ def test_minimum_risk_goes_on_from_a_model_and_where_it_was_stopped(files, finis
     before = load_file(finished[0] / "model.safetensors")
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
     assert any(not torch.equal(whole[name], before[name]) for name in whole)
-    with pytest.raises(ValueError, match="risk_metric was 'rougeL' and is None"):
+    with pytest.raises(ValueError, match=f"sequence_objective was '{objective}' and is None"):
         run(files, tmp_path / "whole", model, max_steps=6)
 
 
-def test_minimum_risk_of_a_model_that_does_not_write_yet_is_refused(files, tmp_path):
-    with pytest.raises(ValueError, match="risk_metric='rougeL' is for a model that writes already"):
-        run(files, tmp_path, risk_metric="rougeL")
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"sequence_objective": "risk"}, "sequence_objective='risk' is for a model that writes already"),
+        ({"sequence_objective": "best"}, "sequence_objective='best' "),
+    ],
+)
+def test_whole_titles_of_a_model_that_does_not_write_yet_are_refused(settings, message, files, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(files, tmp_path, **settings)
 
 
 def test_a_finished_run_goes_on_longer(files, begun):

@@ -10,7 +10,7 @@ decoders follow Zhou, Zhang and Zong 2019 (https://arxiv.org/abs/1905.04847).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -28,7 +28,7 @@ from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, directions_of, pack_labels
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
 from .kernels_bidir_seq2seq import MatmulLinear, are_enabled, attention, is_plain, is_read_at_once
-from .output_bidir_seq2seq import Copies, CopyAttention, Risk, SourcePrior, Words, Written
+from .output_bidir_seq2seq import Copies, CopyAttention, SourcePrior, Words, Written
 from .partner_bidir_seq2seq import Shown, visible, write_alone
 from .steps_bidir_seq2seq import DecoderSteps, FastDecoderSteps
 
@@ -821,7 +821,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         num_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool | None = None,
         extended_input_ids: torch.LongTensor | None = None,
-        risk: Risk | None = None,
+        objective: Callable[..., torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> BidirSeq2SeqLMOutput:
         """As [`BidirSeq2SeqModel.forward`], which also takes `kwargs`, and further:
@@ -834,8 +834,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             num_items_in_batch: Number of target tokens that the loss is averaged over; default: those in `labels`.
             skip_logits: Whether to return no logits beside the loss, which is much faster and smaller: see
                 `projected_cross_entropy`. Default: in training with `labels`.
-            risk: Makes the loss, of which there are no logits, the cost of choosing among the titles of `labels`, G of
-                each document in a row, the true one first: see [`Words.risk`].
+            objective: Makes the loss, of which there are no logits: called with `Words`, and with what stands there
+                for [`Words.loss`] as the first three arguments. Default: the cross-entropy.
 
         Raises:
             ValueError: On contradictory or missing inputs, and on labels outside the vocabulary (checked on CPU).
@@ -888,8 +888,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         loss, logits = None, []
         if labels is None:
             logits = [words.logits(own) for own in written]
-        elif risk is not None:
-            loss = words.risk(written, targets, risk, num_items_in_batch)
+        elif objective is not None:
+            loss = objective(words, written, targets, num_items_in_batch)
         elif self.training if skip_logits is None else skip_logits:
             loss = words.loss(written, targets, num_items_in_batch, self._smoothing)
         else:

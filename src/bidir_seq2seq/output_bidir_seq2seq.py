@@ -208,23 +208,6 @@ class Written:
     inputs: torch.LongTensor | None = None
 
 
-@dataclass
-class Risk:
-    """What titles to choose from are worth.
-
-    Attributes:
-        costs: `[B, G]`, of each of a document's G titles, the true one first: 0 is best; infinite, as that of the
-            true one may be, where it is none to choose.
-        sharpness: 0 takes all candidates for equally likely, 1 for as likely as the model does, more prefers the
-            likeliest.
-        true_share: Of the loss, between 0 and 1, which is the true title's cross-entropy.
-    """
-
-    costs: torch.Tensor
-    sharpness: float
-    true_share: float
-
-
 class Words:
     """All that makes words of features about B documents; what does not change between features is made once.
 
@@ -301,63 +284,25 @@ class Words:
             num_items: Targets of one direction to average over. Default: those that are there.
             smoothing: Share of the targets that is spread evenly over the vocabulary.
         """
-        return self._weighed(written, targets, None, smoothing) / _number(targets, num_items)
+        return self.weighed_sum(written, targets, None, smoothing) / _number(targets, num_items)
 
-    def risk(
-        self,
-        written: Sequence[Written],
-        targets: Sequence[torch.LongTensor],
-        risk: Risk,
-        num_items: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """The cost that a title has on average if it is drawn from some candidates as the model would write them, and
-        beside it the cross-entropy of the true title.
-
-        Of a document's candidates y with costs c(y) it is the sum of c(y) Q(y), where Q(y) is p(y) to the power of
-        `sharpness`, divided by the sum of that over all candidates (Shen et al. 2016, "Minimum Risk Training for
-        Neural Machine Translation", eq. 9-11). Its gradient is that of a cross-entropy in which each candidate counts
-        `sharpness * Q(y) * (mean cost - c(y))`: it is computed so, by a second pass through the output layer.
-
-        Args:
-            written: By each direction, of the G titles of each document in a row, the true one first.
-            targets: Of each direction, `[B * G, T]`, -100 where there is none.
-            risk: What the titles are worth. A cost counts once for each word of the true title, so that it can stand
-                beside the cross-entropy.
-            num_items: Words of true titles to average over. Default: those that are there.
-        """
-        num_documents = len(targets[0]) // risk.costs.shape[1]
-        lengths = (targets[0] != IGNORE_INDEX).sum(1).view(num_documents, -1)[:, 0]
-        # Made here, as `log_probs` would make and keep it without gradients.
-        assert self.base is not None
-        known, weights = risk.costs.new_zeros(()), []
-        for direction in zip(written, targets):
-            scores = self.log_probs(*direction).sum(1).view(risk.costs.shape)
-            is_counted = risk.costs.isfinite() & scores.isfinite()
-            costs, scores = risk.costs.masked_fill(~is_counted, 0), scores.masked_fill(~is_counted, 0)
-            # Of a document without candidates nothing counts but the true title.
-            least = torch.finfo(scores.dtype).min
-            shares = (risk.sharpness * scores).masked_fill(~is_counted, least).softmax(1) * is_counted
-            expected = (shares * costs).sum(1, keepdim=True)
-            own = (1 - risk.true_share) * risk.sharpness * shares * (expected - costs) * lengths[:, None]
-            known = known + (own * scores).sum() + (1 - risk.true_share) * (expected[:, 0] * lengths).sum()
-            own[:, 0] += risk.true_share
-            weights.append(own.flatten())
-        # What the cross-entropies of candidates add up to is no cost: they stand for its gradient alone.
-        total = self._weighed(written, targets, weights) + known
-        return total / (num_items if num_items is not None else lengths.sum().clamp(min=1)) / len(targets)
-
-    def _weighed(
+    def weighed_sum(
         self,
         written: Sequence[Written],
         targets: Sequence[torch.LongTensor],
         weights: Sequence[torch.Tensor] | None,
         smoothing: float = 0.0,
     ) -> torch.Tensor:
-        """The sum of the cross-entropies of all targets of all directions, rows weighed by `[R]` of each."""
+        """The sum of the cross-entropies of all targets of all directions.
+
+        Args:
+            written, targets, smoothing: As for `loss`.
+            weights: Of each direction how much each target counts, `[R, T]`; may be negative. Default: 1.
+        """
         if not (self._is_read and are_enabled()):
             logits = [self._vocabulary_logits(own.features) for own in written]
-            sums = [self._cross_entropy(*own, smoothing).sum(1) for own in zip(written, logits, targets)]
-            return (torch.cat(sums) * (1.0 if weights is None else torch.cat(list(weights)))).sum()
+            losses = torch.cat([self._cross_entropy(*own, smoothing) for own in zip(written, logits, targets)])
+            return (losses if weights is None else losses * torch.cat(list(weights))).sum()
         flat = torch.cat(list(targets)).flatten()
         rows, length = targets[0].shape
         positions = (flat != IGNORE_INDEX).nonzero().squeeze(1)
@@ -367,7 +312,7 @@ class Words:
         if self.copies is not None:
             shares = zip(*(self._copies_of(*direction) for direction in zip(written, targets)))
             mixture = [torch.cat(share).flatten().index_select(0, positions) for share in shares]
-        of_tokens = None if weights is None else torch.cat(list(weights)).index_select(0, positions // length)
+        of_tokens = None if weights is None else torch.cat(list(weights)).flatten().index_select(0, positions)
         return projected_cross_entropy(
             x * self.scale,
             self.layer.weight,

@@ -13,7 +13,7 @@ import shutil
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,9 +51,9 @@ def run_settings(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, pairs: Dataset
 ) -> dict[str, object]:
     """What must stay as it was for a run to be gone on with; how long it is, and what it logs, may change."""
-    names = ("learning_rate", "seed", "own_partner_share", "risk_metric")
-    if training_args.risk_metric is not None:
-        names += ("risk_num_candidates", "risk_sharpness", "risk_true_share")
+    names = ["learning_rate", "seed", "own_partner_share", "sequence_objective"]
+    if training_args.sequence_objective is not None:
+        names += [field.name for field in fields(training_args) if field.name.startswith("sequence_")]
     # However they are divided into processes and steps.
     args = training_args
     pairs_per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size

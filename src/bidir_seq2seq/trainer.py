@@ -35,7 +35,7 @@ from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .extras import extra
 from .kernels_bidir_seq2seq import is_read_at_once
 from .run_folder import UNFINISHED, checkpoint_damage, publish_checkpoint, remove_old_checkpoints, told_in_a_line
-from .sequence_training import RiskInputs
+from .sequence_training import BeamInputs, RiskInputs
 
 with extra("train"):
     # Without it there is no Trainer, and transformers does not say why.
@@ -234,7 +234,7 @@ class TitleTrainer(Seq2SeqTrainer):
     not there.
 
     Args:
-        risk_inputs: What makes candidates of a batch, to learn from what they are worth. Default: none.
+        sequence_inputs: What has the model write before each update, to learn from that. Default: nothing.
 
     Raises:
         ValueError: After three such updates in a row, on a validation loss that is not finite, and before a checkpoint
@@ -242,9 +242,9 @@ class TitleTrainer(Seq2SeqTrainer):
         OSError: If a checkpoint cannot be saved; in one line, with what still stands.
     """
 
-    def __init__(self, *args: Any, risk_inputs: RiskInputs | None = None, **kwargs: Any):
+    def __init__(self, *args: Any, sequence_inputs: RiskInputs | BeamInputs | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.risk_inputs = risk_inputs
+        self.sequence_inputs = sequence_inputs
         self._aside: Path | None = None
         self._batches: deque[dict] = deque(maxlen=self.args.gradient_accumulation_steps)
         # On the device, where counting costs no waiting: bad updates in a row up to now, and the most there have been.
@@ -280,9 +280,9 @@ class TitleTrainer(Seq2SeqTrainer):
         return loss if self.args.logging_nan_inf_filter else torch.where(loss.isfinite(), loss, 0.0)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As transformers' own; in training of what the titles of a batch are worth, if that is asked for."""
-        if self.risk_inputs is not None and model.training:
-            inputs = self.risk_inputs(self.accelerator.unwrap_model(model), inputs)
+        """As transformers' own; in training of what the model writes of the batch, if that is asked for."""
+        if self.sequence_inputs is not None and model.training:
+            inputs = self.sequence_inputs(self.accelerator.unwrap_model(model), inputs)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: float | torch.Tensor | None = None) -> float | torch.Tensor:

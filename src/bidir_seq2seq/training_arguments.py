@@ -186,23 +186,32 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         },
     )
 
-    risk_metric: str | None = field(
+    sequence_objective: str | None = field(
         default=None,
         metadata={
-            "help": "Learn from titles that the model writes, by this measure of them: 'rougeL', 'chrf' or 'per' "
-            "(edits of what stands between spaces); for a trained model (model_name_or_path). Default: from true "
-            "titles alone.",
+            "help": "Learn from titles as the model writes them, as a last stage of one that writes already "
+            "(model_name_or_path): 'risk', by what they are worth, or 'beam', from what drives the true title out of "
+            "the beam. Default: from true titles alone.",
+            "choices": ["risk", "beam"],
+        },
+    )
+    sequence_metric: str = field(
+        default="rougeL",
+        metadata={
+            "help": "What titles are worth, for 'risk': rougeL, chrf, or per (edits of what stands between spaces).",
             "choices": ["rougeL", "chrf", "per"],
         },
     )
-    risk_num_candidates: int = field(
-        default=4, metadata={"help": "So many titles of each direction are written and compared."}
+    sequence_num_beams: int = field(default=4, metadata={"help": "Beams of each direction, which writes for it."})
+    sequence_true_share: float = field(
+        default=0.3, metadata={"help": "Share of the loss that is the true title's cross-entropy."}
     )
-    risk_sharpness: float = field(
-        default=1.0, metadata={"help": "How much likelier candidates count more: 1 as the model has it, 0 not at all."}
+    sequence_sharpness: float = field(
+        default=1.0,
+        metadata={"help": "For 'risk': how much more likelier candidates count; 1 is as the model has it."},
     )
-    risk_true_share: float = field(
-        default=0.3, metadata={"help": "Share of the loss that is the true title's, beside the risk."}
+    sequence_margin: float = field(
+        default=1.0, metadata={"help": "For 'beam': by so many nats the true title shall be ahead."}
     )
 
     report: bool = field(
