@@ -320,8 +320,8 @@ class Words:
             documents,
             flat[positions],
             smoothing,
-            *(mixture or (None, None)),
-            of_tokens,
+            *mixture,
+            weights=of_tokens,
         )
 
     @torch.no_grad()

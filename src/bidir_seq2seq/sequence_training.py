@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch.nn import functional as F
@@ -157,8 +158,8 @@ def rivals(
         num_beams: K.
         margin: In nats.
     """
-    steps = model.model.start_steps(encoder_outputs, direction.name)
-    next_tokens = model.words(encoder_outputs).next_tokens(None, [direction.name])
+    steps: Any = model.model.start_steps(encoder_outputs, direction.name)
+    next_tokens: Any = model.words(encoder_outputs).next_tokens(None, [direction.name])
     batch_size, device = len(targets), targets.device
     lengths = (targets != IGNORE_INDEX).sum(1)
     documents = torch.arange(batch_size, device=device)
@@ -187,12 +188,11 @@ def rivals(
         read = torch.cat([read[documents[:, None], parents], tokens[..., None]], dim=2)
         scores = torch.cat([best, true_scores[:, None]], dim=1)
 
-        rank = torch.where(place == lengths - 1, 0, num_beams - 1)
+        rank = torch.where(lengths - 1 == place, 0, num_beams - 1)
         least = scores[documents, rank]
         out = (place < lengths) & least.isfinite() & (true_scores < least + margin)
         for document in out.nonzero().flatten().tolist():
-            words = read[document, rank[document], 1:]
-            words = words[words != direction.pad_id].tolist()
+            words = [word for word in read[document, rank[document], 1:].tolist() if word != direction.pad_id]
             found.append(Rival(document, int(first[document]), place + 1, words))
         first = torch.where(out, place + 1, first)
         parents = torch.where(out[:, None], num_beams, parents)
@@ -315,9 +315,9 @@ class RiskInputs:
     @staticmethod
     def _labels(sequences: torch.Tensor, config: BidirSeq2SeqConfig) -> torch.Tensor:
         """Sequences `[R, L]` with their start to labels `[R, L]`: titles that were cut get an end."""
-        pad_id, end_id = config.pad_token_id, config.eos_token_id
+        pad_id, end_id = cast(int, config.pad_token_id), cast(int, config.eos_token_id)
         titles = F.pad(sequences[:, 1:], (0, 1), value=pad_id)
-        is_word = (titles != pad_id) & (titles != end_id)
+        is_word = torch.ne(titles, pad_id) & torch.ne(titles, end_id)
         lengths = is_word.sum(1, keepdim=True)
         places = torch.arange(titles.shape[1], device=titles.device)
         ends = torch.where(places == lengths, end_id, IGNORE_INDEX)
@@ -367,36 +367,32 @@ class BeamInputs:
         return {**source, "labels": titles, "objective": objective, "use_twin": False}
 
     def _lay_out(
-        self, labels: torch.LongTensor, found: Sequence[Sequence[Rival]], directions: Sequence[Direction]
-    ) -> tuple[torch.LongTensor, BeamMargin]:
+        self, labels: torch.Tensor, found: Sequence[Sequence[Rival]], directions: Sequence[Direction]
+    ) -> tuple[torch.Tensor, BeamMargin]:
         """True titles `[B, T]` and the rivals of each direction to titles `[B * G, T']`, and what becomes of them."""
-        number, length = len(labels), labels.shape[1]
-        places = [1] * number
-        longest = max((len(rival.words) for of_direction in found for rival in of_direction), default=0)
-        labels = F.pad(labels, (0, max(longest - length, 0)), value=IGNORE_INDEX)
-        rows: dict[tuple[int, int], list[int]] = {}
-        spans: list[list[tuple[int, int, int, int, float]]] = [[] for _ in directions]
+        of_document: list[list[list[int]]] = [[] for _ in labels]
+        spans: list[list[tuple[int, int, slice, float]]] = [[] for _ in directions]
         share = 1 - self.true_share
-        for index, (direction, of_direction) in enumerate(zip(directions, found)):
+        for own, direction, of_direction in zip(spans, directions, found):
             for rival in of_direction:
-                row = rival.document, places[rival.document]
-                places[rival.document] += 1
-                rows[row] = _reading_order(rival.words, direction)
-                spans[index].append((*row, rival.first, len(rival.words), -share))
-                spans[index].append((rival.document, 0, rival.first, rival.end, share))
-        titles = labels.new_full((number, max(places), labels.shape[1]), IGNORE_INDEX)
-        titles[:, 0] = labels
-        for (document, place), words in rows.items():
-            titles[document, place, : len(words)] = torch.tensor(words, device=labels.device)
-        weights = []
-        for of_direction in spans:
-            own = torch.zeros(titles.shape, device=labels.device)
-            own[:, 0] = self.true_share
-            for document, place, first, end, weight in of_direction:
-                own[document, place, first:end] += weight
-            weights.append(own.flatten(0, 1))
-        margins = share * self.margin * len(rows)
-        return titles.flatten(0, 1), BeamMargin(weights, margins, titles.shape[1])
+                of_document[rival.document].append(_reading_order(rival.words, direction))
+                place = len(of_document[rival.document])
+                own.append((rival.document, place, slice(rival.first, len(rival.words)), -share))
+                own.append((rival.document, 0, slice(rival.first, rival.end), share))
+        length = max([labels.shape[1], *(len(words) for own in of_document for words in own)])
+        num_titles = 1 + max(len(own) for own in of_document)
+        titles = labels.new_full((len(labels), num_titles, length), IGNORE_INDEX)
+        titles[:, 0, : labels.shape[1]] = labels
+        for document, in_order in enumerate(of_document):
+            for place, words in enumerate(in_order, start=1):
+                titles[document, place, : len(words)] = torch.tensor(words, device=labels.device)
+        weights = [torch.zeros(titles.shape, device=labels.device) for _ in directions]
+        for of_words, own in zip(weights, spans):
+            of_words[:, 0] = self.true_share
+            for document, place, span, weight in own:
+                of_words[document, place, span] += weight
+        margins = share * self.margin * sum(len(of_direction) for of_direction in found)
+        return titles.flatten(0, 1), BeamMargin([own.flatten(0, 1) for own in weights], margins, num_titles)
 
 
 def _reading_order(words: list[int], direction: Direction) -> list[int]:
