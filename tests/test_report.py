@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import tiny_model
+from conftest import sideways, tiny_model
 from datasets import Dataset
 
 from bidir_seq2seq.commands.report import main
@@ -84,6 +84,21 @@ def test_a_report_is_one_file_that_fetches_and_runs_nothing(run, tmp_path):
         "scores", "loss_by_steps", "loss_by_minutes", "rouge_by_steps", "rouge_by_minutes", "positions", "lengths",
         "prior",
     }  # fmt: skip
+
+
+def test_the_page_fits_its_screen_and_shows_every_figure(run, tmp_path, browser):
+    page = browser.new_page()
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(write_report([run], tmp_path).as_uri())
+    for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme)
+        assert sideways(page) == 0
+        sizes = page.evaluate("Promise.all([...document.images].map((i) => i.decode().then(() => i.naturalWidth)))")
+        assert len(sizes) == 8 and all(sizes)
+    assert all(url.startswith(("file:", "data:")) for url in requests)
+    page.close()
 
 
 def test_the_figures_of_the_page_are_those_of_the_scores(run, tmp_path):

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--export_space", metavar="DIR", help="Write a Hugging Face Space instead.")
     parser.add_argument("--make_animation", metavar="FILE.svg", help="Write an animated picture of a search instead.")
     args = parser.parse_args(argv)
-    examples = [*([args.text] if args.text else []), *_examples(Path(args.model_dir))]
+    examples = [*([args.text] if args.text else []), *example_texts(Path(args.model_dir))]
     if args.export_space:
         from .space import export_space
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     launch(build_app(writer, examples, args.language), server_name=args.host, server_port=args.port)
 
 
-def _examples(model_dir: Path) -> list[str]:
+def example_texts(model_dir: Path) -> list[str]:
     """Texts that the model was scored on, if they are there."""
     for path in (model_dir / "scores" / "pairs.jsonl", model_dir.parent / "scores" / "pairs.jsonl"):
         if path.exists():
