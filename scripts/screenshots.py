@@ -64,6 +64,8 @@ def take(browser: Browser, views: dict, text: str, output_dir: Path) -> list[str
         for scheme in SCHEMES:
             for show, address in views.items():
                 page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+                # Nobody is in a hurry, and the machine may be busy.
+                page.set_default_timeout(120_000)
                 for name in show(page, address, text):
                     # Transitions end.
                     page.wait_for_timeout(500)

@@ -19,7 +19,7 @@ with extra("demo"):
 logger = logging.get_logger(__name__)
 
 STYLE = """
-.gradio-container, .gradio-container main { max-width: 1080px !important; margin: 0 auto !important; }
+.gradio-container, .gradio-container main { width: 100%; max-width: 1080px !important; margin: 0 auto !important; }
 .bidir-titles { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); }
 .bidir-card { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 12px 14px; min-width: 0;
   border-top: 3px solid var(--border-color-primary); background: var(--background-fill-primary); }
