@@ -58,9 +58,25 @@ def test_a_text_is_written_about_in_every_direction(writer):
         scores = [score for _, score in written.titles]
         assert scores == sorted(scores, reverse=True) and written.milliseconds > 0
     assert result.notices == []
-    alone = make_writer(decoder_directions="l2r").write("abc")
-    assert [written.system for written in alone.written] == ["l2r", "default"] and alone.search is None
-    assert show_animation(alone, "en") == WORDS["en"]["no_animation"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "systems"),
+    [
+        ({"decoder_directions": "l2r"}, ["l2r", "default"]),
+        ({"twin_partner": "none"}, ["l2r", "r2l", "both", "default"]),
+    ],
+)
+def test_writers_that_do_not_read_each_other_are_not_watched(overrides, systems):
+    result = make_writer(**overrides).write("abc")
+    assert [written.system for written in result.written] == systems and result.search is None
+    assert show_animation(result, "en") == WORDS["en"]["no_animation"]
+
+
+def test_the_search_is_watched_whatever_the_model_proposes_by_default():
+    writer = make_writer()
+    writer.model.generation_config.proposals = "l2r+r2l"
+    assert writer.write("abc").search is not None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -99,6 +100,16 @@ def test_the_page_fits_its_screen_and_shows_every_figure(run, tmp_path, browser)
         assert len(sizes) == 8 and all(sizes)
     assert all(url.startswith(("file:", "data:")) for url in requests)
     page.close()
+
+
+def test_twins_that_do_not_read_each_other_have_no_maps(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "twin_partner": "none"}))
+    # The model's checksums are those of before.
+    (tmp_path / "run" / "manifest.json").unlink(missing_ok=True)
+    text = write_report([tmp_path / "run"]).read_text()
+    assert 'id="attention"' not in text and 'id="prior"' in text and "no twins that look" in text
 
 
 def test_the_figures_of_the_page_are_those_of_the_scores(run, tmp_path):

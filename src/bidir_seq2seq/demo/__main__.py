@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError("there is nothing to write about: give --text")
         search = writer.write(examples[0]).search
         if search is None:
-            raise ValueError("there is no search of two writers: the model has one direction, or the text is empty")
+            raise ValueError(
+                "there is no search to show: the model has no two writers that read each other, or the text is empty"
+            )
         Path(args.make_animation).write_text(animated_svg(search), encoding="utf-8")
         print(f"Animation: {args.make_animation}")
         return
