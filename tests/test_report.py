@@ -170,6 +170,12 @@ def test_a_long_curve_keeps_its_course():
     assert all(len(x) == 0 for x in curve.against("minutes"))
 
 
+def test_the_best_model_at_the_end_does_not_pass_for_the_last():
+    entries = [{"step": step, "eval_rougeL": value} for step, value in ((600, 30.2), (1200, 35.7), (1800, 35.6))]
+    curve = Curve.from_log([*entries, {"step": 1800, "eval_rougeL": 35.7}], "eval_rougeL")
+    assert (curve.steps, curve.values) == ([600, 1200, 1800], [30.2, 35.7, 35.6])
+
+
 def test_names_are_no_formulas_and_no_elements():
     svg = as_svg(lambda theme: loss_figure(theme, {"$a_1$ <b>": log(3), "b": log(3)}), LIGHT)
     assert "$a_1$ &lt;b&gt;" in svg and "<b>" not in svg
