@@ -43,6 +43,13 @@ def show_demo(page: Page, address: str, text: str) -> Iterator[str]:
     yield "demo"
     page.fill("#text textarea", text)
     page.click("#write")
+    # A model without a search to be watched has a line of text there.
+    page.wait_for_function(
+        "document.querySelector('#animation').textContent || document.querySelector('#animation iframe')"
+    )
+    if not page.locator("#animation iframe").count():
+        yield "demo-written"
+        return
     frame = page.frame_locator("#animation iframe")
     frame.locator("#scrub").focus()
     page.keyboard.press("End")

@@ -305,6 +305,7 @@ def test_the_page_speaks_chinese(visit):
     page.get_by_text("中文").click()
     page.get_by_role("button", name="写标题").wait_for()
     page.locator("#titles").get_by_text("从左到右").wait_for()
+    page.get_by_text("示例").wait_for()
     page.frame_locator("#animation iframe").locator("#legend", has_text="先验").wait_for()
     # The text of the visitor stays, and so do the titles; and back again.
     assert page.input_value("#text textarea") == "abc"

@@ -19,7 +19,7 @@ WORDS = {
         "l2r": "Left to right",
         "r2l": "Right to left",
         "both": "Both",
-        "default": "This model's default",
+        "default": "Model's default",
         "milliseconds": "{time:.0f} ms",
         "further": "Other candidates",
         "no_title": "(empty)",
@@ -32,7 +32,8 @@ WORDS = {
         "step": "Step",
         "read_source": "The text",
         "legend": "Point at a token, tap it or go to it by Tab: the text shows where its writer looked, the other "
-        "lane what it read of its partner. Underlined words have the prior's bonus. Faded ones were given up.",
+        "lane what it read of its partner. Bold tokens are the best title, a dot ends a title, faded ones were given "
+        "up. Underlined words have the prior's bonus.",
         "looked": "looked at its partner's",
         "nothing": "had nothing of its partner's to look at",
         "finished": "finished",
@@ -66,7 +67,7 @@ WORDS = {
         "step": "步",
         "read_source": "正文",
         "legend": "把鼠标移到、点按或用 Tab 选中一个词：正文显示写它时看了哪里，另一行显示它看了对方的哪些词。"
-        "带下划线的词有先验加分，变淡的是放弃的假设。",
+        "粗体是最好的标题，圆点表示一个标题写完，变淡的是放弃的假设，带下划线的词有先验加分。",
         "looked": "看了对方的",
         "nothing": "当时没有对方的词可看",
         "finished": "写完",
