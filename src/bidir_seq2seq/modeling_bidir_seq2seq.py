@@ -10,7 +10,7 @@ decoders follow Zhou, Zhang and Zong 2019 (https://arxiv.org/abs/1905.04847).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -822,6 +822,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         num_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool | None = None,
         extended_input_ids: torch.LongTensor | None = None,
+        objective: Callable[..., torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> BidirSeq2SeqLMOutput:
         """As [`BidirSeq2SeqModel.forward`], which also takes `kwargs`, and further:
@@ -834,6 +835,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             num_items_in_batch: Number of target tokens that the loss is averaged over; default: those in `labels`.
             skip_logits: Whether to return no logits beside the loss, which is much faster and smaller: see
                 `projected_cross_entropy`. Default: in training with `labels`.
+            objective: Makes the loss, of which there are no logits: called with `Words`, and with what stands there
+                for [`Words.loss`] as the first three arguments. Default: the cross-entropy.
 
         Raises:
             ValueError: On contradictory or missing inputs, and on labels outside the vocabulary (checked on CPU).
@@ -886,6 +889,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         loss, logits = None, []
         if labels is None:
             logits = [words.logits(own) for own in written]
+        elif objective is not None:
+            loss = objective(words, written, targets, num_items_in_batch)
         elif self.training if skip_logits is None else skip_logits:
             loss = words.loss(written, targets, num_items_in_batch, self._smoothing)
         else:
