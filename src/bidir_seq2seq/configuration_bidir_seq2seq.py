@@ -48,11 +48,16 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         vocab_size (`int`): Number of token ids `V`; source, title and both directions share one vocabulary.
         embedding_size (`int`): Width of the shared token embedding, and of the features before the vocabulary.
         hidden_size (`int`): Width `H` of encoder and decoders; even, as each encoder direction has half of it.
-        encoder_layers (`int`): Bidirectional recurrent layers of the encoder.
+        encoder_type (`"rnn"`, `"cnn"` or `"self_attention"`): What the layers of the encoder are made of:
+            recurrent cells that read from both ends, convolutions over neighbouring tokens, or attention of every
+            token to every token, whose heads are as many and as wide as those of the decoders.
+        encoder_layers (`int`): Layers of the encoder.
+        encoder_kernel_size (`int`): Tokens that a convolution of the encoder looks at; odd.
+        encoder_ffn_dim (`int`): Width between the two linear layers after each self-attention of the encoder.
         decoder_layers (`int`): Recurrent layers of each decoder.
         num_attention_heads (`int`): Heads of source attention and twin attention.
         attention_head_size (`int`): Width of each head.
-        rnn_type (`"lstm"` or `"gru"`): The recurrent cell.
+        rnn_type (`"lstm"` or `"gru"`): The recurrent cell of the decoders, and of an encoder of type `"rnn"`.
         decoder_directions (`"both"`, `"l2r"` or `"r2l"`): Twin decoders, or one decoder that writes from the left
             (`"l2r"`) or from the right (`"r2l"`).
         use_attention (`bool`): Whether decoders attend to the source. Without it the document reaches them only as
@@ -101,7 +106,10 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
     vocab_size: int = 8000
     embedding_size: int = 128
     hidden_size: int = 128
+    encoder_type: str = "rnn"
     encoder_layers: int = 2
+    encoder_kernel_size: int = 15
+    encoder_ffn_dim: int = 512
     decoder_layers: int = 2
     num_attention_heads: int = 8
     attention_head_size: int = 16
@@ -138,10 +146,12 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         for name in ("vocab_size", "embedding_size", "hidden_size", "encoder_layers", "decoder_layers"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        for name in ("num_attention_heads", "attention_head_size", "copy_context"):
+        for name in ("num_attention_heads", "attention_head_size", "copy_context", "encoder_ffn_dim"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         _check(self.hidden_size % 2 == 0, "hidden_size", self.hidden_size, "must be even: half for each direction")
+        self._validate_encoder()
         choices = {
+            "encoder_type": ("rnn", "cnn", "self_attention"),
             "rnn_type": ("lstm", "gru"),
             "decoder_directions": ("both", "l2r", "r2l"),
             "twin_partner": ("gold", "own", "none"),
@@ -175,6 +185,16 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
             config = copy.copy(self)
             del config.auto_map
         super(BidirSeq2SeqConfig, config).save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def _validate_encoder(self) -> None:
+        kernel, head_size = self.encoder_kernel_size, self.attention_head_size
+        _check(kernel >= 1 and kernel % 2 == 1, "encoder_kernel_size", kernel, "must be odd: as many from both sides")
+        _check(
+            self.encoder_type != "self_attention" or head_size % 2 == 0,
+            "attention_head_size",
+            head_size,
+            "must be even for encoder_type='self_attention', which turns channels by pairs",
+        )
 
     def _validate_special_ids(self) -> None:
         owners: dict[int, str] = {}

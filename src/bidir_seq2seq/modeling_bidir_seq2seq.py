@@ -26,6 +26,7 @@ from transformers.utils import can_return_tuple, logging
 from .cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, directions_of, pack_labels
+from .encoders_bidir_seq2seq import ENCODER_LAYERS, RNN_CLASSES, Rows
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
 from .kernels_bidir_seq2seq import MatmulLinear, are_enabled, attention, is_plain, is_read_at_once
 from .output_bidir_seq2seq import Copies, CopyAttention, SourcePrior, Words, Written
@@ -33,8 +34,6 @@ from .partner_bidir_seq2seq import Shown, visible, write_alone
 from .steps_bidir_seq2seq import DecoderSteps, FastDecoderSteps
 
 logger = logging.get_logger(__name__)
-
-RNN_CLASSES = {"lstm": nn.LSTM, "gru": nn.GRU}
 
 
 @dataclass
@@ -158,25 +157,6 @@ class MultiHeadAttention(nn.Module):
         return x.unflatten(-1, (self.num_heads, self.head_size)).transpose(-2, -3)
 
 
-class EncoderLayer(nn.Module):
-    """LayerNorm, then one recurrent pass from the left and one from the right, side by side."""
-
-    def __init__(self, config: BidirSeq2SeqConfig, input_size: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(input_size, eps=config.layer_norm_eps)
-        rnn = RNN_CLASSES[config.rnn_type]
-        self.forward_rnn = rnn(input_size, config.hidden_size // 2)
-        self.backward_rnn = rnn(input_size, config.hidden_size // 2)
-
-    def forward(self, x: torch.Tensor, mirror: torch.LongTensor) -> torch.Tensor:
-        """`x` `[S, B, D]`, tokens before padding, to `[S, B, H]`; `mirror` `[S, B]` is each row's reversal."""
-        x = self.norm(x)
-        # Reversing by true length keeps padding out of both passes without packing, which is slow.
-        from_left = self.forward_rnn(x)[0]
-        from_right = _permute(self.backward_rnn(_permute(x, mirror, mirror))[0], mirror, mirror)
-        return torch.cat([from_left, from_right], dim=-1)
-
-
 class Encoder(nn.Module):
     """Source ids to hidden states, pooled document vector and the set of source words."""
 
@@ -187,7 +167,10 @@ class Encoder(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id)
         sizes = [config.embedding_size] + [config.hidden_size] * (config.encoder_layers - 1)
-        self.layers = nn.ModuleList(EncoderLayer(config, size) for size in sizes)
+        layer = ENCODER_LAYERS[config.encoder_type]
+        self.layers = nn.ModuleList(layer(config, size) for size in sizes)
+        # Layers that add to what they read need one at the end.
+        self.norm = None if config.encoder_type == "rnn" else nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
     @can_return_tuple
@@ -231,37 +214,29 @@ class Encoder(nn.Module):
         elif mask is None:
             mask = given.new_ones(given.shape[:2], dtype=torch.bool)
 
-        # Inside, time comes first, as recurrent kernels want it, and each row's tokens before its padding: then left
-        # padding, right padding and none give the same states.
-        mask = mask.T
-        order = (~mask).to(torch.uint8).argsort(dim=0, stable=True)
-        restored = order.argsort(dim=0)
-        lengths = mask.sum(0)
-        positions = torch.arange(len(mask), device=mask.device)[:, None]
-        # Reverses each row's tokens and leaves its padding in place; its own inverse.
-        mirror = torch.where(positions < lengths, lengths - 1 - positions, positions)
+        rows = Rows.of(mask)
         if input_ids is not None:
-            x = self.embed_tokens(given.T.gather(0, order))
+            x = self.embed_tokens(given.T.gather(0, rows.order))
         else:
-            x = _permute(given.transpose(0, 1), order, restored)
-
+            x = rows.arrange(given)
         x = self.dropout(x)
         hidden_states = []
         for layer in self.layers:
             if output_hidden_states:
                 # There and back, so that what is returned lies on the way to the result and has gradients.
-                hidden_states.append(_batch_first(x, restored, order))
-                x = _permute(hidden_states[-1].transpose(0, 1), order, restored)
-            x = self.dropout(layer(x, mirror))
+                hidden_states.append(rows.restore(x))
+                x = rows.arrange(hidden_states[-1])
+            x = layer(x, rows)
+        x = x if self.norm is None else self.norm(x)
         # Sums and products, as filling in by a mask is slow where the mask has to be broadcast.
-        is_token = (positions < lengths)[..., None]
+        is_token = rows.is_token
         pooled = (x + torch.zeros_like(is_token, dtype=x.dtype).masked_fill_(~is_token, float("-inf"))).amax(0)
-        hidden_states.append(_batch_first(x * is_token, restored, order))
+        hidden_states.append(rows.restore(x * is_token))
         return BidirSeq2SeqEncoderOutput(
             last_hidden_state=hidden_states[-1],
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            pooler_output=pooled.masked_fill(lengths[:, None] == 0, 0),
-            **self._source(given if input_ids is not None else None, mask.T, extended_input_ids),
+            pooler_output=pooled.masked_fill(~mask.any(1, keepdim=True), 0),
+            **self._source(given if input_ids is not None else None, mask, extended_input_ids),
         )
 
     def complete(
@@ -458,7 +433,7 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -0.05, 0.05)
             if module.padding_idx is not None:
                 init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -1054,34 +1029,6 @@ def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
         )
 
 
-class _Permute(torch.autograd.Function):
-    """Permutes rows; the gradient goes back by a lookup too, where autograd's own would add up into zeros."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(inverse, index)
-        return x.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _Permute.apply(grad, *ctx.saved_tensors), None, None
-
-
-def _permute(x: torch.Tensor, index: torch.LongTensor, inverse: torch.LongTensor) -> torch.Tensor:
-    """`x` `[S, B, D]` with each row's positions permuted by `index` `[S, B]`, whose inverse is given."""
-    rows = torch.arange(x.shape[1], device=x.device)
-    index, inverse = ((positions * x.shape[1] + rows).flatten() for positions in (index, inverse))
-    return _Permute.apply(x.flatten(0, 1), index, inverse).view(x.shape)
-
-
-def _batch_first(x: torch.Tensor, index: torch.LongTensor, inverse: torch.LongTensor) -> torch.Tensor:
-    """As [`_permute`], to `[B, S, D]` in one piece of memory, which products would otherwise each copy together."""
-    length, num_rows = index.shape
-    rows = torch.arange(num_rows, device=x.device)
-    index, inverse = (index * num_rows + rows).T.flatten(), (inverse + rows * length).flatten()
-    return _Permute.apply(x.flatten(0, 1), index, inverse).view(num_rows, length, x.shape[-1])
-
-
 __all__ = [
     "BidirSeq2SeqEncoderOutput",
     "BidirSeq2SeqForConditionalGeneration",
@@ -1091,7 +1038,6 @@ __all__ = [
     "BidirSeq2SeqPreTrainedModel",
     "Decoder",
     "Encoder",
-    "EncoderLayer",
     "ModulatedLayerNorm",
     "MultiHeadAttention",
     "check_ids",

@@ -41,7 +41,16 @@ class ModelArguments:
     lowercase: bool = field(default=False, metadata={"help": "Whether a new tokenizer lower-cases all text."})
     embedding_size: int = field(default=128, metadata={"help": "Width of the embedding."})
     hidden_size: int = field(default=128, metadata={"help": "Width of encoder and decoders."})
-    encoder_layers: int = field(default=2, metadata={"help": "Bidirectional layers of the encoder."})
+    encoder_type: str = field(
+        default="rnn",
+        metadata={
+            "help": "What the encoder is made of: 'rnn' (cells of rnn_type), 'cnn' (convolutions), 'self_attention'.",
+            "choices": ["rnn", "cnn", "self_attention"],
+        },
+    )
+    encoder_layers: int = field(default=2, metadata={"help": "Layers of the encoder."})
+    encoder_kernel_size: int = field(default=15, metadata={"help": "Tokens that a convolution looks at; odd."})
+    encoder_ffn_dim: int = field(default=512, metadata={"help": "Width inside the linear layers of self-attention."})
     decoder_layers: int = field(default=2, metadata={"help": "Layers of each decoder."})
     num_attention_heads: int = field(default=8, metadata={"help": "Attention heads."})
     attention_head_size: int = field(default=16, metadata={"help": "Width of an attention head."})
