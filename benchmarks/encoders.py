@@ -4,10 +4,11 @@
     python benchmarks/encoders.py --lengths 64 --settings benchmarks/study/xwlb_brief.yaml \\
         --data_dir DATA/xwlb_brief --seconds 200 --output encoders.json
 
-Encoders of equal width and as many layers, with random weights, read the same ids in turns, so that their ratios are of
-one run; forward alone, and forward and back. Memory is what the process held at its highest beyond what it held before.
-With data, which is `train`, `validation` and `test` of `DATA/xwlb_brief`, a model of each encoder learns for the same
-processor time: 40 updates tell how many there are in it. Its titles of the test pairs are compared by ROUGE-L.
+Encoders of equal width and as many layers, with random weights, read the same ids in turns, so that their ratios are
+of one run; forward alone, and forward and back. Memory is what the process held at its highest beyond what it held
+before. With data (`train.jsonl`, `validation.jsonl` and `test.jsonl` in `data_dir`) a model of each encoder learns for
+the same processor time: 40 updates tell how many there are in it. Their titles of the test pairs are compared by
+ROUGE-L.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def learn(arguments: EncodersArguments, name: str) -> dict:
 
 
 def _updates_in(arguments: EncodersArguments, folder: Path, changes: dict) -> int:
-    """How many updates there are in the time; reading the pairs and saving, which runs of two lengths share, not in it."""
+    """How many updates there are in the time, what two runs of different lengths have in common left out of it."""
     seconds = []
     for updates in (1, 1 + CALIBRATING_UPDATES):
         start = time.process_time()
@@ -179,10 +180,9 @@ def measure_quality(arguments: EncodersArguments) -> list[dict]:
         for system, scores in run["rougeL"].items():
             test = paired_bootstrap(scores, runs[0]["rougeL"][system])
             run["difference"][system] = asdict(test)
-            print(
-                f"{run['encoder']:16}{run['updates']:>8}{run['seconds']:>8.0f}  {system:7}{statistics.mean(scores):>8.2f}"
-                + ("" if run is runs[0] else f"{test.difference:>+11.2f} [{test.low:+.2f}, {test.high:+.2f}]")
-            )
+            beside = "" if run is runs[0] else f"{test.difference:>+11.2f} [{test.low:+.2f}, {test.high:+.2f}]"
+            figures = f"{run['updates']:>8}{run['seconds']:>8.0f}  {system:7}{statistics.mean(scores):>8.2f}"
+            print(f"{run['encoder']:16}{figures}{beside}")
     return runs
 
 
