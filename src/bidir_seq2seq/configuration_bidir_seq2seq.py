@@ -48,10 +48,12 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         vocab_size (`int`): Number of token ids `V`; source, title and both directions share one vocabulary.
         embedding_size (`int`): Width of the shared token embedding, and of the features before the vocabulary.
         hidden_size (`int`): Width `H` of encoder and decoders; even, as each encoder direction has half of it.
-        encoder_type (`"rnn"`, `"cnn"` or `"self_attention"`): What the layers of the encoder are made of:
-            recurrent cells that read from both ends, convolutions over neighbouring tokens, or attention of every
-            token to every token, whose heads are as many and as wide as those of the decoders.
-        encoder_layers (`int`): Layers of the encoder.
+        encoder_type (`"rnn"`, `"cnn"`, `"self_attention"` or `"pretrained"`): What the layers of the encoder are made
+            of: recurrent cells that read from both ends, convolutions over neighbouring tokens, or attention of every
+            token to every token, whose heads are as many and as wide as those of the decoders. Or an encoder of
+            transformers in their place, see [`BidirSeq2SeqForConditionalGeneration.from_pretrained_encoder`].
+        encoder_config (`dict`): Settings of the pretrained encoder, its `model_type` among them.
+        encoder_layers (`int`): Layers of the encoder, unless it is pretrained.
         encoder_kernel_size (`int`): Tokens that a convolution of the encoder looks at; odd.
         encoder_ffn_dim (`int`): Width between the two linear layers after each self-attention of the encoder.
         decoder_layers (`int`): Recurrent layers of each decoder.
@@ -107,6 +109,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
     embedding_size: int = 128
     hidden_size: int = 128
     encoder_type: str = "rnn"
+    encoder_config: dict[str, Any] | None = None
     encoder_layers: int = 2
     encoder_kernel_size: int = 15
     encoder_ffn_dim: int = 512
@@ -151,7 +154,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         _check(self.hidden_size % 2 == 0, "hidden_size", self.hidden_size, "must be even: half for each direction")
         self._validate_encoder()
         choices = {
-            "encoder_type": ("rnn", "cnn", "self_attention"),
+            "encoder_type": ("rnn", "cnn", "self_attention", "pretrained"),
             "rnn_type": ("lstm", "gru"),
             "decoder_directions": ("both", "l2r", "r2l"),
             "twin_partner": ("gold", "own", "none"),
@@ -189,6 +192,13 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
     def _validate_encoder(self) -> None:
         kernel, head_size = self.encoder_kernel_size, self.attention_head_size
         _check(kernel >= 1 and kernel % 2 == 1, "encoder_kernel_size", kernel, "must be odd: as many from both sides")
+        _check(
+            (self.encoder_config is not None) == (self.encoder_type == "pretrained"),
+            "encoder_config",
+            self.encoder_config,
+            f"does not go with encoder_type={self.encoder_type!r}: a pretrained encoder has one, which "
+            "BidirSeq2SeqForConditionalGeneration.from_pretrained_encoder fills in, and no other encoder has",
+        )
         _check(
             self.encoder_type != "self_attention" or head_size % 2 == 0,
             "attention_head_size",

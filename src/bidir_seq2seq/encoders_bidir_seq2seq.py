@@ -1,18 +1,26 @@
-"""How a source is read: layers of recurrent cells, of convolutions or of self-attention.
+"""How a source is read: by layers of recurrent cells, of convolutions or of self-attention, or by a pretrained model.
 
 Letters: B batch, S source length, H hidden size, N attention heads, D head size. Time comes first, as recurrent
 kernels want it, and each row's tokens stand before its padding, wherever that stood: so a row's states depend on its
 tokens alone.
+
+A pretrained model reads pieces of its own tokenizer, P of them, and each of our tokens takes the state of the piece
+that it stands in: decoders, prior and copies know our tokens alone.
 """
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .kernels_bidir_seq2seq import attention
@@ -159,6 +167,130 @@ def rotate(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+# What a pretrained encoder is told of a source, beside our tokens; padded with zeros.
+PIECE_INPUTS = ("encoder_input_ids", "encoder_attention_mask", "encoder_positions")
+SOURCE_TOKENIZER_NAME = "source_tokenizer.json"
+# Tokenizers without a limit say a huge one.
+MAX_PIECES = 10**9
+# Of a pretrained model's config: where it came from, and what is decided anew whenever it is loaded.
+_NOT_KEPT = ("_name_or_path", "architectures", "dtype", "transformers_version", "auto_map")
+
+
+class PretrainedReader(nn.Module):
+    """An encoder of transformers, and a projection of its states to our width."""
+
+    def __init__(self, config: BidirSeq2SeqConfig):
+        super().__init__()
+        self.model = encoder_of(AutoModel.from_config(AutoConfig.for_model(**config.encoder_config)))
+        self.output = nn.Linear(self.model.config.hidden_size, config.hidden_size)
+
+    def train(self, mode: bool = True) -> PretrainedReader:
+        """As every module's; what is frozen reads without dropout."""
+        super().train(mode)
+        self.model.train(mode and any(weight.requires_grad for weight in self.model.parameters()))
+        return self
+
+    def forward(
+        self,
+        encoder_input_ids: torch.LongTensor | None,
+        encoder_attention_mask: torch.Tensor | None,
+        encoder_positions: torch.LongTensor | None,
+    ) -> torch.Tensor:
+        """States of our tokens, `[B, S, H]`.
+
+        Args:
+            encoder_input_ids: `[B, P]`, ids of the pretrained model.
+            encoder_attention_mask: `[B, P]`, 1 at pieces, which may stand on either side of the padding.
+            encoder_positions: `[B, S]`, which piece of its row each of our tokens stands in.
+
+        Raises:
+            ValueError: If one is missing.
+        """
+        if encoder_input_ids is None or encoder_attention_mask is None or encoder_positions is None:
+            raise ValueError(
+                f"a model with encoder_type='pretrained' needs {', '.join(PIECE_INPUTS)}: take them from its "
+                "encode_sources(tokenizer, texts)"
+            )
+        mask = encoder_attention_mask.bool()
+        order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)
+        ids, mask = encoder_input_ids.gather(1, order), mask.gather(1, order)
+        # A row without any piece is read as it is; nobody reads what comes of it.
+        mask = mask | ~mask.any(1, keepdim=True)
+        states = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        states = self.output(states.to(self.output.weight.dtype))
+        return states.gather(1, encoder_positions[..., None].expand(-1, -1, states.shape[-1]))
+
+
+def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a model of transformers that reads, without the layer for a vector of the whole text."""
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
+
+
+def kept_config(config: PreTrainedConfig) -> dict[str, Any]:
+    """A pretrained model's config as it is kept inside ours."""
+    return {name: value for name, value in config.to_dict().items() if name not in _NOT_KEPT}
+
+
+def source_tokenizer_of(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Tokenizer:
+    """What cuts texts into a pretrained model's pieces, as one file holds it; longer texts than it reads are cut.
+
+    Raises:
+        ValueError: If the tokenizer does not tell where in a text its pieces stand.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{tokenizer.name_or_path}: its tokenizer has no tokenizer.json, and does not tell where in a text its "
+            "pieces stand: use an encoder with a fast tokenizer"
+        )
+    source_tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    source_tokenizer.no_padding()
+    source_tokenizer.no_truncation()
+    positions = getattr(config, "max_position_embeddings", None)
+    # Models whose padding has the id 1 count positions from behind it.
+    positions = sys.maxsize if positions is None else positions - 2 * (config.pad_token_id == 1)
+    if (limit := min(tokenizer.model_max_length, positions)) < MAX_PIECES:
+        source_tokenizer.enable_truncation(limit)
+    return source_tokenizer
+
+
+def readable(source_tokenizer: Tokenizer, text: str) -> str:
+    """As much of a text as a pretrained model reads."""
+    encoding = _cut(source_tokenizer, text)
+    return text[: max((end for _, end in encoding.offsets), default=0)] if encoding.overflowing else text
+
+
+def pieces_of(source_tokenizer: Tokenizer, text: str, places: Sequence[tuple[int, int]]) -> dict[str, list[int]]:
+    """What a pretrained model is told of a text, but for padding.
+
+    Args:
+        source_tokenizer: Cuts it into pieces.
+        text: A text, of which as much is read as our tokens reach.
+        places: Where our tokens begin and end in it; `(0, 0)` for those that stand nowhere, such as an end.
+
+    Returns:
+        The rows of `PIECE_INPUTS`.
+    """
+    encoding = _cut(source_tokenizer, text[: max((end for _, end in places), default=0)])
+    real = [(start, index) for index, (start, end) in enumerate(encoding.offsets) if end > start]
+    starts, last = [start for start, _ in real], len(encoding.ids) - 1
+    positions = []
+    for start, end in places:
+        # White space that no piece holds belongs to the piece before it.
+        piece = max(bisect_right(starts, start) - 1, 0)
+        positions.append(real[piece][1] if end > start and real else last)
+    return dict(zip(PIECE_INPUTS, (encoding.ids, encoding.attention_mask, positions)))
+
+
+def _cut(source_tokenizer: Tokenizer, text: str) -> Any:
+    # Somebody's "[SEP]" is text.
+    source_tokenizer.encode_special_tokens = True
+    return source_tokenizer.encode(text)
+
+
 ENCODER_LAYERS = {"rnn": EncoderLayer, "cnn": ConvolutionLayer, "self_attention": SelfAttentionLayer}
 
 
@@ -186,4 +318,20 @@ def _permute(x: torch.Tensor, index: torch.LongTensor, inverse: torch.LongTensor
     return _Permute.apply(x.flatten(0, 1), index, inverse).view(x.shape)
 
 
-__all__ = ["ENCODER_LAYERS", "RNN_CLASSES", "ConvolutionLayer", "EncoderLayer", "Rows", "SelfAttentionLayer", "rotate"]
+__all__ = [
+    "ENCODER_LAYERS",
+    "PIECE_INPUTS",
+    "RNN_CLASSES",
+    "SOURCE_TOKENIZER_NAME",
+    "ConvolutionLayer",
+    "EncoderLayer",
+    "PretrainedReader",
+    "Rows",
+    "SelfAttentionLayer",
+    "encoder_of",
+    "kept_config",
+    "pieces_of",
+    "readable",
+    "rotate",
+    "source_tokenizer_of",
+]
