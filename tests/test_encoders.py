@@ -250,9 +250,14 @@ def test_half_precision_is_close(name, dtype):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"encoder_type": "lstm"}, "encoder_type='lstm' must be one of rnn, cnn, self_attention"),
+        ({"encoder_type": "lstm"}, "encoder_type='lstm' must be one of rnn, cnn, self_attention, pretrained"),
         ({"encoder_kernel_size": 4}, "encoder_kernel_size=4 must be odd"),
         ({"encoder_ffn_dim": 0}, "encoder_ffn_dim=0 must be at least 1"),
+        (
+            {"encoder_type": "pretrained"},
+            "encoder_config=None does not go with encoder_type='pretrained': .*from_pretr",
+        ),
+        ({"encoder_config": {"model_type": "bert"}}, "does not go with encoder_type='rnn'"),
         ({"encoder_type": "self_attention", "attention_head_size": 5}, "attention_head_size=5 must be even"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .encoders_bidir_seq2seq import PIECE_INPUTS, pieces_of, places_of, readable
 from .extras import extra
 from .files import is_saved_dataset
 from .tables import Row, Table, cell, open_table
@@ -22,6 +24,7 @@ from .version import __version__
 # datasets takes seconds to import, which who writes a title for a text has no need of.
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+    from tokenizers import Tokenizer
 
 logger = logging.get_logger(__name__)
 
@@ -357,6 +360,7 @@ def encode_pairs(
     max_source_length: int,
     max_target_length: int,
     extend: bool = False,
+    source_tokenizer: Tokenizer | None = None,
 ) -> tuple[Dataset, EncodingReport]:
     """Tokenises pairs for training; drops those with an empty side and cuts long ones.
 
@@ -368,39 +372,53 @@ def encode_pairs(
         max_source_length: In tokens, the end token included.
         max_target_length: In tokens, the end token included.
         extend: Whether words outside the vocabulary get ids of their own, for a model that copies.
+        source_tokenizer: That of a model with a pretrained encoder, which reads pieces of its own.
 
     Returns:
         A dataset with columns `input_ids`, `attention_mask`, `labels`, `length` and, if asked for,
-        `extended_input_ids` (see `unknown_words.py`), and the account of it.
+        `extended_input_ids` (see `unknown_words.py`) or what the pretrained encoder reads, and the account of it.
 
     Raises:
-        ValueError: If a side is not text (naming the row), a limit is below 2, or no pair is left.
+        ValueError: If a side is not text (naming the row), a limit is below 2, or no pair is left; if a pretrained
+            encoder is to read and the tokenizer does not tell where its tokens stand.
     """
     for name, limit in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
         if limit < 2:
             raise ValueError(f"{name}={limit} leaves no room for a token beside the end token: use at least 2")
     end_id, unk_id = tokenizer.eos_token_id, tokenizer.unk_token_id
     extend = extend and can_extend(tokenizer)
+    if source_tokenizer is not None and not tokenizer.is_fast:
+        raise ValueError(
+            "the tokenizer does not tell where its tokens stand, which a pretrained encoder needs: use a fast one"
+        )
+    with_places = extend or source_tokenizer is not None
 
     def encode(batch: dict, indices: list[int]) -> dict:
         for column in ("source", "target"):
             for index, text in zip(indices, batch[column]):
                 if text is not None and not isinstance(text, str):
                     raise ValueError(f"row {index}: {column} is {text!r}, which is not text")
-        encodings = {name: _tokenize(tokenizer, batch[name], extend) for name in ("source", "target")}
+        texts = {name: [text or "" for text in batch[name]] for name in ("source", "target")}
+        if source_tokenizer is not None:
+            texts["source"] = [readable(source_tokenizer, text) for text in texts["source"]]
+        encodings = {name: _tokenize(tokenizer, texts[name], with_places) for name in texts}
         sources, targets = (encodings[name]["input_ids"] for name in encodings)
         cut = [_cut(ids, max_source_length, end_id if ids[-1:] == [end_id] else None) for ids in sources]
-        columns = {}
+        columns: dict[str, list] = {}
+        if source_tokenizer is not None:
+            places = map(places_of, encodings["source"]["offset_mapping"], cut, itertools.repeat(end_id))
+            pieces = [pieces_of(source_tokenizer, *row) for row in zip(texts["source"], places)]
+            columns |= {name: [row[name] for row in pieces] for name in PIECE_INPUTS}
         if extend:
             extended, targets = [], []
-            for row, (source, target) in enumerate(zip(batch["source"], batch["target"])):
+            for row, (source, target) in enumerate(zip(*texts.values())):
                 settings = (unk_id, len(tokenizer))
-                ids, words = extend_ids(encodings["source"], row, source or "", *settings)
+                ids, words = extend_ids(encodings["source"], row, source, *settings)
                 ids = _cut(ids, max_source_length, end_id if ids[-1:] == [end_id] else None)
                 # What was cut off cannot be copied.
                 words = words[: max([*ids, len(tokenizer) - 1]) - len(tokenizer) + 1]
                 extended.append(ids)
-                targets.append(extend_ids(encodings["target"], row, target or "", *settings, words, grow=False)[0])
+                targets.append(extend_ids(encodings["target"], row, target, *settings, words, grow=False)[0])
             columns["extended_input_ids"] = extended
         return columns | {
             "input_ids": cut,
@@ -409,7 +427,10 @@ def encode_pairs(
             "length": [len(ids) for ids in cut],
             "empty_source": [not (text or "").strip() for text in batch["source"]],
             "empty_target": [not (text or "").strip() for text in batch["target"]],
-            "cut_source": [len(ids) > max_source_length for ids in sources],
+            "cut_source": [
+                len(ids) > max_source_length or len(read) < len(text or "")
+                for ids, read, text in zip(sources, texts["source"], batch["source"])
+            ],
             "cut_target": [len(_with_end(ids, end_id)) > max_target_length for ids in targets],
             "unknown": [ids.count(unk_id) for ids in cut],
         }
@@ -425,15 +446,15 @@ def encode_pairs(
     report.unknown_rate = float(counts["unknown"].sum()) / max(int(encoded.data["length"].to_numpy().sum()), 1)
     if not report.pairs:
         raise ValueError(f"no pair with text on both sides is left of {len(pairs)}: {report}")
-    names = ["input_ids", "attention_mask", "labels", "length"]
-    encoded = encoded.select_columns([*names, "extended_input_ids"] if extend else names)
+    names = ["input_ids", "attention_mask", "labels", "length", "extended_input_ids", *PIECE_INPUTS]
+    encoded = encoded.select_columns([name for name in names if name in encoded.column_names])
     return encoded if len(kept) == len(encoded) else encoded.select(kept), report
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str | None], with_places: bool) -> BatchEncoding:
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], with_places: bool) -> BatchEncoding:
     # A literal "[END]" in somebody's text is text, not an end; lengths are cut by us, which can tell.
     settings = {"truncation": False, "split_special_tokens": True, "verbose": False}
-    return tokenizer([text or "" for text in texts], **settings, return_offsets_mapping=with_places)
+    return tokenizer(texts, **settings, return_offsets_mapping=with_places)
 
 
 def _with_end(ids: list[int], end_id: int | None) -> list[int]:

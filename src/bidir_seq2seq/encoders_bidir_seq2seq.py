@@ -276,13 +276,29 @@ def pieces_of(source_tokenizer: Tokenizer, text: str, places: Sequence[tuple[int
     """
     encoding = _cut(source_tokenizer, text[: max((end for _, end in places), default=0)])
     real = [(start, index) for index, (start, end) in enumerate(encoding.offsets) if end > start]
-    starts, last = [start for start, _ in real], len(encoding.ids) - 1
+    # A text of which its normalizer leaves nothing is read as padding.
+    ids, mask = encoding.ids or [0], encoding.attention_mask or [0]
+    starts, last = [start for start, _ in real], len(ids) - 1
     positions = []
     for start, end in places:
         # White space that no piece holds belongs to the piece before it.
         piece = max(bisect_right(starts, start) - 1, 0)
         positions.append(real[piece][1] if end > start and real else last)
-    return dict(zip(PIECE_INPUTS, (encoding.ids, encoding.attention_mask, positions)))
+    return dict(zip(PIECE_INPUTS, (ids, mask, positions)))
+
+
+def places_of(offsets: Sequence[tuple[int, int]], ids: Sequence[int], end_id: int | None) -> list[tuple[int, int]]:
+    """Where the tokens of a text stand in it, of which the last may have been cut off, and an end put in their place.
+
+    Args:
+        offsets: Of the tokens before they were cut.
+        ids: Those that are left.
+        end_id: That of the end, which stands nowhere: `(0, 0)`.
+    """
+    places = [tuple(place) for place in offsets[: len(ids)]]
+    if ids and ids[-1] == end_id:
+        places = [*places[: len(ids) - 1], (0, 0)]
+    return places
 
 
 def _cut(source_tokenizer: Tokenizer, text: str) -> Any:
@@ -331,6 +347,7 @@ __all__ = [
     "encoder_of",
     "kept_config",
     "pieces_of",
+    "places_of",
     "readable",
     "rotate",
     "source_tokenizer_of",

@@ -467,8 +467,8 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.config.encoder_type == "pretrained":
             asked = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
-            asked = {name: kwargs[name] for name in asked if kwargs.get(name) is not None}
-            model.source_tokenizer = _load_source_tokenizer(pretrained_model_name_or_path, **asked)
+            where = {name: kwargs[name] for name in asked if kwargs.get(name) is not None}
+            model.source_tokenizer = _load_source_tokenizer(pretrained_model_name_or_path, **where)
         return loaded
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
@@ -1121,8 +1121,8 @@ def _load_source_tokenizer(name_or_path: Any, **kwargs: Any) -> Tokenizer:
         return Tokenizer.from_file(cached_file(name_or_path, SOURCE_TOKENIZER_NAME, **kwargs))
     except OSError as error:
         raise ValueError(
-            f"{name_or_path}: {SOURCE_TOKENIZER_NAME} of its pretrained encoder is missing: copy it beside the weights, "
-            "where save_pretrained has written it"
+            f"{name_or_path}: {SOURCE_TOKENIZER_NAME} of its pretrained encoder is missing: copy it beside the "
+            "weights, where save_pretrained has written it"
         ) from error
 
 

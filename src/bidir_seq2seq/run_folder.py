@@ -51,7 +51,7 @@ def run_settings(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, pairs: Dataset
 ) -> dict[str, object]:
     """What must stay as it was for a run to be gone on with; how long it is, and what it logs, may change."""
-    names = ("learning_rate", "seed", "own_partner_share")
+    names = ("learning_rate", "seed", "own_partner_share", "encoder_learning_rate", "freeze_encoder")
     # However they are divided into processes and steps.
     args = training_args
     pairs_per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size

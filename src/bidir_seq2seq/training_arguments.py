@@ -44,9 +44,13 @@ class ModelArguments:
     encoder_type: str = field(
         default="rnn",
         metadata={
-            "help": "What the encoder is made of: 'rnn' (cells of rnn_type), 'cnn' (convolutions), 'self_attention'.",
-            "choices": ["rnn", "cnn", "self_attention"],
+            "help": "What the encoder is made of: 'rnn' (cells of rnn_type), 'cnn' (convolutions) or 'self_attention'; "
+            "or 'pretrained', an encoder of transformers (encoder_name_or_path).",
+            "choices": ["rnn", "cnn", "self_attention", "pretrained"],
         },
+    )
+    encoder_name_or_path: str | None = field(
+        default=None, metadata={"help": "The pretrained encoder of a new model: a folder, or a name on the Hub."}
     )
     encoder_layers: int = field(default=2, metadata={"help": "Layers of the encoder."})
     encoder_kernel_size: int = field(default=15, metadata={"help": "Tokens that a convolution looks at; odd."})
@@ -185,6 +189,11 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many validations without a better one."}
     )
+
+    encoder_learning_rate: float = field(
+        default=5e-5, metadata={"help": "Peak learning rate of a pretrained encoder, below that of all that is new."}
+    )
+    freeze_encoder: bool = field(default=False, metadata={"help": "Whether a pretrained encoder stays as it is."})
 
     own_partner_share: float | None = field(
         default=None,
