@@ -1,4 +1,4 @@
-"""An encoder of transformers that reads pieces of its own tokenizer, while decoders, prior and copies know our tokens."""
+"""An encoder of transformers that reads pieces of its own tokenizer; decoders, prior and copies know our tokens."""
 
 import json
 import os
@@ -100,9 +100,8 @@ def test_the_weights_are_those_of_the_encoder(kind, make, tmp_path):
     model = make(kind)
     theirs = load_file(tmp_path / kind / "model.safetensors")
     ours = model.get_encoder().pretrained.model.state_dict()
-    found = {name: next((x for key, x in theirs.items() if key.endswith(name)), None) for name in ours}
     # T5 keeps its embedding under another name.
-    found = {name: theirs["shared.weight"] if x is None else x for name, x in found.items()}
+    found = {name: theirs.get(f"encoder.{name}", theirs.get(name, theirs.get("shared.weight"))) for name in ours}
     assert all(torch.equal(ours[name], x) for name, x in found.items()) and len(ours) > 10
     assert not any("pooler" in name for name in ours)
 
@@ -160,7 +159,9 @@ def test_what_the_encoder_cannot_read_is_cut_off_for_both(kind, make, tokenizer)
         return
     assert text.startswith(part) and len(part) < len(text) and readable(model.source_tokenizer, "a") == "a"
     batch = model.encode_sources(tokenizer, [text])
-    assert batch["encoder_input_ids"].shape[1] == LIMIT and batch["input_ids"].shape[1] == len(part) + 1
+    # A word that is cut may be one piece less.
+    assert LIMIT - 2 < batch["encoder_input_ids"].shape[1] <= LIMIT
+    assert batch["input_ids"].shape[1] == len(part) + 1
     assert model.get_encoder()(**batch).last_hidden_state.isfinite().all()
 
 
@@ -317,7 +318,13 @@ def run(tmp_path):
         settings = {"encoder_type": "pretrained", "encoder_name_or_path": str(tmp_path / "bert"), **TINY}
         data = DataArguments(train_file=[str(tmp_path / "train.jsonl")])
         quick = {"max_steps": 2, "per_device_train_batch_size": 4, "warmup_steps": 0, "use_cpu": True, "report": False}
-        quick |= {"eval_strategy": "no", "save_strategy": "steps", "save_steps": 1, "disable_tqdm": True}
+        quick |= {
+            "eval_strategy": "no",
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "disable_tqdm": True,
+            "own_partner_share": 0.0,
+        }
         arguments = TrainingArguments(output_dir=str(tmp_path / name), **{**quick, **overrides})
         train(ModelArguments(**{**settings, **(model or {})}), data, arguments)
         return tmp_path / name

@@ -44,8 +44,8 @@ class ModelArguments:
     encoder_type: str = field(
         default="rnn",
         metadata={
-            "help": "What the encoder is made of: 'rnn' (cells of rnn_type), 'cnn' (convolutions) or 'self_attention'; "
-            "or 'pretrained', an encoder of transformers (encoder_name_or_path).",
+            "help": "What the encoder is made of: 'rnn' (cells of rnn_type), 'cnn' (convolutions), "
+            "'self_attention', or 'pretrained', an encoder of transformers (encoder_name_or_path).",
             "choices": ["rnn", "cnn", "self_attention", "pretrained"],
         },
     )
