@@ -209,6 +209,10 @@ def test_what_is_missing_is_named(make, tokenizer, tmp_path):
     model = make()
     with pytest.raises(ValueError, match=r"needs encoder_input_ids, .*encode_sources\(tokenizer, texts\)"):
         model.generate(torch.tensor([[5, 6]]))
+    batch = model.encode_sources(tokenizer, TEXTS)
+    batch["encoder_input_ids"][0, 1] = 60
+    with pytest.raises(ValueError, match="encoder_input_ids holds the id 60, outside the vocabulary of 60"):
+        model.generate(**batch)
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "source_tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"source_tokenizer.json of its pretrained encoder is missing: copy it"):
@@ -314,9 +318,10 @@ def run(tmp_path):
         "".join(json.dumps({"document": text, "title": text[:5]}) + "\n" for text in TEXTS * 2)
     )
 
-    def run(name: str = "run", model: dict | None = None, **overrides):
+    def run(name: str = "run", model: dict | None = None, validates: bool = False, **overrides):
         settings = {"encoder_type": "pretrained", "encoder_name_or_path": str(tmp_path / "bert"), **TINY}
-        data = DataArguments(train_file=[str(tmp_path / "train.jsonl")])
+        file = [str(tmp_path / "train.jsonl")]
+        data = DataArguments(train_file=file, validation_file=file if validates else None, max_target_length=8)
         quick = {"max_steps": 2, "per_device_train_batch_size": 4, "warmup_steps": 0, "use_cpu": True, "report": False}
         quick |= {
             "eval_strategy": "no",
@@ -343,7 +348,8 @@ def encoder_weights(folder) -> dict[str, torch.Tensor]:
 
 def test_an_encoder_learns_at_its_own_rate_or_not_at_all(run, tmp_path):
     before = load_file(tmp_path / "bert" / "model.safetensors")
-    frozen = encoder_weights(run("frozen", freeze_encoder=True))
+    frozen = encoder_weights(run("frozen", freeze_encoder=True, validates=True))
+    assert "eval_rougeL" in json.loads((tmp_path / "frozen" / "eval_results.json").read_text())
     assert all(torch.equal(weight, before[name]) for name, weight in frozen.items()) and len(frozen) > 10
     moved = {}
     for rate in (1e-4, 1e-3):

@@ -167,6 +167,8 @@ def rotate(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+ENCODER_LAYERS = {"rnn": EncoderLayer, "cnn": ConvolutionLayer, "self_attention": SelfAttentionLayer}
+
 # What a pretrained encoder is told of a source, beside our tokens; padded with zeros.
 PIECE_INPUTS = ("encoder_input_ids", "encoder_attention_mask", "encoder_positions")
 SOURCE_TOKENIZER_NAME = "source_tokenizer.json"
@@ -305,9 +307,6 @@ def _cut(source_tokenizer: Tokenizer, text: str) -> Any:
     # Somebody's "[SEP]" is text.
     source_tokenizer.encode_special_tokens = True
     return source_tokenizer.encode(text)
-
-
-ENCODER_LAYERS = {"rnn": EncoderLayer, "cnn": ConvolutionLayer, "self_attention": SelfAttentionLayer}
 
 
 def _resize(input_size: int, size: int) -> nn.Module:

@@ -247,6 +247,8 @@ class Encoder(nn.Module):
         x = self.dropout(x)
         hidden_states = []
         if self.pretrained is not None:
+            if encoder_input_ids is not None:
+                check_ids("encoder_input_ids", encoder_input_ids, self.pretrained.model.config.vocab_size)
             states = self.pretrained(encoder_input_ids, encoder_attention_mask, encoder_positions)
             x = self.resize(x) + rows.arrange(states)
         for layer in self.layers:
