@@ -6,8 +6,10 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-# The formats this code can read. It grows by one when a change makes older code misread a checkpoint.
-FORMAT_VERSION = 1
+# The newest format that this code can read. It grows by one when a change makes older code misread a checkpoint.
+FORMAT_VERSION = 2
+# Older code would look for recurrent layers in the place of another encoder, and draw them at random.
+OTHER_ENCODERS_FORMAT = 2
 
 # What differs between the published Keras programs ("the reference") and our defaults, each with the reason:
 # * layer_norm_eps: 1e-14 lets a near-constant vector blow up its gradient; 1e-5 is torch's own default.
@@ -86,7 +88,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         pad_token_id, unk_token_id, bos_token_id, eos_token_id (`int`): Special ids, all different. Right-to-left
             decoding starts with `eos_token_id` and ends with `bos_token_id`.
         decoder_start_token_id (`int`): First decoder input of left-to-right decoding; equals `bos_token_id`.
-        format_version (`int`): Version of the checkpoint format, checked on load.
+        format_version (`int`): Version of the checkpoint format, the oldest that can hold it; checked on load.
 
     Raises:
         ValueError: If a value is out of range or two special ids clash; the message names value and remedy.
@@ -138,7 +140,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
     bos_token_id: int | None = 2
     eos_token_id: int | None = 3
     decoder_start_token_id: int | None = 2
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
 
     @classmethod
     def reference(cls, **overrides: Any) -> "BidirSeq2SeqConfig":
@@ -173,6 +175,8 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
             _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be at least 0 and below 1")
         for name in ("layer_norm_eps", "prior_initial_scale"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
+        if self.encoder_type != "rnn":
+            self.format_version = max(self.format_version, OTHER_ENCODERS_FORMAT)
         _check(
             self.format_version <= FORMAT_VERSION,
             "format_version",

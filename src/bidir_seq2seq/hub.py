@@ -114,7 +114,8 @@ def save_for_hub(
     else:
         card.save(card_file)
     names = {CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, *(Path(file).name for file in tokenizer_files)}
-    if model.source_tokenizer is not None:
+    # A model that came as older remote code knows of none.
+    if getattr(model, "source_tokenizer", None) is not None:
         names.add(SOURCE_TOKENIZER_NAME)
     # Code and card are there to be worked on.
     manifest = write_manifest(directory, names)

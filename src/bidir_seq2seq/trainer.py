@@ -272,7 +272,8 @@ class TitleTrainer(Seq2SeqTrainer):
         """As every Trainer's; a pretrained encoder has a learning rate of its own (`encoder_learning_rate`)."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        reader = getattr(self.model.get_encoder(), "pretrained", None)
+        encoder = self.model.get_encoder() if hasattr(self.model, "get_encoder") else None
+        reader = getattr(encoder, "pretrained", None)
         rate = getattr(self.args, "encoder_learning_rate", None)
         if is_new and reader is not None and rate is not None:
             _give_rate(optimizer, set(reader.model.parameters()), rate)
