@@ -27,7 +27,7 @@ from transformers.utils import cached_file, can_return_tuple, logging
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
-from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, directions_of, pack_labels
+from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, check_ids, directions_of, pack_labels
 from .encoders_bidir_seq2seq import (
     ENCODER_LAYERS,
     PIECE_INPUTS,
@@ -227,6 +227,8 @@ class Encoder(nn.Module):
             raise ValueError("the encoder needs exactly one of input_ids and inputs_embeds")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        if input_ids is not None:
+            check_ids("input_ids", input_ids, self.config.vocab_size)
         given = input_ids if input_ids is not None else inputs_embeds
         mask = attention_mask.bool() if attention_mask is not None else None
         if given.shape[1] == 0:
@@ -234,7 +236,6 @@ class Encoder(nn.Module):
             given = given.new_full((given.shape[0], 1, *given.shape[2:]), self.config.pad_token_id)
             mask = given.new_zeros(given.shape[:2], dtype=torch.bool)
         if input_ids is not None:
-            check_ids("input_ids", given, self.config.vocab_size)
             mask = given != self.config.pad_token_id if mask is None else mask
         elif mask is None:
             mask = given.new_ones(given.shape[:2], dtype=torch.bool)
@@ -1128,27 +1129,6 @@ def _load_source_tokenizer(name_or_path: Any, **kwargs: Any) -> Tokenizer:
         ) from error
 
 
-def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
-    """Refuses ids outside the vocabulary, in eager CPU code only: elsewhere looking at them would stall or fail.
-
-    Args:
-        name: What the message calls them.
-        ids: Of any shape, such as `[B, T]`.
-        vocab_size: V; ids go from 0 to V - 1.
-
-    Raises:
-        ValueError: Naming the first such id.
-    """
-    if ids.numel() == 0 or not is_read_at_once(ids):
-        return
-    low, high = (int(bound) for bound in ids.aminmax())
-    if low < 0 or high >= vocab_size:
-        raise ValueError(
-            f"{name} holds the id {low if low < 0 else high}, outside the vocabulary of {vocab_size}: "
-            "use the tokenizer that the model was trained with, or resize_token_embeddings"
-        )
-
-
 __all__ = [
     "BidirSeq2SeqEncoderOutput",
     "BidirSeq2SeqForConditionalGeneration",
@@ -1160,5 +1140,4 @@ __all__ = [
     "Encoder",
     "ModulatedLayerNorm",
     "MultiHeadAttention",
-    "check_ids",
 ]
