@@ -54,6 +54,7 @@ PAGE = {
             "training": "train",
             "training_arguments": "ModelArguments DataArguments TrainingArguments",
             "trainer": "TitleTrainer",
+            "sequence_training": "RiskInputs Risk rouge_cost chrf_cost edit_cost BeamInputs BeamMargin rivals Rival",
             "unknown_words": "TitleCollator extend_ids decode",
             "data": "load_pairs encode_pairs PairEncoder EncodingReport",
             "streaming": "open_stream PairStream StreamCollator",

@@ -1,4 +1,5 @@
 import os
+import shutil
 
 # Read when the libraries below are imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -41,3 +42,22 @@ def random_pairs(batch_size: int = 4, source_length: int = 9, target_length: int
         labels[row, target_length - 1 - row % (target_length - 1)] = 3
         labels[row, target_length - row % (target_length - 1) :] = -100
     return input_ids, labels
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium: the system's, or the one of `playwright install chromium`."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as started:
+        found = (shutil.which("chromium"), shutil.which("google-chrome"), started.chromium.executable_path)
+        path = next((path for path in found if path and os.path.exists(path)), None)
+        if path is None:
+            pytest.skip("no Chromium here: apt-get install chromium, or playwright install chromium")
+        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def sideways(page) -> int:
+    """By how many pixels a page, or a frame in one, is wider than what shows it."""
+    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")

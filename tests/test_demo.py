@@ -1,7 +1,6 @@
 """The demo: what it writes, what it shows, and the page itself in a browser where there is one."""
 
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import sideways, tiny_model
 
 from bidir_seq2seq.demo.__main__ import main
 from bidir_seq2seq.demo.animation import animation_frame, animation_page
@@ -28,7 +27,7 @@ from bidir_seq2seq.demo.app import build_app, launch, show_animation, show_title
 from bidir_seq2seq.demo.space import export_space
 
 HOSTILE = "<script>alert(1)</script>"
-BROWSER = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
+PHONE = {"viewport": {"width": 390, "height": 800}, "color_scheme": "dark", "has_touch": True}
 
 
 def make_writer(**overrides) -> DemoWriter:
@@ -59,9 +58,25 @@ def test_a_text_is_written_about_in_every_direction(writer):
         scores = [score for _, score in written.titles]
         assert scores == sorted(scores, reverse=True) and written.milliseconds > 0
     assert result.notices == []
-    alone = make_writer(decoder_directions="l2r").write("abc")
-    assert [written.system for written in alone.written] == ["l2r", "default"] and alone.search is None
-    assert show_animation(alone, "en") == WORDS["en"]["no_animation"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "systems"),
+    [
+        ({"decoder_directions": "l2r"}, ["l2r", "default"]),
+        ({"twin_partner": "none"}, ["l2r", "r2l", "both", "default"]),
+    ],
+)
+def test_writers_that_do_not_read_each_other_are_not_watched(overrides, systems):
+    result = make_writer(**overrides).write("abc")
+    assert [written.system for written in result.written] == systems and result.search is None
+    assert show_animation(result, "en") == WORDS["en"]["no_animation"]
+
+
+def test_the_search_is_watched_whatever_the_model_proposes_by_default():
+    writer = make_writer()
+    writer.model.generation_config.proposals = "l2r+r2l"
+    assert writer.write("abc").search is not None
 
 
 @pytest.mark.parametrize(
@@ -203,37 +218,23 @@ def address(writer):
     app.close()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if BROWSER is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def visit(browser, address):
     """Opens the page as a new visitor, who fails with any error of the page, and asks no other server."""
     contexts, troubles = [], []
 
-    def note_stranger(url: str):
-        if not url.startswith((address, "data:", "blob:", "about:")):
-            troubles.append(url)
+    def note(trouble: str):
+        if not trouble.startswith((address, "data:", "blob:", "about:")):
+            troubles.append(trouble)
 
     def open_page(**settings):
         context = browser.new_context(**settings)
         context.set_default_timeout(10_000)
         contexts.append(context)
         page = context.new_page()
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("dialog", lambda dialog: troubles.append(dialog.message))
-        page.on(
-            "request",
-            lambda r: None if r.url.startswith((address, "data:", "blob:", "about:")) else troubles.append(r.url),
-        )
+        page.on("pageerror", lambda error: note(f"error: {error}"))
+        page.on("dialog", lambda dialog: note(f"dialog: {dialog.message}"))
+        page.on("request", lambda request: note(request.url))
         page.goto(address)
         page.wait_for_selector("#text textarea")
         return page
@@ -250,32 +251,52 @@ def write(page, text: str):
     page.wait_for_selector("#titles .bidir-title, #titles .bidir-notice")
 
 
-def test_a_visitor_writes_plays_steps_and_points(visit):
+def animation(page):
+    """The frame in which the search is played, once it is there."""
+    page.frame_locator("#animation iframe").locator("g.node").first.wait_for(state="attached")
+    return page.locator("#animation iframe").element_handle().content_frame()
+
+
+def test_a_visitor_pastes_a_text_and_gets_titles(visit):
+    page = visit(permissions=["clipboard-read", "clipboard-write"])
+    page.evaluate("navigator.clipboard.writeText('abc def')")
+    page.focus("#text textarea")
+    page.keyboard.press("Control+V")
+    page.click("#write")
+    page.locator("#titles .bidir-card").nth(3).wait_for()
+    assert animation(page).text_content("#source") == "abc def"
+    page.locator("#titles summary").first.click()
+    assert page.locator("#titles ol").first.is_visible()
+
+
+def test_a_visitor_plays_steps_scrubs_and_points(visit):
     page = visit()
     write(page, "abc def")
-    assert page.locator("#titles .bidir-card").count() == 4
     frame = page.frame_locator("#animation iframe")
+    where, play = frame.locator("#where"), frame.locator("#play")
     # It plays by itself; moving stops it.
     frame.locator("#scrub").focus()
     page.keyboard.press("Home")
     frame.locator("#where", has_text="Step 1 / ").wait_for()
     frame.locator("#forward").click()
-    assert frame.locator("#where").text_content().startswith("Step 2 / ")
-    frame.locator("#scrub").focus()
-    page.keyboard.press("End")
-    last = frame.locator("#scrub").get_attribute("max")
-    assert frame.locator("#where").text_content() == f"Step {int(last) + 1} / {int(last) + 1}"
-    node = frame.locator(".lane.r2l g.node:not(.hidden)").nth(7)
-    node.hover()
+    assert where.text_content().startswith("Step 2 / ")
+    frame.locator("#back").click()
+    assert where.text_content().startswith("Step 1 / ")
+    last = int(frame.locator("#scrub").get_attribute("max"))
+    for step in (2, last):
+        frame.locator("#scrub").fill(str(step))
+        assert where.text_content() == f"Step {step + 1} / {last + 1}"
+        shown = frame.locator(".lane.l2r g.node:not(.hidden)").count()
+        assert shown >= step + 1 and (frame.locator(".lane.l2r g.node.hidden").count() == 0) == (step == last)
+    frame.locator(".lane.r2l g.node:not(.hidden)").nth(7).hover()
     assert "looked at its partner's" in frame.locator("#told").text_content()
     assert frame.locator("#source span[style*=background]").count() > 0
-    partner = frame.locator(".lane.l2r g.node rect[style*=fill]")
-    assert partner.count() > 0
-    frame.locator("#play").click()
+    assert frame.locator(".lane.l2r g.node rect[style*=fill]").count() > 0
+    play.click()
     frame.locator("#where", has_text="Step 2 / ").wait_for()
-    assert "Pause" in frame.locator("#play").text_content()
-    frame.locator("#play").click()
-    assert "Play" in frame.locator("#play").text_content()
+    assert "Pause" in play.text_content()
+    page.keyboard.press("ArrowLeft")
+    assert where.text_content().startswith("Step 1 / ") and "Play" in play.text_content()
 
 
 def test_the_page_speaks_chinese(visit):
@@ -284,22 +305,42 @@ def test_the_page_speaks_chinese(visit):
     page.get_by_text("中文").click()
     page.get_by_role("button", name="写标题").wait_for()
     page.locator("#titles").get_by_text("从左到右").wait_for()
+    page.get_by_text("示例").wait_for()
     page.frame_locator("#animation iframe").locator("#legend", has_text="先验").wait_for()
+    # The text of the visitor stays, and so do the titles; and back again.
+    assert page.input_value("#text textarea") == "abc"
+    page.get_by_text("English").click()
+    page.locator("#titles").get_by_text("Left to right").wait_for()
 
 
-@pytest.mark.parametrize("text", [HOSTILE + "<img src=x onerror=alert(2)>", "a" * 100_000, "🙂 שלום", ""])
-def test_no_text_does_harm(visit, text):
-    page = visit()
+@pytest.mark.parametrize(
+    "text",
+    [HOSTILE + "<img src=x onerror=alert(2)>", "a" * 100_000, "🙂🙃 abc", "שלום עולם abc", ""],
+    ids=["script", "long", "emoji", "right-to-left", "empty"],
+)
+def test_no_text_does_harm_on_a_phone(visit, text):
+    page = visit(**PHONE)
     write(page, text)
     assert page.locator("#titles script, #titles img").count() == 0
+    assert page.locator("#titles .bidir-card").count() == (4 if text else 0)
+    assert sideways(page) == 0
+    if text:
+        frame = animation(page)
+        read = frame.text_content("#source")
+        # What the vocabulary does not have is shown as such.
+        assert read and all(shown in (sign, "\ufffd") for shown, sign in zip(read, text))
+        assert frame.query_selector("#source img, #source script") is None
+        assert sideways(frame) == 0
 
 
-def test_two_visitors_do_not_meet_and_a_phone_needs_no_sideways_scrolling(visit):
-    first, second = visit(), visit(viewport={"width": 390, "height": 800}, color_scheme="dark")
+def test_two_visitors_at_once_do_not_meet(visit):
+    first, second = visit(), visit(**PHONE)
     for page, text in ((first, "abc"), (second, "fed")):
         page.fill("#text textarea", text)
     first.click("#write")
     second.click("#write")
     for page, text in ((first, "abc"), (second, "fed")):
         page.frame_locator("#animation iframe").locator("#source", has_text=text).wait_for()
-    assert second.evaluate("document.documentElement.scrollWidth") <= 390
+    second.get_by_text("中文").click()
+    second.get_by_role("button", name="写标题").wait_for()
+    assert first.get_by_role("button", name="Write titles").is_visible()

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,12 +24,13 @@ import yaml
 from conftest import tiny_model
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
+from markdown_it import MarkdownIt
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from bidir_seq2seq import BidirSeq2SeqConfig, BidirSeq2SeqForConditionalGeneration, BidirSeq2SeqModel
 from bidir_seq2seq.configuration_bidir_seq2seq import FORMAT_VERSION
-from bidir_seq2seq.hub import create_model_card, push_to_hub, save_for_hub
+from bidir_seq2seq.hub import PICTURES, create_model_card, push_to_hub, save_for_hub
 from bidir_seq2seq.tokenization import build_char_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -351,6 +353,34 @@ def test_the_card_shows_the_pictures_of_its_report(model, tokenizer, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+    ("language", "heading", "alt"),
+    [("en", "Pictures", "Validation ROUGE-L against updates"), ("zh", "图", "验证集 ROUGE-L 随更新次数的变化")],
+)
+def test_a_card_with_pictures_reads_well_and_loads_back(language, heading, alt, model, tokenizer, tmp_path):
+    report = tmp_path / "report"
+    report.mkdir()
+    for name in PICTURES:
+        (report / name).write_bytes(b"a picture")
+    said = {"language": language, "metrics": SCORES, "dataset_name": "pairs", "report_dir": report}
+    save_for_hub(model, tokenizer, tmp_path / "titles", **said)
+    card = ModelCard.load(tmp_path / "titles" / "README.md")
+    assert card.data.language == [language] and len(card.data.eval_results) == 4
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+    # As a reader sees it: headings, one picture a paragraph, tables; no sign of Markdown or of the template is left.
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.text)
+    kinds = Counter(token.type for token in tokens)
+    assert kinds["heading_open"] == 7 and kinds["table_open"] == 1
+    inline = [child for token in tokens for child in token.children or ()]
+    shown = {child.attrs["src"]: child.content for child in inline if child.type == "image"}
+    assert list(shown) == list(PICTURES) and shown["rouge_by_steps.png"] == alt
+    assert all((tmp_path / "titles" / name).exists() for name in shown)
+    headings = [after.content for token, after in zip(tokens, tokens[1:]) if token.type == "heading_open"]
+    assert heading in headings
+    texts = "".join(child.content for child in inline if child.type == "text")
+    assert not re.search(r"\{[{%]|\*\*|^#|\]\(", texts)
+
+
 def test_the_card_holds_what_was_said(model, tokenizer, tmp_path):
     save_for_hub(
         model,
@@ -634,6 +664,16 @@ def test_a_dry_run_shows_what_would_go_up_and_sends_nothing(script, tmp_path, mo
     assert hub.requests == []
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.language == ["zh"] and len(card.data.eval_results) == 4
+
+
+def test_the_report_in_the_folder_of_the_model_gives_its_card_pictures(script, tmp_path):
+    (tmp_path / "trained" / "report").mkdir()
+    script("--dry_run", "--output_dir", tmp_path / "none")
+    (tmp_path / "trained" / "report" / "positions.png").write_bytes(b"a picture")
+    assert "positions.png" in script("--dry_run", "--output_dir", tmp_path / "out")
+    assert (tmp_path / "out" / "positions.png").read_bytes() == b"a picture"
+    assert "](positions.png)" in (tmp_path / "out" / "README.md").read_text()
+    assert "![" not in (tmp_path / "none" / "README.md").read_text()
 
 
 def test_a_dry_run_without_a_folder_leaves_one_to_look_at(script, hub):

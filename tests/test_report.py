@@ -2,11 +2,12 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import tiny_model
+from conftest import sideways, tiny_model
 from datasets import Dataset
 
 from bidir_seq2seq.commands.report import main
@@ -86,6 +87,31 @@ def test_a_report_is_one_file_that_fetches_and_runs_nothing(run, tmp_path):
     }  # fmt: skip
 
 
+def test_the_page_fits_its_screen_and_shows_every_figure(run, tmp_path, browser):
+    page = browser.new_page()
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(write_report([run], tmp_path).as_uri())
+    for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme)
+        assert sideways(page) == 0
+        sizes = page.evaluate("Promise.all([...document.images].map((i) => i.decode().then(() => i.naturalWidth)))")
+        assert len(sizes) == 8 and all(sizes)
+    assert all(url.startswith(("file:", "data:")) for url in requests)
+    page.close()
+
+
+def test_twins_that_do_not_read_each_other_have_no_maps(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "twin_partner": "none"}))
+    # The model's checksums are those of before.
+    (tmp_path / "run" / "manifest.json").unlink(missing_ok=True)
+    text = write_report([tmp_path / "run"]).read_text()
+    assert 'id="attention"' not in text and 'id="prior"' in text and "no twins that look" in text
+
+
 def test_the_figures_of_the_page_are_those_of_the_scores(run, tmp_path):
     page = Page(write_report([run], tmp_path, look=False))
     scores = json.loads((run / "scores" / "scores.json").read_text())
@@ -142,6 +168,12 @@ def test_a_long_curve_keeps_its_course():
     places, values = curve.against("steps")
     assert len(places) == 400 and values == pytest.approx(places) and values[0] < 20 and values[-1] > 9980
     assert all(len(x) == 0 for x in curve.against("minutes"))
+
+
+def test_the_best_model_at_the_end_does_not_pass_for_the_last():
+    entries = [{"step": step, "eval_rougeL": value} for step, value in ((600, 30.2), (1200, 35.7), (1800, 35.6))]
+    curve = Curve.from_log([*entries, {"step": 1800, "eval_rougeL": 35.7}], "eval_rougeL")
+    assert (curve.steps, curve.values) == ([600, 1200, 1800], [30.2, 35.7, 35.6])
 
 
 def test_names_are_no_formulas_and_no_elements():

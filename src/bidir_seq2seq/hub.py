@@ -33,16 +33,27 @@ AUTO_MAP = {
     "AutoModel": "modeling_bidir_seq2seq.BidirSeq2SeqModel",
     "AutoModelForSeq2SeqLM": "modeling_bidir_seq2seq.BidirSeq2SeqForConditionalGeneration",
 }
-CARD_TEMPLATE = Path(__file__).with_name("model_card_template.md")
-# For a model of texts in this language alone.
-CARD_TEMPLATES = {"zh": Path(__file__).with_name("model_card_template_zh.md")}
+# By the language of the card: a model of texts in one of them alone has its card in it, any other in English.
+CARD_TEMPLATES = {
+    "en": Path(__file__).with_name("model_card_template.md"),
+    "zh": Path(__file__).with_name("model_card_template_zh.md"),
+}
 # A card with this line in it was written by us, and may be written again.
 CARD_MARK = "<!-- Written by bidir_seq2seq."
 # Of a report's pictures those that a card shows, with what is said to who cannot see them.
 PICTURES = {
-    "loss_by_steps.png": "Training and validation loss against updates",
-    "rouge_by_steps.png": "Validation ROUGE-L against updates",
-    "positions.png": "How often the n-th token is right, from the start and from the end, for each direction",
+    "loss_by_steps.png": {
+        "en": "Training and validation loss against updates",
+        "zh": "训练与验证损失随更新次数的变化",
+    },
+    "rouge_by_steps.png": {
+        "en": "Validation ROUGE-L against updates",
+        "zh": "验证集 ROUGE-L 随更新次数的变化",
+    },
+    "positions.png": {
+        "en": "How often the n-th token is right, from the start and from the end, for each direction",
+        "zh": "各方向从开头数起和从末尾数起第 n 个词元正确的比例",
+    },
 }
 # Of the scores of `evaluation.score`: the Hub's metric id and the name shown.
 HUB_METRICS = {
@@ -252,10 +263,10 @@ def create_model_card(
         metrics=sorted({result.metric_type for result in results}) or None,
         eval_results=results or None,
     )
-    template = CARD_TEMPLATES.get(languages[0], CARD_TEMPLATE) if languages and len(languages) == 1 else CARD_TEMPLATE
+    card_language = languages[0] if languages and len(languages) == 1 and languages[0] in CARD_TEMPLATES else "en"
     return ModelCard.from_template(
         data,
-        template_path=str(template),
+        template_path=str(CARD_TEMPLATES[card_language]),
         model_id=model_id,
         mark=CARD_MARK,
         config=model.config,
@@ -270,7 +281,7 @@ def create_model_card(
         dataset_name=dataset_name,
         scores_table=format_table(metrics) if metrics else None,
         systems=list(metrics or ()),
-        pictures={name: PICTURES[name] for name in pictures},
+        pictures={name: PICTURES[name][card_language] for name in pictures},
     )
 
 

@@ -10,7 +10,7 @@ decoders follow Zhou, Zhang and Zong 2019 (https://arxiv.org/abs/1905.04847).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -902,6 +902,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         encoder_input_ids: torch.LongTensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         encoder_positions: torch.LongTensor | None = None,
+        objective: Callable[..., torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> BidirSeq2SeqLMOutput:
         """As [`BidirSeq2SeqModel.forward`], which also takes `kwargs`, and further:
@@ -916,6 +917,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
                 `projected_cross_entropy`. Default: in training with `labels`.
             encoder_input_ids, encoder_attention_mask, encoder_positions: `[B, P]`, `[B, P]` and `[B, S]`, for a
                 pretrained encoder, see [`Encoder.forward`].
+            objective: Makes the loss, of which there are no logits: called with `Words`, and with what stands there
+                for [`Words.loss`] as the first three arguments. Default: the cross-entropy.
 
         Raises:
             ValueError: On contradictory or missing inputs, and on labels outside the vocabulary (checked on CPU).
@@ -971,6 +974,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         loss, logits = None, []
         if labels is None:
             logits = [words.logits(own) for own in written]
+        elif objective is not None:
+            loss = objective(words, written, targets, num_items_in_batch)
         elif self.training if skip_logits is None else skip_logits:
             loss = words.loss(written, targets, num_items_in_batch, self._smoothing)
         else:

@@ -88,8 +88,11 @@ class Curve:
     @classmethod
     def from_log(cls, log_history: Sequence[Mapping], name: str) -> Curve:
         """Of a Trainer's log what it says of `name`, such as `"eval_loss"`; entries without a number are left out."""
-        # The last validation is made twice.
-        by_step = {e["step"]: e for e in log_history if isinstance(e.get(name), int | float) and "step" in e}
+        by_step: dict[int, Mapping] = {}
+        for entry in log_history:
+            if isinstance(entry.get(name), int | float) and "step" in entry:
+                # The first of a step: once more at the end is validated the best model, which may be of another one.
+                by_step.setdefault(entry["step"], entry)
         entries = list(by_step.values())
         timed = entries and all("elapsed_seconds" in entry for entry in entries)
         return cls(

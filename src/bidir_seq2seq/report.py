@@ -26,7 +26,7 @@ from .evaluation import PAIRS_FILE, SCORES_FILE, SETTINGS_FILE
 from .extras import extra
 from .loading import load_model_and_tokenizer
 from .metrics import Tokenization, accuracy_by_position, paired_bootstrap, split_tokens
-from .search_history import DIRECTIONS, Choice, SearchHistory, record_search
+from .search_history import DIRECTIONS, Choice, SearchHistory, has_twin_search, record_search
 from .source_words import source_word_mass
 from .version import __version__
 
@@ -418,7 +418,7 @@ def _look(run: Run) -> _Look:
         look.prior = source_word_mass(model, tokenizer, [pair["source"] for pair in spread], titles)
     else:
         look.note = "The model has no prior over source words. "
-    if model.config.decoder_directions != "both" or not model.config.use_attention:
+    if not (has_twin_search(model.config) and model.config.use_attention):
         look.note += "The model has no twins that look at a document and at each other."
         return look
     look.maps = [found for pair in _telling(run, some) if (found := _heat_maps(model, tokenizer, pair))]
@@ -482,8 +482,8 @@ def _at(searched: SearchHistory, direction: str, place: tuple[int, int]) -> Choi
 
 
 _CAPTIONS = {
-    "loss": "Training loss is that of the training itself: with twin dropout half of its rows see the other decoder's "
-    "answer, so it is lower than an honest one. Validation loss is without the twin.",
+    "loss": "Validation loss is of each direction alone. Training loss is with dropout, and where decoders read their "
+    "twin, with what it shows them: true words of the answer make it lower than an honest one.",
     "positions": "How often the n-th token is the reference's n-th, counted from the start (left) and from the end "
     "(right). A left-to-right writer is good at openings, a right-to-left writer at endings.",
     "prior": "While known titles are read: the probability that the next token is a word of the document, with the "

@@ -13,7 +13,7 @@ import shutil
 import socket
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -56,7 +56,10 @@ def run_settings(
         model_args, data_args, training_args: The run's.
         num_pairs, pairs_fingerprint: Of its training pairs.
     """
-    names = ("learning_rate", "seed", "own_partner_share", "encoder_learning_rate", "freeze_encoder")
+    names = ["learning_rate", "seed", "own_partner_share", "sequence_objective"]
+    names += ["encoder_learning_rate", "freeze_encoder"]
+    if training_args.sequence_objective is not None:
+        names += [field.name for field in fields(training_args) if field.name.startswith("sequence_")]
     # However they are divided into processes and steps.
     args = training_args
     pairs_per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size

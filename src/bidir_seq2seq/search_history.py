@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .pipeline import SOURCES, BidirSeq2SeqPipeline
 from .search_bidir_seq2seq import BeamHistory
@@ -99,13 +99,18 @@ class SearchHistory:
         return asdict(self)
 
 
+def has_twin_search(config: PretrainedConfig) -> bool:
+    """Whether a model of this config has two writers that have learned to read each other, and can be watched."""
+    return config.decoder_directions == "both" and config.twin_partner != "none"
+
+
 def record_search(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, document: str, **generate_kwargs: Any
 ) -> tuple[SearchHistory, str]:
     """Writes about one document in both directions, and keeps how.
 
     Args:
-        model: A model of both directions.
+        model: A model whose directions read each other ([`has_twin_search`]).
         tokenizer: Its tokenizer.
         document: The text; not an empty one.
         **generate_kwargs: As for `generate`.
@@ -117,7 +122,12 @@ def record_search(
         document
     )
     sources = {name: encoded[name].to(model.device) for name in SOURCES if name in encoded}
-    settings = {"decoding_direction": "both", "return_dict_in_generate": True, "output_attentions": True}
+    settings = {
+        "decoding_direction": "both",
+        "proposals": "both",
+        "return_dict_in_generate": True,
+        "output_attentions": True,
+    }
     output = model.generate(**sources, **settings, **generate_kwargs)
     ids = sources.get("extended_input_ids", sources["input_ids"])[0]
     words = encoded.get("words", [])
@@ -281,4 +291,12 @@ class _Reader:
         return decode(self.tokenizer, ids, self.words, self.vocab_size).strip()
 
 
-__all__ = ["DIRECTIONS", "Choice", "Finished", "SearchHistory", "record_search", "search_history"]
+__all__ = [
+    "DIRECTIONS",
+    "Choice",
+    "Finished",
+    "SearchHistory",
+    "has_twin_search",
+    "record_search",
+    "search_history",
+]

@@ -41,6 +41,7 @@ from .run_folder import (
     run_settings,
     told_in_a_line,
 )
+from .sequence_training import BeamInputs, RiskInputs
 from .streaming import PairStream, StreamCollator, encoded_titles, log_survey, open_stream
 from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
 from .trainer import (
@@ -159,6 +160,7 @@ def _train(
         processing_class=tokenizer,
         compute_metrics=title_metrics(tokenizer) if validates and training_args.predict_with_generate else None,
         callbacks=callbacks,
+        sequence_inputs=_sequence_inputs(model_args, training_args, tokenizer),
     )
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.warning_once(f"model: {num_parameters:,} parameters, vocabulary {len(tokenizer):,}")
@@ -249,6 +251,25 @@ def _own_partner_share(
         return training_args.own_partner_share
     by_default = model_args.twin_partner is None and model_args.model_name_or_path is None
     return OWN_PARTNER_SHARE if by_default and config.twin_partner == "none" else 0.0
+
+
+def _sequence_inputs(
+    model_args: ModelArguments, training_args: TrainingArguments, tokenizer: PreTrainedTokenizerBase
+) -> RiskInputs | BeamInputs | None:
+    args = training_args
+    if args.sequence_objective is None:
+        return None
+    if model_args.model_name_or_path is None:
+        raise ValueError(
+            f"sequence_objective={args.sequence_objective!r} is for a model that writes already, and a new one has no "
+            "titles to learn from: train it first, then give it as model_name_or_path"
+        )
+    if args.sequence_objective == "beam":
+        return BeamInputs(args.sequence_num_beams, args.sequence_margin, args.sequence_true_share)
+    if args.sequence_objective == "risk":
+        beams, sharpness = args.sequence_num_beams, args.sequence_sharpness
+        return RiskInputs(tokenizer, args.sequence_metric, beams, sharpness, args.sequence_true_share)
+    raise ValueError(f"sequence_objective={args.sequence_objective!r} must be 'risk' or 'beam'")
 
 
 def save_finished(trainer: TitleTrainer, metrics: dict[str, float]) -> None:

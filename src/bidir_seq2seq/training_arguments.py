@@ -236,6 +236,34 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         },
     )
 
+    sequence_objective: str | None = field(
+        default=None,
+        metadata={
+            "help": "Learn from titles as the model writes them, as a last stage of one that writes already "
+            "(model_name_or_path): 'risk', by what they are worth, or 'beam', from what drives the true title out of "
+            "the beam. Default: from true titles alone.",
+            "choices": ["risk", "beam"],
+        },
+    )
+    sequence_metric: str = field(
+        default="rougeL",
+        metadata={
+            "help": "What titles are worth, for 'risk': rougeL, chrf, or per (edits of what stands between spaces).",
+            "choices": ["rougeL", "chrf", "per"],
+        },
+    )
+    sequence_num_beams: int = field(default=4, metadata={"help": "Beams of each direction, which writes for it."})
+    sequence_true_share: float = field(
+        default=0.3, metadata={"help": "Share of the loss that is the true title's cross-entropy."}
+    )
+    sequence_sharpness: float = field(
+        default=1.0,
+        metadata={"help": "For 'risk': how much more likelier candidates count; 1 is as the model has it."},
+    )
+    sequence_margin: float = field(
+        default=1.0, metadata={"help": "For 'beam': by so many nats the true title shall be ahead."}
+    )
+
     report: bool = field(
         default=True, metadata={"help": "Write a page about the run, report/report.html, at its end; with curves."}
     )
@@ -246,7 +274,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
 
     def __post_init__(self) -> None:
         sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        counts = (*sizes, "generation_num_beams", "early_stopping_patience")
+        counts = (*sizes, "generation_num_beams", "early_stopping_patience", "sequence_num_beams")
         check_numbers(self, **dict.fromkeys(counts, 1), max_steps=-1)
         check_numbers(self, seed=0, dataloader_num_workers=0, generation_no_repeat_ngram_size=0, save_total_limit=0)
         rates = ("learning_rate", "weight_decay", "warmup_steps", "num_train_epochs")

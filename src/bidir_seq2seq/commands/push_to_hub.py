@@ -16,7 +16,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from ..arguments import parse_arguments
-from ..hub import push_to_hub, save_for_hub
+from ..hub import PICTURES, push_to_hub, save_for_hub
 from ..loading import load_model_and_tokenizer
 
 
@@ -49,7 +49,11 @@ class CardArguments:
     limitations: str | None = field(default=None, metadata={"help": "Where this model fails, in words."})
     metrics_file: str | None = field(default=None, metadata={"help": "The scores.json that 'score' wrote."})
     report_dir: str | None = field(
-        default=None, metadata={"help": "What 'report' wrote about the model: the card shows its pictures."}
+        default=None,
+        metadata={
+            "help": "What 'report' wrote about the model: the card shows its pictures. Default: report in its folder, "
+            "if there are any."
+        },
     )
     dataset_name: str | None = field(
         default=None, metadata={"help": "What the scores were measured on. Default: the first of datasets."}
@@ -62,6 +66,9 @@ def main(argv: list[str] | None = None) -> None:
     card = asdict(card_args)
     metrics_file = card.pop("metrics_file")
     card["metrics"] = json.loads(Path(metrics_file).read_text(encoding="utf-8")) if metrics_file else None
+    if card["report_dir"] is None:
+        report = Path(args.model_name_or_path) / "report"
+        card["report_dir"] = report if any((report / name).exists() for name in PICTURES) else None
     model, tokenizer = load_model_and_tokenizer(args.model_name_or_path)
     if args.dry_run:
         output_dir = args.output_dir or tempfile.mkdtemp(prefix="bidir_seq2seq_")

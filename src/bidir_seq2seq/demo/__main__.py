@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.port is not None and not 1 <= args.port <= 65535:
         raise ValueError(f"port={args.port} must be a whole number of 1 to 65535, or leave it out")
-    examples = [*([args.text] if args.text else []), *_examples(Path(args.model_dir))]
+    examples = [*([args.text] if args.text else []), *example_texts(Path(args.model_dir))]
     if args.export_space:
         from .space import export_space
 
@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError("there is nothing to write about: give --text")
         search = writer.write(examples[0]).search
         if search is None:
-            raise ValueError("there is no search of two writers: the model has one direction, or the text is empty")
+            raise ValueError(
+                "there is no search to show: the model has no two writers that read each other, or the text is empty"
+            )
         Path(args.make_animation).write_text(animated_svg(search), encoding="utf-8")
         print(f"Animation: {args.make_animation}")
         return
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     launch(build_app(writer, examples, args.language), server_name=args.host, server_port=args.port)
 
 
-def _examples(model_dir: Path) -> list[str]:
+def example_texts(model_dir: Path) -> list[str]:
     """Texts that the model was scored on, if they are there."""
     for path in (model_dir / "scores" / "pairs.jsonl", model_dir.parent / "scores" / "pairs.jsonl"):
         if path.exists():

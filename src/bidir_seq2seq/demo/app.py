@@ -19,7 +19,7 @@ with extra("demo"):
 logger = logging.get_logger(__name__)
 
 STYLE = """
-.gradio-container, .gradio-container main { max-width: 1080px !important; margin: 0 auto !important; }
+.gradio-container, .gradio-container main { width: 100%; max-width: 1080px !important; margin: 0 auto !important; }
 .bidir-titles { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); }
 .bidir-card { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 12px 14px; min-width: 0;
   border-top: 3px solid var(--border-color-primary); background: var(--background-fill-primary); }
@@ -27,11 +27,13 @@ STYLE = """
 .bidir-card.both { border-top-color: #159a73; } .bidir-card.default { border-top-color: #9b51b8; }
 .bidir-card h3 { font-size: 13px; font-weight: 600; margin: 0 0 4px;
   display: flex; justify-content: space-between; gap: 8px; }
-.bidir-card h3 span, .bidir-score { opacity: 0.75; font-weight: 400; font-size: 12px; }
+.bidir-card h3 span, .bidir-score { opacity: 0.75; font-weight: 400; font-size: 12px; white-space: nowrap; }
 .bidir-title { font-size: 17px; line-height: 1.4; margin: 0; overflow-wrap: anywhere; }
 .bidir-card details { font-size: 14px; margin-top: 6px; } .bidir-card summary { cursor: pointer; }
 .bidir-card ol { margin: 4px 0 0; padding-left: 22px; } .bidir-card li { overflow-wrap: anywhere; }
 .bidir-notice { border-left: 3px solid #d9a21f; padding: 4px 10px; margin: 0 0 10px; }
+/* What stands side by side on a wide screen is higher on a narrow one. */
+@media (max-width: 600px) { #animation iframe { min-height: 860px; } }
 """
 
 _TITLES = jinja2.Environment(loader=jinja2.PackageLoader(__package__, ""), autoescape=True).get_template("titles.html")
@@ -68,10 +70,13 @@ def build_app(writer: DemoWriter, examples: Sequence[str] = (), language: str = 
         choice = gr.Radio(list(LANGUAGES), value=names[language], label=words["language"], elem_id="language")
         text = gr.Textbox(label=words["text"], placeholder=words["placeholder"], lines=4, max_lines=12, elem_id="text")
         button = gr.Button(words["write"], variant="primary", elem_id="write")
+        shown = []
         if examples:
-            gr.Examples([[example] for example in examples], inputs=text, label=words["examples"])
-        titles = gr.HTML(elem_id="titles")
-        animation = gr.HTML(elem_id="animation")
+            shown.append(
+                gr.Examples([[example] for example in examples], inputs=text, label=words["examples"]).dataset
+            )
+        titles = gr.HTML(elem_id="titles", padding=False)
+        animation = gr.HTML(elem_id="animation", padding=False)
 
         def write(document: str, name: str) -> tuple[Result, str, str]:
             code = LANGUAGES[name]
@@ -86,20 +91,21 @@ def build_app(writer: DemoWriter, examples: Sequence[str] = (), language: str = 
         def translate(result: Result, name: str) -> tuple[Any, ...]:
             code = LANGUAGES[name]
             said = WORDS[code]
-            shown = result.written or result.notices
+            is_answered = result.written or result.notices
             return (
                 _heading(code),
                 gr.update(label=said["language"]),
                 gr.update(label=said["text"], placeholder=said["placeholder"]),
                 gr.update(value=said["write"]),
-                show_titles(result, code) if shown else "",
-                show_animation(result, code) if shown else "",
+                show_titles(result, code) if is_answered else "",
+                show_animation(result, code) if is_answered else "",
+                *[gr.update(label=said["examples"]) for _ in shown],
             )
 
         outputs = [latest, titles, animation]
         button.click(write, [text, choice], outputs, concurrency_limit=1, api_name="write")
         text.submit(write, [text, choice], outputs, concurrency_limit=1, api_visibility="private")
-        translated = [heading, choice, text, button, titles, animation]
+        translated = [heading, choice, text, button, titles, animation, *shown]
         choice.change(translate, [latest, choice], translated, api_visibility="private")
     # Visitors beyond those that are served stand in line.
     return app.queue(max_size=200, default_concurrency_limit=1)

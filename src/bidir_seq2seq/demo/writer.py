@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..loading import load_model_and_tokenizer
 from ..pipeline import MAX_UNKNOWN_SHARE, SOURCES, BidirSeq2SeqPipeline
-from ..search_history import SearchHistory, record_search
+from ..search_history import SearchHistory, has_twin_search, record_search
 from ..unknown_words import decode
 
 # What lies beyond is not even looked at.
@@ -42,7 +42,7 @@ class Result:
 
     Attributes:
         written: By each way of writing.
-        search: The search of both directions; `None` for a model of one.
+        search: The search of both directions; `None` for a model without any ([`has_twin_search`]).
         notices: Names of `WORDS` and what they are filled with.
     """
 
@@ -96,7 +96,7 @@ class DemoWriter:
         for direction in ("l2r", "r2l", "both") if directions == "both" else (directions,):
             result.written.append(self._generate(direction, encoded, decoding_direction=direction, **OWN_RANKING))
         result.written.append(self._generate("default", encoded))
-        if directions == "both":
+        if has_twin_search(self.model.config):
             result.search, _ = record_search(self.model, self.tokenizer, text, num_beams=self.num_beams, **OWN_RANKING)
         return result
 
