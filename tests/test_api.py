@@ -39,6 +39,7 @@ INTERNAL_MODULES = {
     "kernels_bidir_seq2seq",
     "steps_bidir_seq2seq",
     "directions_bidir_seq2seq",
+    "encoders_bidir_seq2seq",
     "output_bidir_seq2seq",
     "partner_bidir_seq2seq",
     "proposals_bidir_seq2seq",

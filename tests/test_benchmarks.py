@@ -20,6 +20,7 @@ kill, million, quality, sizes, study = map(import_module, ("kill", "million", "q
 decode, decode_linear, half_precision, shortlist, train = map(
     import_module, ("decode", "decode_linear", "half_precision", "shortlist", "train")
 )
+encoders = import_module("encoders")
 
 # So few words that a search which may end early does.
 SIZES = {"vocab_size": 8, "hidden_size": 16, "num_layers": 1, "max_length": 20, "dtype": "float32", "length": 12}
@@ -310,6 +311,27 @@ def test_growth_with_the_length_is_measured_on_both_ways(tmp_path, capsys):
     sizes = ["--source_length", "4", "--vocab_size", "30", "--repeats", "1", "--output", str(output)]
     decode_linear.main(["--lengths", "2", "3", "--num_beams", "2", *sizes])
     assert [set(row) for row in json.loads(output.read_text())["seconds"]] == [{"length", "ours", "rerun"}] * 2
+
+
+def test_encoders_are_timed_in_turns_and_their_models_compared(pair_files, tmp_path, capsys):
+    output, data = tmp_path / "encoders.json", Path(pair_files[1]).parent
+    (tmp_path / "data").mkdir()
+    for name in ("train", "validation", "test"):
+        rows = (data / f"{'test' if name == 'test' else 'train'}.jsonl").read_text()
+        (tmp_path / "data" / f"{name}.jsonl").write_text(rows)
+    settings = {"min_frequency": 1, "embedding_size": 8, "hidden_size": 8, "num_attention_heads": 2, "warmup_steps": 0}
+    (tmp_path / "settings.yaml").write_text(json.dumps({**settings, "attention_head_size": 4}))
+    sizes = ["--size", "16", "--vocab_size", "20", "--batch_size", "2", "--layers", "1", "--rounds", "2"]
+    sizes += ["--lengths", "3", "70", "--encoders", "lstm", "cnn", "--output", str(output)]
+    files = ["--data_dir", str(tmp_path / "data"), "--settings", str(tmp_path / "settings.yaml")]
+    encoders.main([*sizes, *files, "--seconds", "0.05", "--models_dir", str(tmp_path / "models")])
+    figures = json.loads(output.read_text())
+    assert len(figures["speed"]) == 8 and all(len(row["seconds"]) == 2 for row in figures["speed"])
+    assert figures["speed"][0]["ratio"] == 1
+    lstm, cnn = figures["quality"]
+    assert (lstm["encoder"], cnn["encoder"]) == ("lstm", "cnn") and cnn["updates"] >= 1
+    assert len(cnn["rougeL"]["joint"]) == 20 and lstm["difference"]["l2r"]["difference"] == 0
+    assert "ROUGE-L" in capsys.readouterr().out
 
 
 def test_the_work_of_steps_is_counted():

@@ -6,8 +6,10 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-# The formats this code can read. It grows by one when a change makes older code misread a checkpoint.
-FORMAT_VERSION = 1
+# The newest format that this code can read. It grows by one when a change makes older code misread a checkpoint.
+FORMAT_VERSION = 2
+# Older code would look for recurrent layers in the place of another encoder, and draw them at random.
+OTHER_ENCODERS_FORMAT = 2
 
 # What differs between the published Keras programs ("the reference") and our defaults, each with the reason:
 # * layer_norm_eps: 1e-14 lets a near-constant vector blow up its gradient; 1e-5 is torch's own default.
@@ -48,11 +50,18 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         vocab_size (`int`): Number of token ids `V`; source, title and both directions share one vocabulary.
         embedding_size (`int`): Width of the shared token embedding, and of the features before the vocabulary.
         hidden_size (`int`): Width `H` of encoder and decoders; even, as each encoder direction has half of it.
-        encoder_layers (`int`): Bidirectional recurrent layers of the encoder.
+        encoder_type (`"rnn"`, `"cnn"`, `"self_attention"` or `"pretrained"`): What the layers of the encoder are made
+            of: recurrent cells that read from both ends, convolutions over neighbouring tokens, or attention of every
+            token to every token, whose heads are as many and as wide as those of the decoders. Or an encoder of
+            transformers in their place, see [`BidirSeq2SeqForConditionalGeneration.from_pretrained_encoder`].
+        encoder_config (`dict`): Settings of the pretrained encoder, its `model_type` among them.
+        encoder_layers (`int`): Layers of the encoder, unless it is pretrained.
+        encoder_kernel_size (`int`): Tokens that a convolution of the encoder looks at; odd.
+        encoder_ffn_dim (`int`): Width between the two linear layers after each self-attention of the encoder.
         decoder_layers (`int`): Recurrent layers of each decoder.
         num_attention_heads (`int`): Heads of source attention and twin attention.
         attention_head_size (`int`): Width of each head.
-        rnn_type (`"lstm"` or `"gru"`): The recurrent cell.
+        rnn_type (`"lstm"` or `"gru"`): The recurrent cell of the decoders, and of an encoder of type `"rnn"`.
         decoder_directions (`"both"`, `"l2r"` or `"r2l"`): Twin decoders, or one decoder that writes from the left
             (`"l2r"`) or from the right (`"r2l"`).
         use_attention (`bool`): Whether decoders attend to the source. Without it the document reaches them only as
@@ -79,7 +88,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         pad_token_id, unk_token_id, bos_token_id, eos_token_id (`int`): Special ids, all different. Right-to-left
             decoding starts with `eos_token_id` and ends with `bos_token_id`.
         decoder_start_token_id (`int`): First decoder input of left-to-right decoding; equals `bos_token_id`.
-        format_version (`int`): Version of the checkpoint format, checked on load.
+        format_version (`int`): Version of the checkpoint format, the oldest that can hold it; checked on load.
 
     Raises:
         ValueError: If a value is out of range or two special ids clash; the message names value and remedy.
@@ -101,7 +110,11 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
     vocab_size: int = 8000
     embedding_size: int = 128
     hidden_size: int = 128
+    encoder_type: str = "rnn"
+    encoder_config: dict[str, Any] | None = None
     encoder_layers: int = 2
+    encoder_kernel_size: int = 15
+    encoder_ffn_dim: int = 512
     decoder_layers: int = 2
     num_attention_heads: int = 8
     attention_head_size: int = 16
@@ -127,7 +140,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
     bos_token_id: int | None = 2
     eos_token_id: int | None = 3
     decoder_start_token_id: int | None = 2
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
 
     @classmethod
     def reference(cls, **overrides: Any) -> "BidirSeq2SeqConfig":
@@ -138,10 +151,12 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         for name in ("vocab_size", "embedding_size", "hidden_size", "encoder_layers", "decoder_layers"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        for name in ("num_attention_heads", "attention_head_size", "copy_context"):
+        for name in ("num_attention_heads", "attention_head_size", "copy_context", "encoder_ffn_dim"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         _check(self.hidden_size % 2 == 0, "hidden_size", self.hidden_size, "must be even: half for each direction")
+        self._validate_encoder()
         choices = {
+            "encoder_type": ("rnn", "cnn", "self_attention", "pretrained"),
             "rnn_type": ("lstm", "gru"),
             "decoder_directions": ("both", "l2r", "r2l"),
             "twin_partner": ("gold", "own", "none"),
@@ -160,6 +175,8 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
             _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be at least 0 and below 1")
         for name in ("layer_norm_eps", "prior_initial_scale"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
+        if self.encoder_type != "rnn":
+            self.format_version = max(self.format_version, OTHER_ENCODERS_FORMAT)
         _check(
             self.format_version <= FORMAT_VERSION,
             "format_version",
@@ -175,6 +192,23 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
             config = copy.copy(self)
             del config.auto_map
         super(BidirSeq2SeqConfig, config).save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def _validate_encoder(self) -> None:
+        kernel, head_size = self.encoder_kernel_size, self.attention_head_size
+        _check(kernel >= 1 and kernel % 2 == 1, "encoder_kernel_size", kernel, "must be odd: as many from both sides")
+        _check(
+            (self.encoder_config is not None) == (self.encoder_type == "pretrained"),
+            "encoder_config",
+            self.encoder_config,
+            f"does not go with encoder_type={self.encoder_type!r}: a pretrained encoder has one, which "
+            "BidirSeq2SeqForConditionalGeneration.from_pretrained_encoder fills in, and no other encoder has",
+        )
+        _check(
+            self.encoder_type != "self_attention" or head_size % 2 == 0,
+            "attention_head_size",
+            head_size,
+            "must be even for encoder_type='self_attention', which turns channels by pairs",
+        )
 
     def _validate_special_ids(self) -> None:
         owners: dict[int, str] = {}

@@ -14,6 +14,7 @@ import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .encoders_bidir_seq2seq import PIECE_INPUTS, pieces_of, places_of, readable
 from .extras import extra
 from .files import is_saved_dataset
 from .tables import Row, Table, cell, open_table
@@ -23,6 +24,7 @@ from .version import __version__
 # datasets takes seconds to import, which who writes a title for a text has no need of.
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+    from tokenizers import Tokenizer
 
 logger = logging.get_logger(__name__)
 
@@ -55,7 +57,7 @@ LANGUAGES = frozenset(
 )  # fmt: skip
 ON_BAD_ROWS = ("error", "skip")
 # What a model is trained on; the last only if words outside the vocabulary have ids of their own.
-ENCODED_COLUMNS = ("input_ids", "attention_mask", "labels", "length", "extended_input_ids")
+ENCODED_COLUMNS = ("input_ids", "attention_mask", "labels", "length", "extended_input_ids", *PIECE_INPUTS)
 
 
 @dataclass
@@ -362,17 +364,24 @@ class PairEncoder:
         tokenizer: Its end token is appended to targets if it does not do so itself.
         max_source_length, max_target_length: In tokens, the end token included.
         extend: Whether words outside the vocabulary get ids of their own, if the tokenizer tells where they stand.
+        source_tokenizer: That of a model with a pretrained encoder, which reads pieces of its own.
 
     Raises:
-        ValueError: If a limit is below 2.
+        ValueError: If a limit is below 2, or a pretrained encoder is to read and the tokenizer does not tell where its
+            tokens stand.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_source_length: int
     max_target_length: int
     extend: bool = False
+    source_tokenizer: Tokenizer | None = None
 
     def __post_init__(self):
+        if self.source_tokenizer is not None and not self.tokenizer.is_fast:
+            raise ValueError(
+                "the tokenizer does not tell where its tokens stand, which a pretrained encoder needs: use a fast one"
+            )
         for name in ("max_source_length", "max_target_length"):
             if (limit := getattr(self, name)) < 2:
                 raise ValueError(f"{name}={limit} leaves no room for a token beside the end token: use at least 2")
@@ -393,12 +402,18 @@ class PairEncoder:
                     raise ValueError(f"row {index}: {column} is {text!r}, which is not text")
         end_id, unk_id = self.tokenizer.eos_token_id, self.tokenizer.unk_token_id
         extends = self.extend and can_extend(self.tokenizer)
-        encodings = {name: _tokenize(self.tokenizer, batch[name], extends) for name in ("source", "target")}
+        texts = {name: [text or "" for text in batch[name]] for name in ("source", "target")}
+        if self.source_tokenizer is not None:
+            texts["source"] = [readable(self.source_tokenizer, text) for text in texts["source"]]
+        with_places = extends or self.source_tokenizer is not None
+        encodings = {name: _tokenize(self.tokenizer, texts[name], with_places) for name in texts}
         sources, targets = (encodings[name]["input_ids"] for name in encodings)
         cut = [self._cut_source(ids) for ids in sources]
-        columns = {}
+        columns: dict[str, list] = {}
+        if self.source_tokenizer is not None:
+            columns |= self._pieces(texts["source"], encodings["source"], cut)
         if extends:
-            columns["extended_input_ids"], targets = self._extended(batch, encodings)
+            columns["extended_input_ids"], targets = self._extended(texts, encodings)
         return columns | {
             "input_ids": cut,
             "attention_mask": [[1] * len(ids) for ids in cut],
@@ -406,23 +421,33 @@ class PairEncoder:
             "length": [len(ids) for ids in cut],
             "empty_source": [is_empty(text) for text in batch["source"]],
             "empty_target": [is_empty(text) for text in batch["target"]],
-            "cut_source": [len(ids) > self.max_source_length for ids in sources],
+            "cut_source": [
+                len(ids) > self.max_source_length or len(read) < len(text or "")
+                for ids, read, text in zip(sources, texts["source"], batch["source"])
+            ],
             "cut_target": [len(_with_end(ids, end_id)) > self.max_target_length for ids in targets],
             "unknown": [ids.count(unk_id) for ids in cut],
         }
 
+    def _pieces(self, texts: list[str], encodings: BatchEncoding, cut: list[list[int]]) -> dict[str, list]:
+        """What a pretrained encoder reads of texts, of whose ids so many are left."""
+        end_ids = itertools.repeat(self.tokenizer.eos_token_id)
+        places = map(places_of, encodings["offset_mapping"], cut, end_ids)
+        rows = [pieces_of(self.source_tokenizer, *row) for row in zip(texts, places)]
+        return {name: [row[name] for row in rows] for name in PIECE_INPUTS}
+
     def _extended(
-        self, batch: dict[str, list[str | None]], encodings: dict[str, BatchEncoding]
+        self, batch: dict[str, list[str]], encodings: dict[str, BatchEncoding]
     ) -> tuple[list[list[int]], list[list[int]]]:
         """The ids of sources, cut, and of targets, whole, in which the unknown words of each source have their own."""
         unk_id, vocab_size = self.tokenizer.unk_token_id, len(self.tokenizer)
         sources, targets = [], []
         for row, (source, target) in enumerate(zip(batch["source"], batch["target"])):
-            ids, words = extend_ids(encodings["source"], row, source or "", unk_id, vocab_size)
+            ids, words = extend_ids(encodings["source"], row, source, unk_id, vocab_size)
             sources.append(self._cut_source(ids))
             # What was cut off cannot be copied.
             words = words[: max([*sources[-1], vocab_size - 1]) - vocab_size + 1]
-            ids, _ = extend_ids(encodings["target"], row, target or "", unk_id, vocab_size, words, grow=False)
+            ids, _ = extend_ids(encodings["target"], row, target, unk_id, vocab_size, words, grow=False)
             targets.append(ids)
         return sources, targets
 
@@ -442,6 +467,7 @@ def encode_pairs(
     max_source_length: int,
     max_target_length: int,
     extend: bool = False,
+    source_tokenizer: Tokenizer | None = None,
 ) -> tuple[Dataset, EncodingReport]:
     """Tokenises pairs for training; drops those with an empty side and cuts long ones.
 
@@ -453,15 +479,17 @@ def encode_pairs(
         max_source_length: In tokens, the end token included.
         max_target_length: In tokens, the end token included.
         extend: Whether words outside the vocabulary get ids of their own, for a model that copies.
+        source_tokenizer: That of a model with a pretrained encoder, which reads pieces of its own.
 
     Returns:
         A dataset with columns `input_ids`, `attention_mask`, `labels`, `length` and, if asked for,
-        `extended_input_ids` (see `unknown_words.py`), and the account of it.
+        `extended_input_ids` (see `unknown_words.py`) or what the pretrained encoder reads, and the account of it.
 
     Raises:
-        ValueError: If a side is not text (naming the row), a limit is below 2, or no pair is left.
+        ValueError: If a side is not text (naming the row), a limit is below 2, or no pair is left; if a pretrained
+            encoder is to read and the tokenizer does not tell where its tokens stand.
     """
-    encoder = PairEncoder(tokenizer, max_source_length, max_target_length, extend)
+    encoder = PairEncoder(tokenizer, max_source_length, max_target_length, extend, source_tokenizer)
     report_columns = ("empty_source", "empty_target", "cut_source", "cut_target", "unknown")
     encoded = pairs.map(
         encoder, batched=True, with_indices=True, remove_columns=pairs.column_names, desc="Encoding pairs"
@@ -477,10 +505,10 @@ def encode_pairs(
     return encoded if len(kept) == len(encoded) else encoded.select(kept), report
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str | None], with_places: bool) -> BatchEncoding:
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], with_places: bool) -> BatchEncoding:
     # A literal "[END]" in somebody's text is text, not an end; lengths are cut by us, which can tell.
     settings = {"truncation": False, "split_special_tokens": True, "verbose": False}
-    return tokenizer([text or "" for text in texts], **settings, return_offsets_mapping=with_places)
+    return tokenizer(texts, **settings, return_offsets_mapping=with_places)
 
 
 def _with_end(ids: list[int], end_id: int | None) -> list[int]:

@@ -183,7 +183,7 @@ def _read_true_words(
 ) -> dict[str, Any]:
     limits = (tokenizer.model_max_length, model.generation_config.max_length or 64)
     limits = (min(limits[0], 10_000), limits[1])
-    encoded, _ = encode_pairs(pairs, tokenizer, *limits, extend=model.config.use_copy)
+    encoded, _ = encode_pairs(pairs, tokenizer, *limits, model.config.use_copy, model.source_tokenizer)
     rows = encoded.remove_columns("length").to_list()
     collate = TitleCollator(tokenizer, padding=True, label_pad_token_id=IGNORE_INDEX)
     likely: dict[tuple[str, str], list[torch.Tensor]] = {}

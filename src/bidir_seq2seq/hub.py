@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
+from .encoders_bidir_seq2seq import SOURCE_TOKENIZER_NAME
 from .evaluation import format_table
 from .loading import forget_code
 from .manifest import write_manifest
@@ -124,6 +125,9 @@ def save_for_hub(
     else:
         card.save(card_file)
     names = {CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, *(Path(file).name for file in tokenizer_files)}
+    # A model that came as older remote code knows of none.
+    if getattr(model, "source_tokenizer", None) is not None:
+        names.add(SOURCE_TOKENIZER_NAME)
     # Code and card are there to be worked on.
     manifest = write_manifest(directory, names)
     for picture in pictures:

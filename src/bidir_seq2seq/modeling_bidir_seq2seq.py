@@ -13,19 +13,34 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import cached_file, can_return_tuple, logging
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, check_ids, directions_of, pack_labels
+from .encoders_bidir_seq2seq import (
+    ENCODER_LAYERS,
+    PIECE_INPUTS,
+    RNN_CLASSES,
+    SOURCE_TOKENIZER_NAME,
+    PretrainedReader,
+    Rows,
+    encoder_of,
+    kept_config,
+    pieces_of,
+    readable,
+    source_tokenizer_of,
+)
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
 from .kernels_bidir_seq2seq import MatmulLinear, are_enabled, attention, is_plain, is_read_at_once
 from .output_bidir_seq2seq import Copies, CopyAttention, SourcePrior, Words, Written
@@ -33,8 +48,6 @@ from .partner_bidir_seq2seq import Shown, visible, write_alone
 from .steps_bidir_seq2seq import DecoderSteps, FastDecoderSteps
 
 logger = logging.get_logger(__name__)
-
-RNN_CLASSES = {"lstm": nn.LSTM, "gru": nn.GRU}
 
 
 @dataclass
@@ -158,25 +171,6 @@ class MultiHeadAttention(nn.Module):
         return x.unflatten(-1, (self.num_heads, self.head_size)).transpose(-2, -3)
 
 
-class EncoderLayer(nn.Module):
-    """LayerNorm, then one recurrent pass from the left and one from the right, side by side."""
-
-    def __init__(self, config: BidirSeq2SeqConfig, input_size: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(input_size, eps=config.layer_norm_eps)
-        rnn = RNN_CLASSES[config.rnn_type]
-        self.forward_rnn = rnn(input_size, config.hidden_size // 2)
-        self.backward_rnn = rnn(input_size, config.hidden_size // 2)
-
-    def forward(self, x: torch.Tensor, mirror: torch.LongTensor) -> torch.Tensor:
-        """`x` `[S, B, D]`, tokens before padding, to `[S, B, H]`; `mirror` `[S, B]` is each row's reversal."""
-        x = self.norm(x)
-        # Reversing by true length keeps padding out of both passes without packing, which is slow.
-        from_left = self.forward_rnn(x)[0]
-        from_right = _permute(self.backward_rnn(_permute(x, mirror, mirror))[0], mirror, mirror)
-        return torch.cat([from_left, from_right], dim=-1)
-
-
 class Encoder(nn.Module):
     """Source ids to hidden states, pooled document vector and the set of source words."""
 
@@ -187,7 +181,15 @@ class Encoder(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id)
         sizes = [config.embedding_size] + [config.hidden_size] * (config.encoder_layers - 1)
-        self.layers = nn.ModuleList(EncoderLayer(config, size) for size in sizes)
+        self.pretrained = self.resize = None
+        if config.encoder_type == "pretrained":
+            self.pretrained = PretrainedReader(config)
+            # One piece may hold several of our tokens, which their own vectors tell apart.
+            self.resize = nn.Linear(config.embedding_size, config.hidden_size)
+            sizes = []
+        self.layers = nn.ModuleList(ENCODER_LAYERS[config.encoder_type](config, size) for size in sizes)
+        # Layers that add to what they read need one at the end.
+        self.norm = None if config.encoder_type == "rnn" else nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
     @can_return_tuple
@@ -198,6 +200,9 @@ class Encoder(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         extended_input_ids: torch.LongTensor | None = None,
+        encoder_input_ids: torch.LongTensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        encoder_positions: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> BidirSeq2SeqEncoderOutput:
         """Encodes documents. Padding may stand on either side, and anywhere else.
@@ -210,6 +215,9 @@ class Encoder(nn.Module):
             output_hidden_states: Whether to return embeddings and every layer's output.
             extended_input_ids: `[B, S]`, for a model that copies: `input_ids`, but each word outside the vocabulary by
                 an id of its own from V on, which counts within its row. Default: `input_ids`.
+            encoder_input_ids, encoder_attention_mask: `[B, P]`, for a pretrained encoder: its own ids of the same
+                text, and 1 where there is one.
+            encoder_positions: `[B, S]`, which of these each of our tokens stands in.
 
         Raises:
             ValueError: If neither or both of `input_ids` and `inputs_embeds` are given, or an id is outside the
@@ -232,37 +240,34 @@ class Encoder(nn.Module):
         elif mask is None:
             mask = given.new_ones(given.shape[:2], dtype=torch.bool)
 
-        # Inside, time comes first, as recurrent kernels want it, and each row's tokens before its padding: then left
-        # padding, right padding and none give the same states.
-        mask = mask.T
-        order = (~mask).to(torch.uint8).argsort(dim=0, stable=True)
-        restored = order.argsort(dim=0)
-        lengths = mask.sum(0)
-        positions = torch.arange(len(mask), device=mask.device)[:, None]
-        # Reverses each row's tokens and leaves its padding in place; its own inverse.
-        mirror = torch.where(positions < lengths, lengths - 1 - positions, positions)
+        rows = Rows.of(mask)
         if input_ids is not None:
-            x = self.embed_tokens(given.T.gather(0, order))
+            x = self.embed_tokens(given.T.gather(0, rows.order))
         else:
-            x = _permute(given.transpose(0, 1), order, restored)
-
+            x = rows.arrange(given)
         x = self.dropout(x)
         hidden_states = []
+        if self.pretrained is not None:
+            if encoder_input_ids is not None:
+                check_ids("encoder_input_ids", encoder_input_ids, self.pretrained.model.config.vocab_size)
+            states = self.pretrained(encoder_input_ids, encoder_attention_mask, encoder_positions)
+            x = self.resize(x) + rows.arrange(states)
         for layer in self.layers:
             if output_hidden_states:
                 # There and back, so that what is returned lies on the way to the result and has gradients.
-                hidden_states.append(_batch_first(x, restored, order))
-                x = _permute(hidden_states[-1].transpose(0, 1), order, restored)
-            x = self.dropout(layer(x, mirror))
+                hidden_states.append(rows.restore(x))
+                x = rows.arrange(hidden_states[-1])
+            x = layer(x, rows)
+        x = x if self.norm is None else self.norm(x)
         # Sums and products, as filling in by a mask is slow where the mask has to be broadcast.
-        is_token = (positions < lengths)[..., None]
+        is_token = rows.is_token
         pooled = (x + torch.zeros_like(is_token, dtype=x.dtype).masked_fill_(~is_token, float("-inf"))).amax(0)
-        hidden_states.append(_batch_first(x * is_token, restored, order))
+        hidden_states.append(rows.restore(x * is_token))
         return BidirSeq2SeqEncoderOutput(
             last_hidden_state=hidden_states[-1],
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            pooler_output=pooled.masked_fill(lengths[:, None] == 0, 0),
-            **self._source(given if input_ids is not None else None, mask.T, extended_input_ids),
+            pooler_output=pooled.masked_fill(~mask.any(1, keepdim=True), 0),
+            **self._source(given if input_ids is not None else None, mask, extended_input_ids),
         )
 
     def complete(
@@ -451,6 +456,52 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     # A recurrent layer keeps one vector per token, so recomputing them would save little memory for much time.
     supports_gradient_checkpointing = False
+    # Cuts texts into the pieces of a pretrained encoder.
+    source_tokenizer: Tokenizer | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As every model's, with the `source_tokenizer` of a pretrained encoder.
+
+        Raises:
+            ValueError: If that is missing.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.encoder_type == "pretrained":
+            asked = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+            where = {name: kwargs[name] for name in asked if kwargs.get(name) is not None}
+            model.source_tokenizer = _load_source_tokenizer(pretrained_model_name_or_path, **where)
+        return loaded
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As every model's, with the `source_tokenizer` of a pretrained encoder."""
+        if self.source_tokenizer is not None and is_main_process:
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            self.source_tokenizer.save(str(Path(save_directory) / SOURCE_TOKENIZER_NAME))
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+
+    def encode_sources(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What `forward` and `generate` need of texts.
+
+        Args:
+            tokenizer: The model's, a fast one.
+            texts: Those to read; what is too long for the tokenizer or a pretrained encoder is cut.
+
+        Returns:
+            `input_ids` and `attention_mask` `[B, S]`; for a pretrained encoder also `encoder_input_ids` and
+            `encoder_attention_mask` `[B, P]` and `encoder_positions` `[B, S]`.
+        """
+        if self.source_tokenizer is not None:
+            texts = [readable(self.source_tokenizer, text) for text in texts]
+        encoding = tokenizer(texts, padding=True, truncation=True, return_offsets_mapping=True)
+        batch = {name: torch.tensor(encoding[name], device=self.device) for name in ("input_ids", "attention_mask")}
+        if self.source_tokenizer is not None:
+            rows = [pieces_of(self.source_tokenizer, *row) for row in zip(texts, encoding["offset_mapping"])]
+            for name in PIECE_INPUTS:
+                ids = [torch.tensor(row[name], device=self.device) for row in rows]
+                batch[name] = nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        return batch
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -459,7 +510,7 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -0.05, 0.05)
             if module.padding_idx is not None:
                 init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -579,7 +630,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             use_cache: Whether to return the past of the one direction that runs.
             output_attentions: Whether to return the source attention weights `[R, N, T, S]`.
             output_hidden_states: Whether to return every layer's states.
-            extended_input_ids: `[B, S]`, see [`Encoder.forward`].
+            extended_input_ids: `[B, S]`, see [`Encoder.forward`], as for `encoder_input_ids` and what goes with them.
 
         Raises:
             ValueError: On contradictory or missing inputs.
@@ -600,6 +651,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
                 output_hidden_states=output_hidden_states,
                 extended_input_ids=extended_input_ids,
                 return_dict=True,
+                **kwargs,
             )
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("the decoder needs decoder_input_ids (or labels, from which they are made)")
@@ -772,6 +824,31 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         self.post_init()
         self.init_generation_defaults()
 
+    @classmethod
+    def from_pretrained_encoder(
+        cls, name_or_path: str | Path, **settings: Any
+    ) -> BidirSeq2SeqForConditionalGeneration:
+        """A new model whose encoder is one of transformers, with its weights and its tokenizer.
+
+        The encoder reads pieces of its own tokenizer, titles and copies go by ours: see [`encode_sources`]. Both
+        encoder and tokenizer are saved with the model.
+
+        Args:
+            name_or_path: An encoder (BERT, ModernBERT, XLM-R ...) or an encoder-decoder (T5, BART ...), of which the
+                encoder is taken; a folder, or a name on the Hub.
+            **settings: Of the config.
+
+        Raises:
+            ValueError: If its tokenizer does not tell where in a text its pieces stand.
+        """
+        source = AutoModel.from_pretrained(name_or_path, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        kept = {"encoder_type": "pretrained", "encoder_config": kept_config(source.config)}
+        model = cls(cls.config_class(**{**settings, **kept}))
+        model.get_encoder().pretrained.model.load_state_dict(encoder_of(source).state_dict())
+        model.source_tokenizer = source_tokenizer_of(tokenizer, source.config)
+        return model
+
     def get_output_embeddings(self) -> nn.Linear:
         """The output layer shared by both directions."""
         return self.lm_head
@@ -822,6 +899,9 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         num_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool | None = None,
         extended_input_ids: torch.LongTensor | None = None,
+        encoder_input_ids: torch.LongTensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        encoder_positions: torch.LongTensor | None = None,
         objective: Callable[..., torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> BidirSeq2SeqLMOutput:
@@ -835,6 +915,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             num_items_in_batch: Number of target tokens that the loss is averaged over; default: those in `labels`.
             skip_logits: Whether to return no logits beside the loss, which is much faster and smaller: see
                 `projected_cross_entropy`. Default: in training with `labels`.
+            encoder_input_ids, encoder_attention_mask, encoder_positions: `[B, P]`, `[B, P]` and `[B, S]`, for a
+                pretrained encoder, see [`Encoder.forward`].
             objective: Makes the loss, of which there are no logits: called with `Words`, and with what stands there
                 for [`Words.loss`] as the first three arguments. Default: the cross-entropy.
 
@@ -850,6 +932,9 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
                 attention_mask,
                 inputs_embeds=inputs_embeds,
                 extended_input_ids=extended_input_ids,
+                encoder_input_ids=encoder_input_ids,
+                encoder_attention_mask=encoder_attention_mask,
+                encoder_positions=encoder_positions,
                 return_dict=True,
                 **kwargs,
             )
@@ -1039,32 +1124,14 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         return log_probs
 
 
-class _Permute(torch.autograd.Function):
-    """Permutes rows; the gradient goes back by a lookup too, where autograd's own would add up into zeros."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(inverse, index)
-        return x.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _Permute.apply(grad, *ctx.saved_tensors), None, None
-
-
-def _permute(x: torch.Tensor, index: torch.LongTensor, inverse: torch.LongTensor) -> torch.Tensor:
-    """`x` `[S, B, D]` with each row's positions permuted by `index` `[S, B]`, whose inverse is given."""
-    rows = torch.arange(x.shape[1], device=x.device)
-    index, inverse = ((positions * x.shape[1] + rows).flatten() for positions in (index, inverse))
-    return _Permute.apply(x.flatten(0, 1), index, inverse).view(x.shape)
-
-
-def _batch_first(x: torch.Tensor, index: torch.LongTensor, inverse: torch.LongTensor) -> torch.Tensor:
-    """As [`_permute`], to `[B, S, D]` in one piece of memory, which products would otherwise each copy together."""
-    length, num_rows = index.shape
-    rows = torch.arange(num_rows, device=x.device)
-    index, inverse = (index * num_rows + rows).T.flatten(), (inverse + rows * length).flatten()
-    return _Permute.apply(x.flatten(0, 1), index, inverse).view(num_rows, length, x.shape[-1])
+def _load_source_tokenizer(name_or_path: Any, **kwargs: Any) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(cached_file(name_or_path, SOURCE_TOKENIZER_NAME, **kwargs))
+    except OSError as error:
+        raise ValueError(
+            f"{name_or_path}: {SOURCE_TOKENIZER_NAME} of its pretrained encoder is missing: copy it beside the "
+            "weights, where save_pretrained has written it"
+        ) from error
 
 
 __all__ = [
@@ -1076,7 +1143,6 @@ __all__ = [
     "BidirSeq2SeqPreTrainedModel",
     "Decoder",
     "Encoder",
-    "EncoderLayer",
     "ModulatedLayerNorm",
     "MultiHeadAttention",
 ]

@@ -14,11 +14,14 @@ from tqdm.auto import tqdm
 from transformers import Pipeline
 from transformers.utils import logging
 
+from .encoders_bidir_seq2seq import PIECE_INPUTS, pieces_of, places_of, readable
 from .loading import forget_code
 from .unknown_words import can_extend, decode, extend_ids
 
 logger = logging.get_logger(__name__)
 
+# What the model is told of documents, where `preprocess` gives it.
+SOURCES = ("input_ids", "attention_mask", "extended_input_ids", *PIECE_INPUTS)
 # With a larger share of unknown tokens, documents are probably of a kind that the model has not learned.
 MAX_UNKNOWN_SHARE = 0.1
 
@@ -148,7 +151,8 @@ class BidirSeq2SeqPipeline(Pipeline):
         Returns:
             `input_ids` and `attention_mask`, `[1, S]`, a masked pad id for an empty document; and, each `[1]`, whether
             it was `truncated`, and how many `tokens` of it are read and `unknown`; for a model that copies also
-            `extended_input_ids` `[1, S]` and the `words` that they stand for.
+            `extended_input_ids` `[1, S]` and the `words` that they stand for, and for a pretrained encoder what
+            [`encode_sources`] gives.
 
         Raises:
             ValueError: If it is not a string.
@@ -156,12 +160,16 @@ class BidirSeq2SeqPipeline(Pipeline):
         _check_is_text("a document", document)
         limit = max_source_length or self.tokenizer.model_max_length
         copies = getattr(self.model.config, "use_copy", False) and can_extend(self.tokenizer)
+        source_tokenizer = getattr(self.model, "source_tokenizer", None)
+        whole, with_places = document, copies or source_tokenizer is not None
+        if source_tokenizer is not None:
+            document = readable(source_tokenizer, document)
         # Somebody's "[END]" is text, not an end.
-        settings = {"split_special_tokens": True, "verbose": False, "return_offsets_mapping": copies}
+        settings = {"split_special_tokens": True, "verbose": False, "return_offsets_mapping": with_places}
         encoding = self.tokenizer([document if document.strip() else ""], **settings)
         ids = encoding["input_ids"][0] if document.strip() else []
-        truncated = len(ids) > limit
-        if truncated:
+        truncated = len(ids) > limit or len(document) < len(whole)
+        if len(ids) > limit:
             encoding = self.tokenizer([document], truncation=True, max_length=limit, **settings)
             ids = encoding["input_ids"][0]
         extended: dict[str, Any] = {}
@@ -171,6 +179,10 @@ class BidirSeq2SeqPipeline(Pipeline):
             with_words, words = extend_ids(encoding, 0, document, unk_id, vocab_size) if ids else ([], [])
             extended = {"extended_input_ids": torch.tensor([with_words or [self.tokenizer.pad_token_id]])}
             extended["words"] = words
+        if source_tokenizer is not None:
+            places = places_of(encoding["offset_mapping"][0], ids, self.tokenizer.eos_token_id)
+            pieces = pieces_of(source_tokenizer, document, places or [(0, 0)])
+            extended |= {name: torch.tensor([row]) for name, row in pieces.items()}
         return extended | {
             "input_ids": torch.tensor([ids or [self.tokenizer.pad_token_id]]),
             "attention_mask": torch.tensor([[1] * len(ids) or [0]]),
@@ -183,8 +195,7 @@ class BidirSeq2SeqPipeline(Pipeline):
         """Adds the n titles of each of B documents: `sequences` `[B, n, L]`, `scores` and `from_right` `[B, n]`."""
         settings = self._get_set_generation_params(self._prepare_generate_kwargs(generate_kwargs))
         direction = settings.get("decoding_direction") or getattr(self.model.config, "decoder_directions", "l2r")
-        names = ("input_ids", "attention_mask", "extended_input_ids")
-        sources = {name: model_inputs.pop(name) for name in names if name in model_inputs}
+        sources = {name: model_inputs.pop(name) for name in SOURCES if name in model_inputs}
         if "extended_input_ids" in sources:
             # Batches are padded with zeros.
             extended, is_token = sources["extended_input_ids"], sources["attention_mask"].bool()
@@ -299,4 +310,4 @@ def _spread(values: torch.Tensor, rows: torch.BoolTensor) -> torch.Tensor:
     return spread
 
 
-__all__ = ["MAX_UNKNOWN_SHARE", "BidirSeq2SeqPipeline"]
+__all__ = ["MAX_UNKNOWN_SHARE", "SOURCES", "BidirSeq2SeqPipeline"]

@@ -57,6 +57,7 @@ def run_settings(
         num_pairs, pairs_fingerprint: Of its training pairs.
     """
     names = ["learning_rate", "seed", "own_partner_share", "sequence_objective"]
+    names += ["encoder_learning_rate", "freeze_encoder"]
     if training_args.sequence_objective is not None:
         names += [field.name for field in fields(training_args) if field.name.startswith("sequence_")]
     # However they are divided into processes and steps.

@@ -12,13 +12,11 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .pipeline import BidirSeq2SeqPipeline
+from .pipeline import SOURCES, BidirSeq2SeqPipeline
 from .search_bidir_seq2seq import BeamHistory
 from .unknown_words import decode
 
 DIRECTIONS = ("l2r", "r2l")
-# What `generate` takes of a document.
-SOURCES = ("input_ids", "attention_mask", "extended_input_ids")
 # What a look below this share adds to a picture is a byte count.
 MIN_WEIGHT = 0.01
 # Below it lie the scores of what does not exist.
@@ -295,7 +293,6 @@ class _Reader:
 
 __all__ = [
     "DIRECTIONS",
-    "SOURCES",
     "Choice",
     "Finished",
     "SearchHistory",

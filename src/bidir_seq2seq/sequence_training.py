@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, pack_labels
+from .encoders_bidir_seq2seq import PIECE_INPUTS
 from .extras import extra
 from .metrics import pair_scores
 from .modeling_bidir_seq2seq import BidirSeq2SeqEncoderOutput, BidirSeq2SeqForConditionalGeneration
@@ -229,7 +230,7 @@ COSTS: dict[str, Callable[[Sequence[str], Sequence[str]], list[float]]] = {
 
 
 # What `generate` and the model's forward both take of a source.
-SOURCE_INPUTS = ("input_ids", "attention_mask", "extended_input_ids", "inputs_embeds")
+SOURCE_INPUTS = ("input_ids", "attention_mask", "extended_input_ids", "inputs_embeds", *PIECE_INPUTS)
 
 
 class RiskInputs:

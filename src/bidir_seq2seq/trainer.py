@@ -222,6 +222,14 @@ class StopSignalCallback(TrainerCallback):
             control.should_log = control.should_save = control.should_training_stop = True
 
 
+def _give_rate(optimizer: torch.optim.Optimizer, weights: set[nn.Parameter], rate: float) -> None:
+    """Lets weights learn at a rate of their own, whatever else their groups say."""
+    for group in list(optimizer.param_groups):
+        theirs = [weight for weight in group["params"] if weight in weights]
+        group["params"] = [weight for weight in group["params"] if weight not in weights]
+        optimizer.add_param_group({**group, "params": theirs, "lr": rate})
+
+
 def is_whole(epoch: float) -> bool:
     """Whether so many epochs end with an update just made."""
     return epoch == int(epoch)
@@ -264,6 +272,17 @@ class TitleTrainer(Seq2SeqTrainer):
         sampler = EpochLengthSampler(lengths, batch_size, seed)
         self.add_callback(EpochCallback(sampler))
         return sampler
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As every Trainer's; a pretrained encoder has a learning rate of its own (`encoder_learning_rate`)."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        encoder = self.model.get_encoder() if hasattr(self.model, "get_encoder") else None
+        reader = getattr(encoder, "pretrained", None)
+        rate = getattr(self.args, "encoder_learning_rate", None)
+        if is_new and reader is not None and rate is not None:
+            _give_rate(optimizer, set(reader.model.parameters()), rate)
+        return optimizer
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # The Trainer would make one update more whenever a run that has ended is started again.

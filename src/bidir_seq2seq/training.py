@@ -109,9 +109,11 @@ def _train(
         tokenizer = load_or_build_tokenizer(model_args, data_args, train_pairs, training_args.output_dir)
     model = load_or_build_model(model_args, tokenizer)
     check_autocast(model, training_args)
+    if training_args.freeze_encoder:
+        freeze_encoder(model)
     checkpoint = checkpoint_to_resume(training_args)
     limits = (data_args.max_source_length, data_args.max_target_length)
-    encoder = PairEncoder(tokenizer, *limits, model.config.use_copy)
+    encoder = PairEncoder(tokenizer, *limits, model.config.use_copy, model.source_tokenizer)
     encoded, reports = {}, {}
     for name, split in pairs.items():
         if isinstance(split, PairStream):
@@ -123,7 +125,9 @@ def _train(
             skip_what_was_trained_on(split, checkpoint, training_args)
         else:
             with training_args.main_process_first(desc="encoding"):
-                encoded[name], reports[name] = encode_pairs(split, tokenizer, *limits, model.config.use_copy)
+                encoded[name], reports[name] = encode_pairs(
+                    split, tokenizer, *limits, model.config.use_copy, model.source_tokenizer
+                )
             if name == "train":
                 model.count_titles(encoded[name]["labels"])
         if name in reports:
@@ -338,8 +342,16 @@ def load_or_build_model(
     A checkpoint keeps its shape; how it learns (dropout and the like) may be set anew.
 
     Raises:
-        ValueError: If the tokenizer gives a token of the checkpoint another id, or a setting would change its shape.
+        ValueError: If the tokenizer gives a token of the checkpoint another id, or a setting would change its shape;
+            if a pretrained encoder is not named, or is where there is no place for it.
     """
+    encoder = model_args.encoder_name_or_path
+    if encoder is None and model_args.encoder_type == "pretrained" and not model_args.model_name_or_path:
+        raise ValueError("encoder_type='pretrained' needs encoder_name_or_path: a folder, or a name on the Hub")
+    if encoder is not None and (model_args.encoder_type != "pretrained" or model_args.model_name_or_path):
+        raise ValueError(
+            f"encoder_name_or_path={encoder!r} is for a new model with encoder_type='pretrained': leave one out"
+        )
     settings = {
         field.name: value
         for field in fields(model_args)
@@ -352,10 +364,10 @@ def load_or_build_model(
         if model_args.decoder_directions == "both" and model_args.twin_dropout != 0:
             settings.setdefault("twin_partner", "none")
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "bos", "eos")}
-        config = BidirSeq2SeqConfig(
-            vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.bos_token_id, **special, **settings
-        )
-        return BidirSeq2SeqForConditionalGeneration(config)
+        settings |= {"vocab_size": len(tokenizer), "decoder_start_token_id": tokenizer.bos_token_id, **special}
+        if encoder is not None:
+            return BidirSeq2SeqForConditionalGeneration.from_pretrained_encoder(encoder, **settings)
+        return BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqConfig(**settings))
     defaults = {field.name: field.default for field in fields(model_args)}
     model = load_model(
         model_args.model_name_or_path,
@@ -393,6 +405,20 @@ def check_same_ids(model_name_or_path: str, tokenizer: PreTrainedTokenizerBase) 
                 f"token {token!r} has the id {index} in the checkpoint and {vocab.get(token)} in tokenizer_name: use "
                 "the checkpoint's tokenizer, or add tokens to it with its add_tokens and save_pretrained"
             )
+
+
+def freeze_encoder(model: BidirSeq2SeqForConditionalGeneration) -> None:
+    """Keeps a pretrained encoder as it is; what makes our states of its own still learns.
+
+    Raises:
+        ValueError: If the encoder is not pretrained.
+    """
+    if (reader := model.get_encoder().pretrained) is None:
+        raise ValueError(
+            f"freeze_encoder=True would keep an encoder of encoder_type={model.config.encoder_type!r} from learning, "
+            "which begins at random: leave it out"
+        )
+    reader.model.requires_grad_(False)
 
 
 def check_autocast(model: nn.Module, training_args: TrainingArguments) -> None:
@@ -434,6 +460,7 @@ __all__ = [
     "check_autocast",
     "check_same_ids",
     "count_and_fingerprint",
+    "freeze_encoder",
     "load_or_build_model",
     "load_or_build_tokenizer",
     "load_splits",

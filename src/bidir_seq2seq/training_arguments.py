@@ -47,7 +47,20 @@ class ModelArguments:
     lowercase: bool = field(default=False, metadata={"help": "Whether a new tokenizer lower-cases all text."})
     embedding_size: int = field(default=128, metadata={"help": "Width of the embedding."})
     hidden_size: int = field(default=128, metadata={"help": "Width of encoder and decoders."})
-    encoder_layers: int = field(default=2, metadata={"help": "Bidirectional layers of the encoder."})
+    encoder_type: str = field(
+        default="rnn",
+        metadata={
+            "help": "What the encoder is made of: 'rnn' (cells of rnn_type), 'cnn' (convolutions), "
+            "'self_attention', or 'pretrained', an encoder of transformers (encoder_name_or_path).",
+            "choices": ["rnn", "cnn", "self_attention", "pretrained"],
+        },
+    )
+    encoder_name_or_path: str | None = field(
+        default=None, metadata={"help": "The pretrained encoder of a new model: a folder, or a name on the Hub."}
+    )
+    encoder_layers: int = field(default=2, metadata={"help": "Layers of the encoder."})
+    encoder_kernel_size: int = field(default=15, metadata={"help": "Tokens that a convolution looks at; odd."})
+    encoder_ffn_dim: int = field(default=512, metadata={"help": "Width inside the linear layers of self-attention."})
     decoder_layers: int = field(default=2, metadata={"help": "Layers of each decoder."})
     num_attention_heads: int = field(default=8, metadata={"help": "Attention heads."})
     attention_head_size: int = field(default=16, metadata={"help": "Width of an attention head."})
@@ -208,6 +221,11 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many validations without a better one."}
     )
+
+    encoder_learning_rate: float = field(
+        default=5e-5, metadata={"help": "Peak learning rate of a pretrained encoder, below that of all that is new."}
+    )
+    freeze_encoder: bool = field(default=False, metadata={"help": "Whether a pretrained encoder stays as it is."})
 
     own_partner_share: float | None = field(
         default=None,

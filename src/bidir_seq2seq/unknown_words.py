@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import BatchEncoding, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
+from .encoders_bidir_seq2seq import PIECE_INPUTS
+
 
 def extend_ids(
     encoding: BatchEncoding,
@@ -79,21 +81,25 @@ def placeholders(number: int) -> list[str]:
 
 
 class TitleCollator(DataCollatorForSeq2Seq):
-    """transformers' collator, which pads `extended_input_ids` as well."""
+    """transformers' collator, which pads `extended_input_ids` and what a pretrained encoder reads as well."""
 
     def __call__(self, features: Sequence[dict[str, Any]], return_tensors: str | None = None) -> BatchEncoding:
         """Rows of ids to a batch of tensors, `[B, S]` and `[B, T]`."""
         rows = [dict(feature) for feature in features]
-        extended = [row.pop("extended_input_ids", None) for row in rows]
+        pad_id, on_left = self.tokenizer.pad_token_id, self.tokenizer.padding_side == "left"
+        # Pieces stand on the left whatever the tokenizer's side.
+        ours = {"extended_input_ids": (pad_id, on_left), "encoder_positions": (0, on_left)}
+        rules = dict.fromkeys(PIECE_INPUTS, (0, False)) | ours
+        taken = {name: [row.pop(name) for row in rows] for name in rules if name in rows[0]}
         batch = super().__call__(rows, return_tensors)
-        if extended[0] is not None:
-            length, pad_id = batch["input_ids"].shape[1], self.tokenizer.pad_token_id
+        for name, values in taken.items():
+            value, on_left = rules[name]
+            length = batch["input_ids"].shape[1] if name in ours else max(map(len, values))
             padded = []
-            for ids in extended:
-                padding = [pad_id] * (length - len(ids))
-                on_left = self.tokenizer.padding_side == "left"
+            for ids in values:
+                padding = [value] * (length - len(ids))
                 padded.append([*padding, *ids] if on_left else [*ids, *padding])
-            batch["extended_input_ids"] = torch.tensor(padded)
+            batch[name] = torch.tensor(padded)
         return batch
 
 

@@ -119,6 +119,18 @@ class OneDirectionModelTest(CommonModelTests, unittest.TestCase):
     settings = {"decoder_directions": "l2r", "rnn_type": "gru", "tie_word_embeddings": True}
 
 
+class ConvolutionModelTest(CommonModelTests, unittest.TestCase):
+    """An encoder of convolutions."""
+
+    settings = {"decoder_directions": "l2r", "encoder_type": "cnn"}
+
+
+class SelfAttentionModelTest(CommonModelTests, unittest.TestCase):
+    """An encoder of self-attention."""
+
+    settings = {"decoder_directions": "l2r", "encoder_type": "self_attention"}
+
+
 class ConfigTest(unittest.TestCase):
     def test_config(self):
         ConfigTester(self, config_class=BidirSeq2SeqConfig, hidden_size=38).run_common_tests()

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..loading import load_model_and_tokenizer
-from ..pipeline import MAX_UNKNOWN_SHARE, BidirSeq2SeqPipeline
-from ..search_history import SOURCES, SearchHistory, has_twin_search, record_search
+from ..pipeline import MAX_UNKNOWN_SHARE, SOURCES, BidirSeq2SeqPipeline
+from ..search_history import SearchHistory, has_twin_search, record_search
 from ..unknown_words import decode
 
 # What lies beyond is not even looked at.
