@@ -62,8 +62,8 @@ QUALITY = Path(__file__).parent / "quality"
 RESULTS = QUALITY / "results"
 # What a user has to say of the data: its tokens, and the width that all three have.
 SETTINGS: dict[str, dict] = {
-    "xwlb_brief": {"tokenizer_type": "char"},
-    "csl": {"tokenizer_type": "char"},
+    "xwlb_brief": {"tokenizer_type": "char", "vocab_size": 8000, "min_frequency": 10},
+    "csl": {"tokenizer_type": "char", "vocab_size": 8000, "min_frequency": 10},
     "multi30k_en_de": {
         "tokenizer_type": "bpe",
         "vocab_size": 6000,

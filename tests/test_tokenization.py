@@ -1,7 +1,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from bidir_seq2seq.tokenization import build_bpe_tokenizer, build_char_tokenizer
+from bidir_seq2seq.tokenization import build_bpe_tokenizer, build_char_tokenizer, suitable_vocabulary
 
 CHINESE = ["我国今天发布 2023 年数据", "今天，我国\n发布新规！", "数据显示"]
 ENGLISH = ["A small model writes titles.", "Small models write small titles (and headlines)!"] * 3
@@ -73,3 +73,18 @@ def test_white_space_of_any_kind_is_one_boundary_to_bpe(lowercase, tmp_path):
     assert tokenizer.decode(ids, skip_special_tokens=True) == "red cat runs"
     assert tokenizer(" \n\u3000").input_ids == [tokenizer.eos_token_id]
     assert (tokenizer("RED Cat\nruns").input_ids == ids) == lowercase
+
+
+@pytest.mark.parametrize(
+    "num_pairs, kind, expected",
+    [
+        (24, "char", (8000, 2)),
+        (6_435, "char", (8000, 3)),
+        (6_435, "bpe", (1608, 3)),
+        (29_000, "bpe", (7250, 10)),
+        (10**9, "bpe", (8000, 10)),
+        (0, "word", (8000, 2)),
+    ],
+)
+def test_a_vocabulary_suits_the_number_of_pairs(num_pairs, kind, expected):
+    assert suitable_vocabulary(num_pairs, kind) == expected

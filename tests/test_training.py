@@ -511,7 +511,7 @@ def test_a_finished_run_goes_on_longer(files, begun):
         ({}, {"learning_rate": 0.01}, "learning_rate was 0.002 and is 0.01; use another output_dir, or delete"),
         ({}, {"gradient_accumulation_steps": 2}, "pairs per update was 4 and is 8"),
         ({"tokenizer_type": "bpe"}, {}, "tokenizer_type was 'char' and is 'bpe'"),
-        ({"lowercase": True, "vocab_size": 99}, {}, "vocab_size was 8000 and is 99, lowercase was False and is True"),
+        ({"lowercase": True, "vocab_size": 99}, {}, "vocab_size was None and is 99, lowercase was False and is True"),
     ],
 )
 def test_a_folder_of_a_run_with_other_settings_is_refused(files, begun, model, overrides, message):

@@ -11,6 +11,24 @@ from transformers import PreTrainedTokenizerFast
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[START]", "eos_token": "[END]"}
 
 
+def suitable_vocabulary(num_pairs: int, tokenizer_type: str) -> tuple[int, int]:
+    """What a vocabulary is limited to if nothing is said: by how much there is to learn its words from.
+
+    A word needs some examples, or a vector of its own is of no use; rarer ones can be copied all the same.
+
+    Args:
+        num_pairs: Of the training.
+        tokenizer_type: "char", "word" or "bpe".
+
+    Returns:
+        The largest number of ids: 8,000; of BPE pieces, which are as many as they may be, a quarter of the pairs,
+        from 1,000 on. And how often a character or word, or a pair of pieces, must have been seen: once in 2,000
+        pairs, 2 to 10 times.
+    """
+    vocab_size = 8000 if tokenizer_type != "bpe" else max(1000, min(num_pairs // 4, 8000))
+    return vocab_size, max(2, min(num_pairs // 2000, 10))
+
+
 def build_char_tokenizer(
     texts: Iterable[str],
     min_frequency: int = 2,
@@ -165,4 +183,5 @@ __all__ = [
     "build_char_tokenizer",
     "build_word_tokenizer",
     "char_backend",
+    "suitable_vocabulary",
 ]

@@ -43,7 +43,7 @@ from .run_folder import (
 )
 from .sequence_training import BeamInputs, RiskInputs
 from .streaming import PairStream, StreamCollator, encoded_titles, log_survey, open_stream
-from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
+from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer, suitable_vocabulary
 from .trainer import (
     ElapsedTimeCallback,
     OwnPartnerCallback,
@@ -320,9 +320,15 @@ def load_or_build_tokenizer(
         return load_tokenizer(name)
     rows = (row for batch in pairs.iter(1000) for row in zip(batch["source"], batch["target"]))
     texts = (text for row in rows for text in row if text)
+    num_pairs = pairs.survey.pairs if isinstance(pairs, PairStream) else len(pairs)
+    vocab_size, min_frequency = suitable_vocabulary(num_pairs, model_args.tokenizer_type)
+    if model_args.vocab_size is not None:
+        vocab_size = model_args.vocab_size
+    if model_args.min_frequency is not None:
+        min_frequency = model_args.min_frequency
     settings: dict[str, Any] = {
-        "vocab_size": model_args.vocab_size,
-        "min_frequency": model_args.min_frequency,
+        "vocab_size": vocab_size,
+        "min_frequency": min_frequency,
         "lowercase": model_args.lowercase,
         "model_max_length": data_args.max_source_length,
     }
@@ -330,6 +336,10 @@ def load_or_build_tokenizer(
         model_args.tokenizer_type
     ]
     tokenizer = build(texts, **settings)
+    logger.warning_once(
+        f"vocabulary: {len(tokenizer):,} ids, of at most {vocab_size:,} for {num_pairs:,} pairs, of what was seen at "
+        f"least {min_frequency} times; vocab_size and min_frequency make it another"
+    )
     tokenizer.save_pretrained(output_dir)
     return tokenizer
 

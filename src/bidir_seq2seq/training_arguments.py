@@ -39,10 +39,19 @@ class ModelArguments:
             "choices": ["char", "bpe", "word"],
         },
     )
-    vocab_size: int = field(default=8000, metadata={"help": "Largest vocabulary of a new tokenizer."})
-    min_frequency: int = field(
-        default=10,
-        metadata={"help": "Characters, words (or pairs of pieces) seen less often get no id in a new tokenizer."},
+    vocab_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Largest vocabulary of a new tokenizer. Default: 8,000; for bpe a quarter of the number of pairs, "
+            "from 1,000 to 8,000."
+        },
+    )
+    min_frequency: int | None = field(
+        default=None,
+        metadata={
+            "help": "Characters, words (or pairs of pieces) seen less often get no id in a new tokenizer. Default: "
+            "once in 2,000 pairs, from 2 to 10 times."
+        },
     )
     lowercase: bool = field(default=False, metadata={"help": "Whether a new tokenizer lower-cases all text."})
     embedding_size: int = field(default=128, metadata={"help": "Width of the embedding."})
@@ -185,7 +194,9 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=200, metadata={"help": "Warm-up updates (or, below 1, their share)."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Pairs per update and device."})
+    per_device_train_batch_size: int = field(
+        default=32, metadata={"help": "Pairs per update and device; a GPU is faster with more."}
+    )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Pairs per validation batch and device."})
     num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training pairs."})
     train_sampling_strategy: str = field(
