@@ -104,7 +104,7 @@ def test_hooks_are_called_and_may_change_what_comes_out(name, way):
     assert not calls
 
 
-@pytest.mark.parametrize("kinds", [{nn.Linear}, {nn.LSTM}, {nn.Linear, nn.LSTM}], ids=str)
+@pytest.mark.parametrize("kinds", [{nn.Linear}, {nn.LSTM}, {nn.Linear, nn.LSTM}], ids=["Linear", "LSTM", "both"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_dynamically_quantized_model_writes_in_every_direction(kinds):
