@@ -44,6 +44,7 @@ METRICS = {"multi30k_en_de": "bleu", "cmudict_g2p": "wer"}
 REFERENCES = {"cmudict_g2p": ["references"]}
 # One direction makes so many times the updates of two in the same time, as measured (`seconds` in the results).
 ONE_DIRECTION = 1.6
+LAST_STAGE = {"learning_rate": 3e-4, "warmup_steps": 10}
 # Changes to the settings, the share of the updates, and how many models write together. What twins read is always
 # said, so that a recipe stays what it is when a default changes.
 RECIPES: dict[str, tuple[dict, float, int]] = {
@@ -56,9 +57,13 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
     "own-last": ({"twin_partner": "gold", "own_partner_share": 0.2}, 1, 1),
     "alone-own": ({"twin_partner": "none", "own_partner_share": 0.2}, 1, 1),
     "repaired": ({"twin_partner": "own", "learning_rate": 7e-4, "warmup_steps": 20}, 0.2, 1),
+    # A last stage of as many updates: by the ordinary loss, and by whole titles.
+    "l2r-more": ({"decoder_directions": "l2r", **LAST_STAGE}, 0.15, 1),
+    "l2r-risk": ({"decoder_directions": "l2r", **LAST_STAGE, "sequence_objective": "risk"}, 0.15, 1),
+    "l2r-beam": ({"decoder_directions": "l2r", **LAST_STAGE, "sequence_objective": "beam"}, 0.15, 1),
 }
 # Recipes that go on from another one's model of the same seed.
-GOES_ON_FROM = {"repaired": "twin"}
+GOES_ON_FROM = {"repaired": "twin", "l2r-more": "l2r", "l2r-risk": "l2r", "l2r-beam": "l2r"}
 ALONE = {
     "l2r beam 3": {"num_beams": 3},
     "l2r beam 10": {"num_beams": 10},

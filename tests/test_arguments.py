@@ -1,10 +1,18 @@
 """Settings files, and flags after them."""
 
+import dataclasses
 import json
+from typing import get_args, get_type_hints
 
 import pytest
 
-from bidir_seq2seq.arguments import parse_arguments
+from bidir_seq2seq.arguments import check_numbers, parse_arguments
+from bidir_seq2seq.commands.check_data import CheckArguments
+from bidir_seq2seq.commands.diagnose import DiagnoseArguments
+from bidir_seq2seq.commands.distil import DistillationArguments
+from bidir_seq2seq.commands.generate import GenerateArguments
+from bidir_seq2seq.commands.score import ScoreArguments
+from bidir_seq2seq.demo.__main__ import main as demo
 from bidir_seq2seq.training import DataArguments, ModelArguments, TrainingArguments
 
 
@@ -59,3 +67,86 @@ def test_a_file_without_names_is_refused(parse):
 def test_a_file_that_cannot_be_read_is_named(parse, name, text):
     with pytest.raises(ValueError, match=f"{name} cannot be read as settings"):
         parse(text, name=name)
+
+
+NAN, INF = float("nan"), float("inf")
+REQUIRED = {
+    GenerateArguments: {"model_name_or_path": "m"},
+    ScoreArguments: {"test_file": ["f"]},
+    DiagnoseArguments: {"model_name_or_path": "m", "test_file": ["f"]},
+    DistillationArguments: {"teacher_name_or_path": "m"},
+    TrainingArguments: {"output_dir": "x", "use_cpu": True},
+}
+OURS = (ModelArguments, DataArguments, CheckArguments, *(kind for kind in REQUIRED if kind is not TrainingArguments))
+# Of transformers' own those that say how much is trained, and how fast.
+THEIRS = (
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "generation_num_beams",
+    "early_stopping_patience", "max_steps", "seed", "dataloader_num_workers", "generation_no_repeat_ngram_size",
+    "save_total_limit", "learning_rate", "weight_decay", "warmup_steps", "num_train_epochs", "logging_steps",
+    "eval_steps", "save_steps",
+)  # fmt: skip
+MAY_BE_0 = {
+    "min_frequency", "shuffle_buffer_size", "num_examples", "min_new_tokens", "no_repeat_ngram_size", "seed",
+    "dataloader_num_workers", "generation_no_repeat_ngram_size", "save_total_limit",
+}  # fmt: skip
+
+
+def numbers(owner) -> dict[str, bool]:
+    """The numeric settings of a class, and whether each is counted in whole numbers."""
+    hints, found = get_type_hints(owner), {}
+    for field in dataclasses.fields(owner):
+        kinds = set(get_args(hints[field.name]) or [hints[field.name]]) - {type(None)}
+        if kinds <= {int, float} and (owner is not TrainingArguments or field.name in THEIRS):
+            found[field.name] = kinds == {int}
+    return found
+
+
+CASES = [
+    (owner, name, value)
+    for owner in (*OURS, TrainingArguments)
+    for name, is_whole in numbers(owner).items()
+    for value in (NAN, INF, -INF, *([-2, 2.5, True, *([0] if name not in MAY_BE_0 else [])] if is_whole else []))
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "value"), CASES)
+def test_a_number_that_means_nothing_is_refused_at_once(owner, name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}.* (must be a|make no update)"):
+        owner(**{**REQUIRED.get(owner, {}), name: value})
+
+
+def test_the_table_has_every_command():
+    assert len(CASES) > 250
+    assert set(THEIRS) == set(numbers(TrainingArguments))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": -1e-3}, "learning_rate=-0.001 must be a number of at least 0, or leave it out for 0.002"),
+        ({"num_train_epochs": 0}, "max_steps=-1 and num_train_epochs=0 make no update: say"),
+        ({"save_strategy": "steps", "save_steps": 0}, "save_steps=0 is no interval"),
+        ({"eval_strategy": "steps", "eval_steps": 0}, "eval_steps=0 is no interval: .* eval_strategy='no'"),
+        ({"logging_steps": 0}, "logging_steps=0 is no interval"),
+    ],
+)
+def test_numbers_of_a_training_that_mean_nothing_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingArguments("x", use_cpu=True, **settings)
+
+
+def test_what_may_be_done_about_a_number():
+    with pytest.raises(ValueError, match="max_train_samples=-1 must be a whole number .* 1, or leave it out$"):
+        DataArguments(max_train_samples=-1)
+    with pytest.raises(ValueError, match="batch_size=0 must be a whole number of at least 1, or leave it out for 32$"):
+        ScoreArguments(test_file=["f"], batch_size=0)
+    with pytest.raises(ValueError, match="length_penalty=nan must be a number, or leave it out$"):
+        GenerateArguments(model_name_or_path="m", length_penalty=NAN)
+    assert GenerateArguments(model_name_or_path="m", length_penalty=-1.5).length_penalty == -1.5
+    check_numbers(DataArguments(), max_train_samples=1)
+
+
+@pytest.mark.parametrize("port", ["-1", "0", "65536"])
+def test_a_port_that_is_none_is_refused(port):
+    with pytest.raises(ValueError, match=f"port={port} must be a whole number of 1 to 65535, or leave it out"):
+        demo(["some_folder", "--port", port])

@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path += [str(BENCHMARKS), str(BENCHMARKS / "peers")]
 bart, bidir, worker = map(import_module, ("bart", "bidir", "worker"))
 comparison, rerun, roofline = map(import_module, ("comparison", "rerun", "roofline"))
-kill, million, sizes, study = map(import_module, ("kill", "million", "sizes", "study"))
+kill, million, quality, sizes, study = map(import_module, ("kill", "million", "quality", "sizes", "study"))
 decode, decode_linear, half_precision, shortlist, train = map(
     import_module, ("decode", "decode_linear", "half_precision", "shortlist", "train")
 )
@@ -401,6 +401,102 @@ def test_a_million_pairs_are_made_and_watched(tmp_path):
         million.watch([sys.executable, "-c", "exit(3)"], tmp_path / "cache")
     with pytest.raises(ValueError, match="steps=.*none of"):
         million.MillionArguments(steps=["sing"])
+    with pytest.raises(ValueError, match="kills=0 must be at least 1"):
+        million.MillionArguments(kills=0)
+
+
+WRITER = """
+import os, sys, time
+from pathlib import Path
+file = Path(sys.argv[sys.argv.index("--output_file") + 1])
+part = Path(f"{file}.partial")
+done = part.read_text().count("\\n") if "--resume" in sys.argv else 0
+with open(part, "a" if done else "w") as stream:
+    for number in range(done, 20):
+        stream.write(f"title {number}\\n")
+        stream.flush()
+        time.sleep(0.1)
+os.rename(part, file)
+"""
+
+
+def test_titles_are_killed_at_random_places_and_compared(tmp_path):
+    arguments = million.MillionArguments(kills=2)
+    # An honest writer, and one whose titles tell which process wrote them.
+    (tmp_path / "honest.py").write_text(WRITER)
+    (tmp_path / "false.py").write_text(WRITER.replace("title {number}", "title {os.getpid()}"))
+    found = {}
+    for name in ("honest", "false"):
+        folder = tmp_path / name
+        folder.mkdir()
+        places = (folder / "pairs.jsonl", folder / "model", folder / "cache")
+        steps = million.write_titles_twice([sys.executable, str(tmp_path / f"{name}.py")], *places, 20, arguments)
+        if name == "false":
+            with pytest.raises(RuntimeError, match="the titles differ"):
+                dict(steps)
+        else:
+            found = dict(steps)
+    assert found["generate"]["seconds"] > 0 and len(found["killed"]["killed_after_lines"]) == 2
+    assert all(0 < lines < 20 for lines in found["killed"]["killed_after_lines"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budgets": [1800, 600]}, r"budgets=\[1800, 600\] must ascend"),
+        ({"budgets": [600, 600]}, r"budgets=\[600, 600\] must ascend"),
+        ({"systems": ["ours", "T5"]}, "systems='T5' must be some of ours, OpenNMT-py, BART"),
+        ({"data": ["newspapers"]}, "data='newspapers' must be some of xwlb_brief"),
+    ],
+)
+def test_quality_is_asked_for_by_known_names_and_ascending_budgets(settings, message):
+    with pytest.raises(ValueError, match=message):
+        quality.QualityArguments(**settings)
+    assert quality.QualityArguments(budgets=[1, 2]).budgets == [1, 2]
+
+
+def write_quality(system: str, budget: int, seed: int, figures: list[float], by_pair: list[float]) -> None:
+    """A file of results as a run leaves it, with a figure for each way of the system."""
+    more = {"search_seconds": 7.0, "first4": 11.0, "last4": 12.5}
+    ways = {way: {"rougeL": figure, "by_pair": by_pair, **more} for way, figure in zip(quality.WAYS[system], figures)}
+    result = {"data": "xwlb_brief", "system": system, "seed": seed, "budget": budget, "ways": ways}
+    result |= {"updates": 400 + 100 * seed, "seconds": 599.0, "parameters": 2_000_000}
+    quality.save(quality.RESULTS / "xwlb_brief" / f"{system}-{budget}-{seed}.json", result)
+
+
+def test_the_table_of_quality_is_made_of_result_files_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quality, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(quality, "ROOT", tmp_path)
+    quality.main([])
+    assert "no results in" in capsys.readouterr().out
+    better, worse = [40.0, 60.0] * 20, [10.0, 30.0] * 20
+    for seed, by_pair in ((0, better), (1, [pair + 2 for pair in better])):
+        write_quality("ours", 600, seed, [50.0 + 2 * seed, 45.0, 55.0], by_pair)
+    write_quality("BART", 600, 0, [20.0, 19.0], worse)
+    write_quality("ours", 1200, 0, [60.0, 59.0, 61.0], better)
+    # What was chosen among the candidates is no result, nor is what a killed run was writing.
+    quality.save(quality.RESULTS / "xwlb_brief" / "ours-tuned.json", {"options": {}})
+    (quality.RESULTS / "xwlb_brief" / "BART-1200-0.unfinished").write_text("{")
+    (tmp_path / "docs" / "images").mkdir(parents=True)
+    quality.main([])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = [line for line in lines if line[:1] in (["600"], ["1200"])]
+    assert [row[:3] for row in rows] == [
+        ["600", "ours", "default"],
+        ["600", "ours", "l2r"],
+        ["600", "ours", "l2r+r2l,"],
+        ["600", "BART", "beam"],
+        ["600", "BART", "beam"],
+        ["1200", "ours", "default"],
+        ["1200", "ours", "l2r"],
+        ["1200", "ours", "l2r+r2l,"],
+    ]
+    # Seeds, mean over them, both edges, updates, seconds, seconds of the search, parameters.
+    assert rows[0][3:] == ["2", "51.00", "11.0", "12.5", "450", "599", "7", "2,000,000"]
+    # Ours as it writes by default is, over both seeds, 31 above each way of BART in every pair.
+    assert rows[3][3:7] == ["3,", "mean", "1", "20.00"]
+    assert rows[3][-4:-1] == ["+31.00", "[+31.00,", "+31.00]"] and rows[3][-1] < "p=0.001"
+    assert (tmp_path / "docs" / "images" / "quality.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_our_systems_run_from_another_checkout_too(tmp_path):

@@ -7,6 +7,7 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, TextStreamer, 
 from transformers.generation import utils as generation_utils
 from transformers.modeling_outputs import BaseModelOutput
 
+from bidir_seq2seq.generation_bidir_seq2seq import ID_SETTINGS
 from bidir_seq2seq.tokenization import build_bpe_tokenizer
 
 PAD, UNK, START, END = 0, 1, 2, 3
@@ -492,3 +493,17 @@ def test_encoder_outputs_of_transformers_own_kind_are_taken(as_tuple, variant):
     given = BaseModelOutput(last_hidden_state=states)
     found = model.generate(input_ids, attention_mask=mask, encoder_outputs=given, max_new_tokens=6)
     assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("name", ID_SETTINGS)
+@pytest.mark.parametrize("value", ["3", [3, "a"], 3.0, True, 24, -1], ids=str)
+@pytest.mark.parametrize("place", ["argument", "config"])
+def test_a_tokens_id_that_is_none_is_refused(name, value, place):
+    model = tiny_model()
+    settings = {"max_new_tokens": 3, "decoding_direction": "l2r"}
+    if place == "argument":
+        settings[name] = value
+    else:
+        setattr(model.generation_config, name, value)
+    with pytest.raises(ValueError, match=f"{name}(=.* must be a token's id| holds the id .* outside the vocabulary)"):
+        model.generate(torch.tensor([[5, 6]]), **settings)

@@ -1,4 +1,5 @@
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -291,6 +292,19 @@ def test_ids_outside_the_vocabulary_are_named(name, bad):
     batch[name][0, 0] = bad
     with pytest.raises(ValueError, match=f"{name} holds the id {bad}, outside the vocabulary of 24"):
         tiny_model()(**batch)
+
+
+@pytest.mark.parametrize("given", ["abc", ["abc"], [["a", "b"]], [[4, 5]], torch.tensor([[4.0, 5.0]])], ids=str)
+def test_what_is_no_tensor_of_ids_is_refused(given):
+    model, (input_ids, _) = tiny_model(), random_pairs(batch_size=1)
+    message = "must be a tensor of ids, not (str|list|torch.float32): tokenizer\\(text, return_tensors='pt'\\)"
+    for call in (model, partial(model.generate, max_new_tokens=2)):
+        with pytest.raises(ValueError, match=f"input_ids {message}"):
+            call(input_ids=given)
+    with pytest.raises(ValueError, match=f"input_ids {message}"):
+        model.generate(given, max_new_tokens=2)
+    with pytest.raises(ValueError, match=f"labels {message}"):
+        model(input_ids=input_ids, labels=given)
 
 
 def test_contradictory_inputs_are_refused():

@@ -471,6 +471,35 @@ def begun(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished[0], tmp_path / "begun"))
 
 
+@pytest.mark.parametrize("objective", ["risk", "beam"])
+def test_whole_titles_are_learned_from_a_model_on_and_where_it_was_stopped(objective, files, finished, tmp_path):
+    model = {"model_name_or_path": str(finished[0])}
+    settings = {"sequence_objective": objective, "sequence_num_beams": 2, "save_total_limit": None}
+    run(files, tmp_path / "whole", model, **settings)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "stopped" / "checkpoint-2")
+    run(files, tmp_path / "stopped", model, **settings)
+    whole, stopped = (
+        load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("whole", "stopped")
+    )
+    before = load_file(finished[0] / "model.safetensors")
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    assert any(not torch.equal(whole[name], before[name]) for name in whole)
+    with pytest.raises(ValueError, match=f"sequence_objective was '{objective}' and is None"):
+        run(files, tmp_path / "whole", model, max_steps=6)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"sequence_objective": "risk"}, "sequence_objective='risk' is for a model that writes already"),
+        ({"sequence_objective": "best"}, "sequence_objective='best' "),
+    ],
+)
+def test_whole_titles_of_a_model_that_does_not_write_yet_are_refused(settings, message, files, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(files, tmp_path, **settings)
+
+
 def test_a_finished_run_goes_on_longer(files, begun):
     run(files, begun, max_steps=6, logging_steps=2)
     assert json.loads((begun / "trainer_state.json").read_text())["global_step"] == 6

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,34 @@ def parse_arguments(*dataclass_types: type, description: str, args: Sequence[str
         return parser.parse_args_into_dataclasses(args)
     settings = _read_settings(args[0], dataclass_types)
     return parser.parse_dict({**settings, **_overrides(parser, args[1:])})
+
+
+def check_numbers(arguments: object, **least: int | float) -> None:
+    """Makes sure that settings are numbers that mean something, before anything is read or loaded.
+
+    Args:
+        arguments: An object of settings, of which `None` is left alone.
+        least: For each setting its least value: a whole number if it is counted in such, else a float.
+
+    Raises:
+        ValueError: Naming the setting, its value and what it may be.
+    """
+    for name, bound in least.items():
+        value = getattr(arguments, name)
+        if value is None:
+            continue
+        kind, words = (int, "a whole number") if isinstance(bound, int) else ((int, float), "a number")
+        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value) or value < bound:
+            known = f"{words} of at least {bound:g}" if bound > -math.inf else words
+            raise ValueError(f"{name}={value!r} must be {known}{_other_remedy(arguments, name)}")
+
+
+def _other_remedy(arguments: object, name: str) -> str:
+    """What else to do about a setting than to give a number: a default that is `None` says that it may be left out."""
+    default = getattr(arguments, "__dataclass_fields__", {})[name].default
+    if default is dataclasses.MISSING:
+        return ""
+    return ", or leave it out" if default is None else f", or leave it out for {default!r}"
 
 
 def _read_settings(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]:
@@ -82,4 +111,4 @@ def _overrides(parser: HfArgumentParser, flags: list[str]) -> dict[str, Any]:
     return vars(parser.parse_args(flags))
 
 
-__all__ = ["parse_arguments"]
+__all__ = ["check_numbers", "parse_arguments"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -53,6 +54,8 @@ LANGUAGES = frozenset(
     )
 )  # fmt: skip
 ON_BAD_ROWS = ("error", "skip")
+# What a model is trained on; the last only if words outside the vocabulary have ids of their own.
+ENCODED_COLUMNS = ("input_ids", "attention_mask", "labels", "length", "extended_input_ids")
 
 
 @dataclass
@@ -351,6 +354,88 @@ def _name_columns(split: Dataset, name: str, source_column: str | None, target_c
     return split.select_columns([source, target]).rename_columns({source: "source", target: "target"})
 
 
+@dataclass(frozen=True)
+class PairEncoder:
+    """Makes ids of the texts of pairs.
+
+    Attributes:
+        tokenizer: Its end token is appended to targets if it does not do so itself.
+        max_source_length, max_target_length: In tokens, the end token included.
+        extend: Whether words outside the vocabulary get ids of their own, if the tokenizer tells where they stand.
+
+    Raises:
+        ValueError: If a limit is below 2.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    max_source_length: int
+    max_target_length: int
+    extend: bool = False
+
+    def __post_init__(self):
+        for name in ("max_source_length", "max_target_length"):
+            if (limit := getattr(self, name)) < 2:
+                raise ValueError(f"{name}={limit} leaves no room for a token beside the end token: use at least 2")
+
+    def __call__(self, batch: dict[str, list[str | None]], indices: Sequence[int] | None = None) -> dict[str, list]:
+        """Columns of ids, and of what was cut, for columns `source` and `target` of texts.
+
+        Args:
+            batch: The texts; `None` is an empty one.
+            indices: The numbers of the rows, for messages; default: from 0.
+
+        Raises:
+            ValueError: If a side is not text, naming the row.
+        """
+        for column in ("source", "target"):
+            for index, text in zip(indices or itertools.count(), batch[column]):
+                if text is not None and not isinstance(text, str):
+                    raise ValueError(f"row {index}: {column} is {text!r}, which is not text")
+        end_id, unk_id = self.tokenizer.eos_token_id, self.tokenizer.unk_token_id
+        extends = self.extend and can_extend(self.tokenizer)
+        encodings = {name: _tokenize(self.tokenizer, batch[name], extends) for name in ("source", "target")}
+        sources, targets = (encodings[name]["input_ids"] for name in encodings)
+        cut = [self._cut_source(ids) for ids in sources]
+        columns = {}
+        if extends:
+            columns["extended_input_ids"], targets = self._extended(batch, encodings)
+        return columns | {
+            "input_ids": cut,
+            "attention_mask": [[1] * len(ids) for ids in cut],
+            "labels": [_cut(ids, self.max_target_length, end_id) for ids in targets],
+            "length": [len(ids) for ids in cut],
+            "empty_source": [is_empty(text) for text in batch["source"]],
+            "empty_target": [is_empty(text) for text in batch["target"]],
+            "cut_source": [len(ids) > self.max_source_length for ids in sources],
+            "cut_target": [len(_with_end(ids, end_id)) > self.max_target_length for ids in targets],
+            "unknown": [ids.count(unk_id) for ids in cut],
+        }
+
+    def _extended(
+        self, batch: dict[str, list[str | None]], encodings: dict[str, BatchEncoding]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """The ids of sources, cut, and of targets, whole, in which the unknown words of each source have their own."""
+        unk_id, vocab_size = self.tokenizer.unk_token_id, len(self.tokenizer)
+        sources, targets = [], []
+        for row, (source, target) in enumerate(zip(batch["source"], batch["target"])):
+            ids, words = extend_ids(encodings["source"], row, source or "", unk_id, vocab_size)
+            sources.append(self._cut_source(ids))
+            # What was cut off cannot be copied.
+            words = words[: max([*sources[-1], vocab_size - 1]) - vocab_size + 1]
+            ids, _ = extend_ids(encodings["target"], row, target or "", unk_id, vocab_size, words, grow=False)
+            targets.append(ids)
+        return sources, targets
+
+    def _cut_source(self, ids: list[int]) -> list[int]:
+        end_id = self.tokenizer.eos_token_id
+        return _cut(ids, self.max_source_length, end_id if ids[-1:] == [end_id] else None)
+
+
+def is_empty(text: str | None) -> bool:
+    """Whether a text holds nothing but white space: a pair with such a side is not trained on."""
+    return not (text or "").strip()
+
+
 def encode_pairs(
     pairs: Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -376,47 +461,10 @@ def encode_pairs(
     Raises:
         ValueError: If a side is not text (naming the row), a limit is below 2, or no pair is left.
     """
-    for name, limit in (("max_source_length", max_source_length), ("max_target_length", max_target_length)):
-        if limit < 2:
-            raise ValueError(f"{name}={limit} leaves no room for a token beside the end token: use at least 2")
-    end_id, unk_id = tokenizer.eos_token_id, tokenizer.unk_token_id
-    extend = extend and can_extend(tokenizer)
-
-    def encode(batch: dict, indices: list[int]) -> dict:
-        for column in ("source", "target"):
-            for index, text in zip(indices, batch[column]):
-                if text is not None and not isinstance(text, str):
-                    raise ValueError(f"row {index}: {column} is {text!r}, which is not text")
-        encodings = {name: _tokenize(tokenizer, batch[name], extend) for name in ("source", "target")}
-        sources, targets = (encodings[name]["input_ids"] for name in encodings)
-        cut = [_cut(ids, max_source_length, end_id if ids[-1:] == [end_id] else None) for ids in sources]
-        columns = {}
-        if extend:
-            extended, targets = [], []
-            for row, (source, target) in enumerate(zip(batch["source"], batch["target"])):
-                settings = (unk_id, len(tokenizer))
-                ids, words = extend_ids(encodings["source"], row, source or "", *settings)
-                ids = _cut(ids, max_source_length, end_id if ids[-1:] == [end_id] else None)
-                # What was cut off cannot be copied.
-                words = words[: max([*ids, len(tokenizer) - 1]) - len(tokenizer) + 1]
-                extended.append(ids)
-                targets.append(extend_ids(encodings["target"], row, target or "", *settings, words, grow=False)[0])
-            columns["extended_input_ids"] = extended
-        return columns | {
-            "input_ids": cut,
-            "attention_mask": [[1] * len(ids) for ids in cut],
-            "labels": [_cut(ids, max_target_length, end_id) for ids in targets],
-            "length": [len(ids) for ids in cut],
-            "empty_source": [not (text or "").strip() for text in batch["source"]],
-            "empty_target": [not (text or "").strip() for text in batch["target"]],
-            "cut_source": [len(ids) > max_source_length for ids in sources],
-            "cut_target": [len(_with_end(ids, end_id)) > max_target_length for ids in targets],
-            "unknown": [ids.count(unk_id) for ids in cut],
-        }
-
+    encoder = PairEncoder(tokenizer, max_source_length, max_target_length, extend)
     report_columns = ("empty_source", "empty_target", "cut_source", "cut_target", "unknown")
     encoded = pairs.map(
-        encode, batched=True, with_indices=True, remove_columns=pairs.column_names, desc="Encoding pairs"
+        encoder, batched=True, with_indices=True, remove_columns=pairs.column_names, desc="Encoding pairs"
     )
     counts = {name: encoded.data[name].to_numpy() for name in report_columns}
     report = EncodingReport(**{name: int(counts[name].sum()) for name in report_columns if name != "unknown"})
@@ -425,8 +473,7 @@ def encode_pairs(
     report.unknown_rate = float(counts["unknown"].sum()) / max(int(encoded.data["length"].to_numpy().sum()), 1)
     if not report.pairs:
         raise ValueError(f"no pair with text on both sides is left of {len(pairs)}: {report}")
-    names = ["input_ids", "attention_mask", "labels", "length"]
-    encoded = encoded.select_columns([*names, "extended_input_ids"] if extend else names)
+    encoded = encoded.select_columns([name for name in ENCODED_COLUMNS if name in encoded.column_names])
     return encoded if len(kept) == len(encoded) else encoded.select(kept), report
 
 
@@ -448,14 +495,17 @@ def _cut(ids: list[int], max_length: int, end_id: int | None) -> list[int]:
 
 
 __all__ = [
+    "ENCODED_COLUMNS",
     "KNOWN_COLUMNS",
     "ON_BAD_ROWS",
     "EncodingReport",
+    "PairEncoder",
     "check_column",
     "check_text",
     "choose_columns",
     "choose_text_columns",
     "encode_pairs",
+    "is_empty",
     "is_known_source",
     "load_pairs",
     "read_texts",

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .kernels_bidir_seq2seq import is_read_at_once
+
 if TYPE_CHECKING:
     from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 
@@ -120,10 +122,47 @@ def directions_of(config: BidirSeq2SeqConfig, name: str | None = None) -> tuple[
     return tuple(direction for direction in both if name in ("both", direction.name))
 
 
+def check_ids(name: str, ids: object, vocab_size: int | None = None, is_setting: bool = False) -> None:
+    """Refuses what are no ids, and ids outside the vocabulary.
+
+    The latter in eager CPU code only: elsewhere looking at a tensor's numbers would stall or fail.
+
+    Args:
+        name: What the message calls them.
+        ids: A tensor of any shape, such as `[B, T]`; a setting may be one id, a list of ids or `None` as well.
+        vocab_size: V; ids go from 0 to V - 1. Default: any number will do.
+        is_setting: Whether they are a setting of generation.
+
+    Raises:
+        ValueError: Naming the first id outside, or what is given instead of ids.
+    """
+    if is_setting and not isinstance(ids, torch.Tensor):
+        values = [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
+        if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+            raise ValueError(f"{name}={ids!r} must be a token's id, a whole number: see convert_tokens_to_ids")
+        ids = torch.tensor(values, dtype=torch.long)
+    if not isinstance(ids, torch.Tensor) or ids.is_floating_point() or ids.dtype == torch.bool:
+        what = str(ids.dtype) if isinstance(ids, torch.Tensor) else type(ids).__name__
+        raise ValueError(f"{name} must be a tensor of ids, not {what}: tokenizer(text, return_tensors='pt') makes one")
+    if vocab_size is None or ids.numel() == 0 or not is_read_at_once(ids):
+        return
+    low, high = (int(bound) for bound in ids.aminmax())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"{name} holds the id {low if low < 0 else high}, outside the vocabulary of {vocab_size}: "
+            "use the tokenizer that the model was trained with, or resize_token_embeddings"
+        )
+
+
 def pack_labels(labels: torch.LongTensor) -> torch.LongTensor:
-    """Pushes each row's targets `[B, T]` to the left, so that labels padded on the left mean the same."""
+    """Pushes each row's targets `[B, T]` to the left, so that labels padded on the left mean the same.
+
+    Raises:
+        ValueError: If they are no tensor of ids.
+    """
+    check_ids("labels", labels)
     ignored = labels == IGNORE_INDEX
     return labels.gather(1, ignored.to(torch.uint8).argsort(dim=1, stable=True))
 
 
-__all__ = ["IGNORE_INDEX", "Direction", "RightToLeft", "directions_of", "pack_labels"]
+__all__ = ["IGNORE_INDEX", "Direction", "RightToLeft", "check_ids", "directions_of", "pack_labels"]

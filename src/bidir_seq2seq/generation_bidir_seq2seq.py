@@ -36,7 +36,7 @@ from transformers.generation.utils import (
 )
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
-from .directions_bidir_seq2seq import directions_of
+from .directions_bidir_seq2seq import check_ids, directions_of
 from .output_bidir_seq2seq import NextTokens, Shortlist
 from .proposals_bidir_seq2seq import Found, merged, searches_of
 from .ranking_bidir_seq2seq import ASKS_BOTH, RANKING_RULES, Candidates
@@ -69,6 +69,11 @@ FLAGS: dict[str, Any] = {
     "joint_rescoring": False,
     "vocabulary_shortlist": None,
 }
+# Of a `GenerationConfig`: ids of tokens that may be written.
+ID_SETTINGS = (
+    "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id",
+    "forced_eos_token_id",
+)  # fmt: skip
 ONE_WAY = "pass decoding_direction='l2r'"
 # Settings of a `GenerationConfig` that speak of a title's left end, or of the order in which it is written.
 LEFT_END_SETTINGS = ("forced_bos_token_id", "begin_suppress_tokens", "stop_strings", "watermarking_config")
@@ -188,6 +193,9 @@ class BidirSeq2SeqGenerationMixin:
         self, generation_config: GenerationConfig | None, **kwargs: Any
     ) -> tuple[GenerationConfig, dict[str, Any]]:
         ours = {name: kwargs.pop(name) for name in FLAGS if name in kwargs}
+        # Before transformers stumbles over text among them.
+        for settings in (kwargs, vars(self.generation_config), vars(generation_config or self.generation_config)):
+            self._check_ids_of(settings)
         asked = [kwargs.get("max_new_tokens"), kwargs.get("max_length"), generation_config]
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         if asked[0] is not None and asked[1] is asked[2] is None:
@@ -197,7 +205,6 @@ class BidirSeq2SeqGenerationMixin:
             setattr(generation_config, name, ours.get(name, getattr(generation_config, name, value)))
         generation_config.decoding_direction = generation_config.decoding_direction or self.config.decoder_directions
         self._validate_numbers(generation_config)
-        self._validate_ids(generation_config)
         self._choose_ranking(generation_config, ours)
         self._validate_direction(generation_config)
         self._choose_proposals(generation_config, ours)
@@ -207,6 +214,8 @@ class BidirSeq2SeqGenerationMixin:
         self, inputs: torch.Tensor | None, bos_token_id: torch.Tensor | None, model_kwargs: dict
     ) -> tuple[torch.Tensor, str | None, dict]:
         ids = inputs if inputs is not None else model_kwargs.get("input_ids")
+        if ids is not None:
+            check_ids("input_ids", ids)
         inputs, name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
         if model_kwargs.get("encoder_outputs") is not None:
             asked = (model_kwargs.get(key) for key in ("encoder_outputs", "attention_mask", "extended_input_ids"))
@@ -271,12 +280,9 @@ class BidirSeq2SeqGenerationMixin:
         if shortlist is not None and (isinstance(shortlist, bool) or not isinstance(shortlist, int)):
             raise ValueError(f"vocabulary_shortlist={shortlist!r} must be a whole number of words, or None")
 
-    def _validate_ids(self, generation_config: GenerationConfig) -> None:
-        for name in ("forced_bos_token_id", "forced_eos_token_id", "eos_token_id"):
-            value = getattr(generation_config, name)
-            for index in value if isinstance(value, list) else [value]:
-                if index is not None and not 0 <= index < self.config.vocab_size:
-                    raise ValueError(f"{name}={value!r} is outside the vocabulary of {self.config.vocab_size}")
+    def _check_ids_of(self, settings: dict[str, Any]) -> None:
+        for name in ID_SETTINGS:
+            check_ids(name, settings.get(name), self.config.vocab_size, is_setting=True)
 
     def _validate_direction(self, generation_config: GenerationConfig) -> None:
         direction, built = generation_config.decoding_direction, self.config.decoder_directions

@@ -29,6 +29,7 @@ def projected_cross_entropy(
     label_smoothing: float = 0.0,
     copied: torch.Tensor | None = None,
     generated: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sum over P tokens of the cross-entropy of `features @ weight.T + base[documents]`.
 
@@ -45,6 +46,7 @@ def projected_cross_entropy(
         label_smoothing: Share of the target distribution that is spread evenly over the vocabulary.
         copied: `[P]`, the probability that a copy gives the target.
         generated: `[P]`, the probability of no copy.
+        weights: `[P]`, float32, how much each token counts in the sum; may be negative. Default: 1.
 
     Returns:
         The sum in nats, a float32 scalar.
@@ -57,7 +59,15 @@ def projected_cross_entropy(
         copied, generated = copied.float().clamp(min=tiny), generated.float().clamp(min=tiny)
     with without_autocast(features):
         return _ProjectedCrossEntropy.apply(
-            features, weight.to(features.dtype), base.float(), documents, targets, label_smoothing, copied, generated
+            features,
+            weight.to(features.dtype),
+            base.float(),
+            documents,
+            targets,
+            label_smoothing,
+            copied,
+            generated,
+            weights,
         )
 
 
@@ -104,6 +114,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
         copied: torch.Tensor | None,
         generated: torch.Tensor | None,
+        weights: torch.Tensor | None,
     ) -> torch.Tensor:
         wants_grad = any(ctx.needs_input_grad)
         vocab_size = weight.shape[0]
@@ -120,6 +131,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
         buffer = None
         for rows, logits in _logits_in_blocks(features, weight, base, documents):
             x, target, document = features[rows], targets[rows], documents[rows]
+            counts = 1.0 if weights is None else weights[rows]
             buffer = torch.empty_like(logits) if buffer is None else buffer
             probs = torch.softmax(logits, dim=1, out=buffer[: len(x)])
             # The largest probability is at least 1 / V, so its logarithm is always safe.
@@ -129,12 +141,12 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             share = 1.0
             if copied is not None:
                 wanted, share = _mix(wanted.where(is_known[rows, 0], float("-inf")), copied[rows], generated[rows])
-                grad_generated[rows] = (label_smoothing - 1) * share / generated[rows]
-                grad_copied[rows] = (label_smoothing - 1) * (1 - share) / copied[rows]
+                grad_generated[rows] = counts * (label_smoothing - 1) * share / generated[rows]
+                grad_copied[rows] = counts * (label_smoothing - 1) * (1 - share) / copied[rows]
                 share = share[:, None]
-            total -= wanted.sum() * (1 - label_smoothing)
+            total -= (counts * wanted).sum() * (1 - label_smoothing)
             if label_smoothing:
-                total -= (logits.mean(1) - log_total).sum() * label_smoothing
+                total -= (counts * (logits.mean(1) - log_total)).sum() * label_smoothing
             if not wants_grad:
                 continue
             # From here on the probabilities are the gradient in the logits.
@@ -144,6 +156,8 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             probs.scatter_add_(1, target, probs.new_full(target.shape, -1) * share)
             if label_smoothing:
                 probs.sub_(label_smoothing / vocab_size)
+            if weights is not None:
+                probs.mul_(counts[:, None])
             grad_base.index_add_(0, document, probs)
             grad = probs.to(x.dtype)
             grad_features[rows] = project_back(grad)
@@ -160,7 +174,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grads = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors]
-        return (*grads[:3], None, None, None, *grads[3:])
+        return (*grads[:3], None, None, None, *grads[3:], None)
 
 
 def _mix(log_probs: torch.Tensor, copied: torch.Tensor, generated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

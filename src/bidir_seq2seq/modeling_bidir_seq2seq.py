@@ -10,7 +10,7 @@ decoders follow Zhou, Zhang and Zong 2019 (https://arxiv.org/abs/1905.04847).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -25,7 +25,7 @@ from transformers.utils import can_return_tuple, logging
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
-from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, directions_of, pack_labels
+from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, check_ids, directions_of, pack_labels
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
 from .kernels_bidir_seq2seq import MatmulLinear, are_enabled, attention, is_plain, is_read_at_once
 from .output_bidir_seq2seq import Copies, CopyAttention, SourcePrior, Words, Written
@@ -219,6 +219,8 @@ class Encoder(nn.Module):
             raise ValueError("the encoder needs exactly one of input_ids and inputs_embeds")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        if input_ids is not None:
+            check_ids("input_ids", input_ids, self.config.vocab_size)
         given = input_ids if input_ids is not None else inputs_embeds
         mask = attention_mask.bool() if attention_mask is not None else None
         if given.shape[1] == 0:
@@ -226,7 +228,6 @@ class Encoder(nn.Module):
             given = given.new_full((given.shape[0], 1, *given.shape[2:]), self.config.pad_token_id)
             mask = given.new_zeros(given.shape[:2], dtype=torch.bool)
         if input_ids is not None:
-            check_ids("input_ids", given, self.config.vocab_size)
             mask = given != self.config.pad_token_id if mask is None else mask
         elif mask is None:
             mask = given.new_ones(given.shape[:2], dtype=torch.bool)
@@ -821,6 +822,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         num_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool | None = None,
         extended_input_ids: torch.LongTensor | None = None,
+        objective: Callable[..., torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> BidirSeq2SeqLMOutput:
         """As [`BidirSeq2SeqModel.forward`], which also takes `kwargs`, and further:
@@ -833,6 +835,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             num_items_in_batch: Number of target tokens that the loss is averaged over; default: those in `labels`.
             skip_logits: Whether to return no logits beside the loss, which is much faster and smaller: see
                 `projected_cross_entropy`. Default: in training with `labels`.
+            objective: Makes the loss, of which there are no logits: called with `Words`, and with what stands there
+                for [`Words.loss`] as the first three arguments. Default: the cross-entropy.
 
         Raises:
             ValueError: On contradictory or missing inputs, and on labels outside the vocabulary (checked on CPU).
@@ -885,6 +889,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         loss, logits = None, []
         if labels is None:
             logits = [words.logits(own) for own in written]
+        elif objective is not None:
+            loss = objective(words, written, targets, num_items_in_batch)
         elif self.training if skip_logits is None else skip_logits:
             loss = words.loss(written, targets, num_items_in_batch, self._smoothing)
         else:
@@ -1033,27 +1039,6 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         return log_probs
 
 
-def check_ids(name: str, ids: torch.Tensor, vocab_size: int) -> None:
-    """Refuses ids outside the vocabulary, in eager CPU code only: elsewhere looking at them would stall or fail.
-
-    Args:
-        name: What the message calls them.
-        ids: Of any shape, such as `[B, T]`.
-        vocab_size: V; ids go from 0 to V - 1.
-
-    Raises:
-        ValueError: Naming the first such id.
-    """
-    if ids.numel() == 0 or not is_read_at_once(ids):
-        return
-    low, high = (int(bound) for bound in ids.aminmax())
-    if low < 0 or high >= vocab_size:
-        raise ValueError(
-            f"{name} holds the id {low if low < 0 else high}, outside the vocabulary of {vocab_size}: "
-            "use the tokenizer that the model was trained with, or resize_token_embeddings"
-        )
-
-
 class _Permute(torch.autograd.Function):
     """Permutes rows; the gradient goes back by a lookup too, where autograd's own would add up into zeros."""
 
@@ -1094,5 +1079,4 @@ __all__ = [
     "EncoderLayer",
     "ModulatedLayerNorm",
     "MultiHeadAttention",
-    "check_ids",
 ]

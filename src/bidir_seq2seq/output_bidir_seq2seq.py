@@ -266,7 +266,7 @@ class Words:
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The [`logits`] of each direction, and by means of them the [`loss`] of its targets `[R, T]`."""
         logits = [self._vocabulary_logits(own.features) for own in written]
-        total = sum(self._cross_entropy(*direction, smoothing) for direction in zip(written, logits, targets))
+        total = sum(self._cross_entropy(*direction, smoothing).sum() for direction in zip(written, logits, targets))
         return [self._mix(*direction) for direction in zip(written, logits)], total / _number(targets, num_items)
 
     def loss(
@@ -284,8 +284,25 @@ class Words:
             num_items: Targets of one direction to average over. Default: those that are there.
             smoothing: Share of the targets that is spread evenly over the vocabulary.
         """
+        return self.weighed_sum(written, targets, None, smoothing) / _number(targets, num_items)
+
+    def weighed_sum(
+        self,
+        written: Sequence[Written],
+        targets: Sequence[torch.LongTensor],
+        weights: Sequence[torch.Tensor] | None,
+        smoothing: float = 0.0,
+    ) -> torch.Tensor:
+        """The sum of the cross-entropies of all targets of all directions.
+
+        Args:
+            written, targets, smoothing: As for `loss`.
+            weights: Of each direction how much each target counts, `[R, T]`; may be negative. Default: 1.
+        """
         if not (self._is_read and are_enabled()):
-            return self.logits_and_loss(written, targets, num_items, smoothing)[1]
+            logits = [self._vocabulary_logits(own.features) for own in written]
+            losses = torch.cat([self._cross_entropy(*own, smoothing) for own in zip(written, logits, targets)])
+            return (losses if weights is None else losses * torch.cat(list(weights))).sum()
         flat = torch.cat(list(targets)).flatten()
         rows, length = targets[0].shape
         positions = (flat != IGNORE_INDEX).nonzero().squeeze(1)
@@ -295,10 +312,17 @@ class Words:
         if self.copies is not None:
             shares = zip(*(self._copies_of(*direction) for direction in zip(written, targets)))
             mixture = [torch.cat(share).flatten().index_select(0, positions) for share in shares]
-        total = projected_cross_entropy(
-            x * self.scale, self.layer.weight, self.base, documents, flat[positions], smoothing, *mixture
+        of_tokens = None if weights is None else torch.cat(list(weights)).flatten().index_select(0, positions)
+        return projected_cross_entropy(
+            x * self.scale,
+            self.layer.weight,
+            self.base,
+            documents,
+            flat[positions],
+            smoothing,
+            *mixture,
+            weights=of_tokens,
         )
-        return total / _number(targets, num_items)
 
     @torch.no_grad()
     def log_probs(self, written: Written, targets: torch.LongTensor) -> torch.Tensor:
@@ -364,19 +388,20 @@ class Words:
     def _cross_entropy(
         self, written: Written, logits: torch.Tensor, targets: torch.LongTensor, smoothing: float
     ) -> torch.Tensor:
-        """The sum over the targets `[R, T]`, from the vocabulary's logits `[R, T, V]`."""
+        """Of each target `[R, T]`, from the vocabulary's logits `[R, T, V]`; 0 where there is none."""
         if self.copies is None:
-            return F.cross_entropy(
+            losses = F.cross_entropy(
                 logits.flatten(0, 1).float(),
                 targets.flatten(),
                 ignore_index=IGNORE_INDEX,
-                reduction="sum",
+                reduction="none",
                 label_smoothing=smoothing,
             )
+            return losses.view(targets.shape)
         log_probs = logits.float().log_softmax(-1)
         found = _mixed(self._gather(log_probs, targets), *self._copies_of(written, targets))
         losses = -(1 - smoothing) * found - smoothing * log_probs.mean(-1)
-        return losses.where(targets != IGNORE_INDEX, 0).sum()
+        return losses.where(targets != IGNORE_INDEX, 0)
 
     def _gather(self, log_probs: torch.Tensor, targets: torch.LongTensor) -> torch.Tensor:
         """`[R, T, V]` at the targets `[R, T]`; minus infinity for those outside the vocabulary."""

@@ -11,11 +11,10 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -24,9 +23,6 @@ from transformers.utils import logging
 from .loading import weights_damage
 from .manifest import MANIFEST_NAME, differences, flush, write_manifest
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 logger = logging.get_logger(__name__)
 
@@ -48,10 +44,21 @@ TOKENIZER_SETTINGS = (
 
 
 def run_settings(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, pairs: Dataset
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    num_pairs: int,
+    pairs_fingerprint: str,
 ) -> dict[str, object]:
-    """What must stay as it was for a run to be gone on with; how long it is, and what it logs, may change."""
-    names = ("learning_rate", "seed", "own_partner_share")
+    """What must stay as it was for a run to be gone on with; how long it is, and what it logs, may change.
+
+    Args:
+        model_args, data_args, training_args: The run's.
+        num_pairs, pairs_fingerprint: Of its training pairs.
+    """
+    names = ["learning_rate", "seed", "own_partner_share", "sequence_objective"]
+    if training_args.sequence_objective is not None:
+        names += [field.name for field in fields(training_args) if field.name.startswith("sequence_")]
     # However they are divided into processes and steps.
     args = training_args
     pairs_per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -61,16 +68,21 @@ def run_settings(
         "max_target_length": data_args.max_target_length,
         **{name: getattr(training_args, name) for name in names},
         "pairs per update": pairs_per_update,
-        "number of training pairs": len(pairs),
-        "fingerprint of the training pairs": fingerprint(pairs),
+        "streaming": data_args.streaming,
+        "shuffle_buffer_size": data_args.shuffle_buffer_size if data_args.streaming else None,
+        "number of training pairs": num_pairs,
+        "fingerprint of the training pairs": pairs_fingerprint,
     }
 
 
-def fingerprint(pairs: Dataset) -> str:
-    """A short hash of the texts in their order, wherever they were read from."""
+def fingerprint(batches: Iterable[dict[str, list]]) -> str:
+    """A short hash of the texts in their order, wherever they were read from.
+
+    Args:
+        batches: Columns `source` and `target`, 1,000 pairs at a time (`pairs.iter(1000)`).
+    """
     digest = hashlib.sha256()
-    for start in range(0, len(pairs), 1000):
-        batch = pairs[start : start + 1000]
+    for batch in batches:
         digest.update(json.dumps([batch["source"], batch["target"]]).encode())
     return digest.hexdigest()[:16]
 

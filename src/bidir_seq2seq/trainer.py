@@ -35,6 +35,7 @@ from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .extras import extra
 from .kernels_bidir_seq2seq import is_read_at_once
 from .run_folder import UNFINISHED, checkpoint_damage, publish_checkpoint, remove_old_checkpoints, told_in_a_line
+from .sequence_training import BeamInputs, RiskInputs
 
 with extra("train"):
     # Without it there is no Trainer, and transformers does not say why.
@@ -232,14 +233,18 @@ class TitleTrainer(Seq2SeqTrainer):
     A single bad batch is left out; weights, checkpoints and logs never hold NaN or infinity. A checkpoint is whole or
     not there.
 
+    Args:
+        sequence_inputs: What has the model write before each update, to learn from that. Default: nothing.
+
     Raises:
         ValueError: After three such updates in a row, on a validation loss that is not finite, and before a checkpoint
             with weights that are not finite.
         OSError: If a checkpoint cannot be saved; in one line, with what still stands.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, sequence_inputs: RiskInputs | BeamInputs | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.sequence_inputs = sequence_inputs
         self._aside: Path | None = None
         self._batches: deque[dict] = deque(maxlen=self.args.gradient_accumulation_steps)
         # On the device, where counting costs no waiting: bad updates in a row up to now, and the most there have been.
@@ -273,6 +278,12 @@ class TitleTrainer(Seq2SeqTrainer):
         self._batches.append(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
         return loss if self.args.logging_nan_inf_filter else torch.where(loss.isfinite(), loss, 0.0)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own; in training of what the model writes of the batch, if that is asked for."""
+        if self.sequence_inputs is not None and model.training:
+            inputs = self.sequence_inputs(self.accelerator.unwrap_model(model), inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: float | torch.Tensor | None = None) -> float | torch.Tensor:
         # Nothing here makes a GPU wait: the host looks at the counts when something is logged or saved, and waits

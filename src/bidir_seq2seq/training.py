@@ -18,13 +18,14 @@ from transformers import (
     EvalPrediction,
     PreTrainedTokenizerBase,
     TrainerCallback,
+    TrainerState,
     set_seed,
 )
 from transformers.utils import logging
 
 from .allocator import keep_freed_memory
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
-from .data import encode_pairs, load_pairs
+from .data import EncodingReport, PairEncoder, encode_pairs, load_pairs
 from .kernels_bidir_seq2seq import runs_under_autocast
 from .loading import load_model, load_tokenizer
 from .metrics import TitleScore
@@ -33,12 +34,15 @@ from .pair_summary import log_summaries
 from .run_folder import (
     UNFINISHED,
     checkpoint_to_resume,
+    fingerprint,
     keep_run_settings,
     publish_model,
     run_lock,
     run_settings,
     told_in_a_line,
 )
+from .sequence_training import BeamInputs, RiskInputs
+from .streaming import PairStream, StreamCollator, encoded_titles, log_survey, open_stream
 from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
 from .trainer import (
     ElapsedTimeCallback,
@@ -48,7 +52,7 @@ from .trainer import (
     TitleTrainer,
     finite_or_none,
 )
-from .training_arguments import DataArguments, ModelArguments, TrainingArguments
+from .training_arguments import DataArguments, ModelArguments, TrainingArguments, settle_streaming
 from .unknown_words import TitleCollator, decode, placeholders
 
 if TYPE_CHECKING:
@@ -96,40 +100,35 @@ def _train(
 ) -> dict[str, float]:
     set_seed(training_args.seed)
     keep_freed_memory()
-    pairs = load_pairs(
-        {"train": data_args.train_file or [], "validation": data_args.validation_file or []},
-        data_args.dataset_name,
-        data_args.dataset_config_name,
-        data_args.source_column,
-        data_args.target_column,
-        on_bad_rows=data_args.on_bad_rows,
-        encoding=data_args.encoding,
-    )
-    if "train" not in pairs:
-        raise ValueError(f"there are no training pairs, only {list(pairs)}: give train_file")
-    limits = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
-    pairs = {
-        name: split.select(range(min(limits.get(name) or len(split), len(split))))
-        for name, split in pairs.items()
-        if name in limits
-    }
-    if training_args.process_index == 0:
-        log_summaries(pairs)
+    pairs = load_splits(data_args, training_args)
+    train_pairs = pairs["train"]
     with training_args.main_process_first(desc="comparing settings"):
-        keep_run_settings(training_args, run_settings(model_args, data_args, training_args, pairs["train"]))
+        settings = run_settings(model_args, data_args, training_args, *count_and_fingerprint(train_pairs))
+        keep_run_settings(training_args, settings)
     with training_args.main_process_first(desc="building the tokenizer"):
-        tokenizer = load_or_build_tokenizer(model_args, data_args, pairs["train"], training_args.output_dir)
+        tokenizer = load_or_build_tokenizer(model_args, data_args, train_pairs, training_args.output_dir)
     model = load_or_build_model(model_args, tokenizer)
     check_autocast(model, training_args)
+    checkpoint = checkpoint_to_resume(training_args)
+    limits = (data_args.max_source_length, data_args.max_target_length)
+    encoder = PairEncoder(tokenizer, *limits, model.config.use_copy)
     encoded, reports = {}, {}
     for name, split in pairs.items():
-        with training_args.main_process_first(desc="encoding"):
-            encoded[name], reports[name] = encode_pairs(
-                split, tokenizer, data_args.max_source_length, data_args.max_target_length, model.config.use_copy
-            )
-        logger.warning_once(f"{name}: {reports[name]}")
+        if isinstance(split, PairStream):
+            # A run that goes on has counted its titles.
+            if checkpoint is None:
+                reports[name] = EncodingReport()
+                model.count_titles(encoded_titles(split, encoder, reports[name]))
+            encoded[name] = split
+            skip_what_was_trained_on(split, checkpoint, training_args)
+        else:
+            with training_args.main_process_first(desc="encoding"):
+                encoded[name], reports[name] = encode_pairs(split, tokenizer, *limits, model.config.use_copy)
+            if name == "train":
+                model.count_titles(encoded[name]["labels"])
+        if name in reports:
+            logger.warning_once(f"{name}: {reports[name]}")
 
-    model.count_titles(encoded["train"]["labels"])
     model.generation_config.max_length = data_args.max_target_length + 1
     model.generation_config.num_beams = training_args.generation_num_beams or 1
     if training_args.generation_no_repeat_ngram_size is not None:
@@ -153,10 +152,11 @@ def _train(
         args=training_args,
         train_dataset=encoded["train"],
         eval_dataset=encoded.get("validation"),
-        data_collator=TitleCollator(tokenizer, model=model),
+        data_collator=StreamCollator(encoder, TitleCollator(tokenizer, model=model)),
         processing_class=tokenizer,
         compute_metrics=title_metrics(tokenizer) if validates and training_args.predict_with_generate else None,
         callbacks=callbacks,
+        sequence_inputs=_sequence_inputs(model_args, training_args, tokenizer),
     )
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.warning_once(f"model: {num_parameters:,} parameters, vocabulary {len(tokenizer):,}")
@@ -168,7 +168,7 @@ def _train(
         )
     with StopSignalCallback(trainer.accelerator) as stop:
         trainer.add_callback(stop)
-        trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
+        trainer.train(resume_from_checkpoint=checkpoint)
     if stop.number is not None:
         logger.warning_once(
             f"{signal.Signals(stop.number).name}: stopped after update {trainer.state.global_step}; give the same "
@@ -184,6 +184,62 @@ def _train(
     return metrics
 
 
+def load_splits(data_args: DataArguments, training_args: TrainingArguments) -> dict[str, Dataset | PairStream]:
+    """The pairs that `data_args` name, `train` and perhaps `validation`, after a look at them in the log.
+
+    Raises:
+        ValueError: On what cannot be read, or if there are no training pairs.
+        FileNotFoundError: If there is no such file.
+    """
+    columns = {name: getattr(data_args, name) for name in ("source_column", "target_column")}
+    reading = {**columns, "on_bad_rows": data_args.on_bad_rows, "encoding": data_args.encoding}
+    files: dict[str, str | Sequence[str]] = {
+        "train": data_args.train_file or [],
+        "validation": data_args.validation_file or [],
+    }
+    splits: dict[str, Dataset | PairStream] = {}
+    if data_args.streaming:
+        settle_streaming(data_args, training_args)
+        order = {
+            "shuffle_buffer_size": data_args.shuffle_buffer_size,
+            "seed": training_args.seed if training_args.data_seed is None else training_args.data_seed,
+        }
+        stream = open_stream(files.pop("train"), **reading, **order, max_samples=data_args.max_train_samples)
+        stream.batch_size = training_args.train_batch_size * training_args.world_size
+        splits["train"] = stream
+    if any(files.values()) or data_args.dataset_name or not splits:
+        loaded = load_pairs(files, data_args.dataset_name, data_args.dataset_config_name, **reading)
+        limits = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
+        for name in (name for name in limits if name in loaded):
+            splits[name] = loaded[name].select(range(min(limits[name] or len(loaded[name]), len(loaded[name]))))
+    if "train" not in splits:
+        raise ValueError(f"there are no training pairs, only {list(splits)}: give train_file")
+    if training_args.process_index == 0:
+        _log_splits(splits)
+    return splits
+
+
+def _log_splits(splits: dict[str, Dataset | PairStream]) -> None:
+    for split in splits.values():
+        if isinstance(split, PairStream):
+            log_survey(split)
+    log_summaries({name: split for name, split in splits.items() if not isinstance(split, PairStream)})
+
+
+def count_and_fingerprint(pairs: Dataset | PairStream) -> tuple[int, str]:
+    """How many pairs there are in one pass, and what tells them from others."""
+    if isinstance(pairs, PairStream):
+        return pairs.survey.pairs, pairs.survey.fingerprint
+    return len(pairs), fingerprint(pairs.iter(1000))
+
+
+def skip_what_was_trained_on(stream: PairStream, checkpoint: str | None, training_args: TrainingArguments) -> None:
+    """Lets a stream begin behind the pairs that a checkpoint has been trained on; `None` is a new run's."""
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        stream.skipped = state.global_step * stream.batch_size * training_args.gradient_accumulation_steps
+
+
 def _own_partner_share(
     model_args: ModelArguments, training_args: TrainingArguments, config: BidirSeq2SeqConfig
 ) -> float:
@@ -191,6 +247,25 @@ def _own_partner_share(
         return training_args.own_partner_share
     by_default = model_args.twin_partner is None and model_args.model_name_or_path is None
     return OWN_PARTNER_SHARE if by_default and config.twin_partner == "none" else 0.0
+
+
+def _sequence_inputs(
+    model_args: ModelArguments, training_args: TrainingArguments, tokenizer: PreTrainedTokenizerBase
+) -> RiskInputs | BeamInputs | None:
+    args = training_args
+    if args.sequence_objective is None:
+        return None
+    if model_args.model_name_or_path is None:
+        raise ValueError(
+            f"sequence_objective={args.sequence_objective!r} is for a model that writes already, and a new one has no "
+            "titles to learn from: train it first, then give it as model_name_or_path"
+        )
+    if args.sequence_objective == "beam":
+        return BeamInputs(args.sequence_num_beams, args.sequence_margin, args.sequence_true_share)
+    if args.sequence_objective == "risk":
+        beams, sharpness = args.sequence_num_beams, args.sequence_sharpness
+        return RiskInputs(tokenizer, args.sequence_metric, beams, sharpness, args.sequence_true_share)
+    raise ValueError(f"sequence_objective={args.sequence_objective!r} must be 'risk' or 'beam'")
 
 
 def save_finished(trainer: TitleTrainer, metrics: dict[str, float]) -> None:
@@ -232,14 +307,15 @@ def _report(log_history: list[dict], output_dir: Path) -> None:
 
 
 def load_or_build_tokenizer(
-    model_args: ModelArguments, data_args: DataArguments, pairs: Dataset, output_dir: str
+    model_args: ModelArguments, data_args: DataArguments, pairs: Dataset | PairStream, output_dir: str
 ) -> PreTrainedTokenizerBase:
     """The tokenizer asked for, the checkpoint's, the one of the run to resume, or a new one from `pairs`."""
     run_before = output_dir if (Path(output_dir) / "tokenizer.json").exists() else None
     name = model_args.tokenizer_name or model_args.model_name_or_path or run_before
     if name:
         return load_tokenizer(name)
-    texts = (text for row in pairs for text in (row["source"], row["target"]) if text)
+    rows = (row for batch in pairs.iter(1000) for row in zip(batch["source"], batch["target"]))
+    texts = (text for row in rows for text in row if text)
     settings: dict[str, Any] = {
         "vocab_size": model_args.vocab_size,
         "min_frequency": model_args.min_frequency,
@@ -357,9 +433,12 @@ __all__ = [
     "TrainingArguments",
     "check_autocast",
     "check_same_ids",
+    "count_and_fingerprint",
     "load_or_build_model",
     "load_or_build_tokenizer",
+    "load_splits",
     "save_finished",
+    "skip_what_was_trained_on",
     "title_metrics",
     "train",
 ]

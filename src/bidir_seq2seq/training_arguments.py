@@ -8,12 +8,18 @@ import torch
 from transformers import Seq2SeqTrainingArguments
 from transformers.utils import logging
 
+from .arguments import check_numbers
+
 logger = logging.get_logger(__name__)
 
 
 @dataclass
 class ModelArguments:
-    """The model and its tokenizer: an existing one, or what to make."""
+    """The model and its tokenizer: an existing one, or what to make.
+
+    Raises:
+        ValueError: On a number that no model can have.
+    """
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Checkpoint to go on from. Default: a new model with the settings below."}
@@ -87,10 +93,20 @@ class ModelArguments:
         metadata={"help": "Label smoothing, in both directions. Default: the checkpoint's; 0 for a new model."},
     )
 
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "embedding_size", "hidden_size", "encoder_layers", "decoder_layers")
+        more = ("num_attention_heads", "attention_head_size", "copy_context")
+        check_numbers(self, **dict.fromkeys((*sizes, *more), 1), min_frequency=0, prior_initial_scale=0.0)
+        check_numbers(self, **dict.fromkeys(("twin_dropout", "dropout", "label_smoothing"), 0.0))
+
 
 @dataclass
 class DataArguments:
-    """The pairs."""
+    """The pairs.
+
+    Raises:
+        ValueError: On a number of pairs or tokens that would leave none.
+    """
 
     train_file: list[str] | None = field(
         default=None,
@@ -121,10 +137,25 @@ class DataArguments:
     encoding: str | None = field(
         default=None, metadata={"help": "Encoding of the files, such as cp1252. Default: found out."}
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training pairs while training, and keep no copy of them on the disk: for data that is "
+            "large. Needs max_steps."
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=10_000,
+        metadata={"help": "With streaming: pairs held in memory to draw from. 0: the order of the files."},
+    )
     max_source_length: int = field(default=400, metadata={"help": "Longest source in tokens; the rest is cut."})
     max_target_length: int = field(default=64, metadata={"help": "Longest target in tokens; the rest is cut."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on only the first so many pairs."})
+
+    def __post_init__(self) -> None:
+        check_numbers(self, max_source_length=2, max_target_length=2, max_train_samples=1, max_eval_samples=1)
+        check_numbers(self, shuffle_buffer_size=0)
 
 
 @dataclass
@@ -132,8 +163,9 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     """transformers' own arguments, with defaults that suit a small model trained from nothing.
 
     Raises:
-        ValueError: On `label_smoothing_factor`, which would reach one direction only; on a best checkpoint by a metric
-            that validation does not compute, or with validations and saves at different times.
+        ValueError: On numbers that no training can have; on `label_smoothing_factor`, which would reach one direction
+            only; on a best checkpoint by a metric that validation does not compute, or with validations and saves at
+            different times.
     """
 
     output_dir: str = field(default="output", metadata={"help": "Folder for checkpoints and results."})
@@ -186,6 +218,34 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         },
     )
 
+    sequence_objective: str | None = field(
+        default=None,
+        metadata={
+            "help": "Learn from titles as the model writes them, as a last stage of one that writes already "
+            "(model_name_or_path): 'risk', by what they are worth, or 'beam', from what drives the true title out of "
+            "the beam. Default: from true titles alone.",
+            "choices": ["risk", "beam"],
+        },
+    )
+    sequence_metric: str = field(
+        default="rougeL",
+        metadata={
+            "help": "What titles are worth, for 'risk': rougeL, chrf, or per (edits of what stands between spaces).",
+            "choices": ["rougeL", "chrf", "per"],
+        },
+    )
+    sequence_num_beams: int = field(default=4, metadata={"help": "Beams of each direction, which writes for it."})
+    sequence_true_share: float = field(
+        default=0.3, metadata={"help": "Share of the loss that is the true title's cross-entropy."}
+    )
+    sequence_sharpness: float = field(
+        default=1.0,
+        metadata={"help": "For 'risk': how much more likelier candidates count; 1 is as the model has it."},
+    )
+    sequence_margin: float = field(
+        default=1.0, metadata={"help": "For 'beam': by so many nats the true title shall be ahead."}
+    )
+
     report: bool = field(
         default=True, metadata={"help": "Write a page about the run, report/report.html, at its end; with curves."}
     )
@@ -195,6 +255,21 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        counts = (*sizes, "generation_num_beams", "early_stopping_patience", "sequence_num_beams")
+        check_numbers(self, **dict.fromkeys(counts, 1), max_steps=-1)
+        check_numbers(self, seed=0, dataloader_num_workers=0, generation_no_repeat_ngram_size=0, save_total_limit=0)
+        rates = ("learning_rate", "weight_decay", "warmup_steps", "num_train_epochs")
+        check_numbers(self, **dict.fromkeys((*rates, "logging_steps", "eval_steps", "save_steps"), 0.0))
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs == 0):
+            raise ValueError(
+                f"max_steps={self.max_steps} and num_train_epochs={self.num_train_epochs:g} make no update: say how "
+                "many with one of them"
+            )
+        for name in ("logging", "eval", "save"):
+            strategy, steps = (getattr(self, f"{name}_{what}") for what in ("strategy", "steps"))
+            if getattr(strategy, "value", strategy) == "steps" and steps == 0:
+                raise ValueError(f"{name}_steps=0 is no interval: give a number, or {name}_strategy='no'")
         self._choose_metric()
         self._choose_best_model()
         super().__post_init__()
@@ -233,4 +308,47 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             )
 
 
-__all__ = ["DataArguments", "ModelArguments", "TrainingArguments"]
+def settle_streaming(data_args: DataArguments, training_args: TrainingArguments) -> None:
+    """Makes arguments ready for a stream of pairs, whose number and lengths nobody knows in advance; with a word.
+
+    Args:
+        data_args: Its `streaming` is true.
+        training_args: Changed in place.
+
+    Raises:
+        ValueError: On what a stream cannot do, naming the remedy.
+    """
+    if data_args.dataset_name or not data_args.train_file:
+        raise ValueError(
+            f"streaming=True reads files, and there is train_file={data_args.train_file} and dataset_name="
+            f"{data_args.dataset_name!r}: name the files with train_file, or leave streaming out"
+        )
+    if training_args.max_steps <= 0:
+        raise ValueError(
+            f"streaming=True with max_steps={training_args.max_steps}: a stream has no end, and num_train_epochs none "
+            "to count: say with max_steps how many updates to make"
+        )
+    if training_args.auto_find_batch_size:
+        raise ValueError("streaming=True with auto_find_batch_size=True could not be resumed: leave the latter out")
+    # Each process reads for itself: one that reads for all would have to encode for all, too.
+    training_args.accelerator_config.dispatch_batches = False
+    if training_args.train_sampling_strategy == "group_by_length":
+        training_args.train_sampling_strategy = "random"
+        logger.warning_once("streaming: batches hold pairs of any length, since pairs are not known in advance")
+    for name in ("eval", "save"):
+        if getattr(training_args, f"{name}_strategy") == "epoch":
+            _go_by_updates(name, training_args)
+
+
+def _go_by_updates(name: str, training_args: TrainingArguments) -> None:
+    strategy = type(getattr(training_args, f"{name}_strategy"))("steps")
+    setattr(training_args, f"{name}_strategy", strategy)
+    # So that what is validated is saved.
+    steps = training_args.save_steps
+    setattr(training_args, f"{name}_steps", steps)
+    logger.warning_once(
+        f"streaming: there are no epochs to go by, so {name}_strategy is 'steps' and {name}_steps {steps:g}"
+    )
+
+
+__all__ = ["DataArguments", "ModelArguments", "TrainingArguments", "settle_streaming"]

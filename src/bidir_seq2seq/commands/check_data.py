@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
-from ..arguments import parse_arguments
+from ..arguments import check_numbers, parse_arguments
 from ..data import load_pairs
 from ..loading import load_tokenizer
 from ..pair_summary import PairSummary, shorten, summarize_pairs
@@ -56,6 +56,9 @@ class CheckArguments:
     max_source_length: int = field(default=400, metadata={"help": "Tokens of a source that training would keep."})
     max_target_length: int = field(default=64, metadata={"help": "Tokens of a target that training would keep."})
     num_examples: int = field(default=3, metadata={"help": "Pairs to show of each file."})
+
+    def __post_init__(self) -> None:
+        check_numbers(self, max_source_length=2, max_target_length=2, num_examples=0)
 
 
 def main(argv: list[str] | None = None) -> None:

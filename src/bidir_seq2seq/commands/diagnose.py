@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..allocator import keep_freed_memory
-from ..arguments import parse_arguments
+from ..arguments import check_numbers, parse_arguments
 from ..diagnosis import describe, diagnose, save_diagnosis
 from ..evaluation import load_test_pairs
 from ..loading import load_model_and_tokenizer
@@ -38,6 +38,9 @@ class DiagnoseArguments:
         default=None, metadata={"help": "Such as cpu or cuda:1. Default: a GPU if there is one."}
     )
     output_dir: str | None = field(default=None, metadata={"help": "Folder for diagnosis.json and diagnosis.png."})
+
+    def __post_init__(self) -> None:
+        check_numbers(self, max_samples=1, num_beams=1, batch_size=1)
 
 
 def main(argv: list[str] | None = None) -> None:

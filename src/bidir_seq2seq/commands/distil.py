@@ -15,6 +15,7 @@ while titles are written as well as in training.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -28,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..allocator import keep_freed_memory
-from ..arguments import parse_arguments
+from ..arguments import check_numbers, parse_arguments
 from ..data import load_pairs, read_texts
 from ..files import find_files
 from ..loading import load_model_and_tokenizer
@@ -112,6 +113,10 @@ class DistillationArguments:
         default=False, metadata={"help": "Run the code that a teacher's folder or Hub page brings along."}
     )
 
+    def __post_init__(self) -> None:
+        counts = ("num_beams", "max_new_tokens", "teacher_max_source_length", "teacher_batch_size")
+        check_numbers(self, **dict.fromkeys(counts, 1), no_repeat_ngram_size=0, length_penalty=-math.inf)
+
 
 OWN_KWARGS = ("decoding_direction", "proposals", "ranking")
 GENERATE_KWARGS = (*OWN_KWARGS, "num_beams", "length_penalty", "max_new_tokens", "no_repeat_ngram_size")
@@ -138,7 +143,7 @@ class Sources:
         self.gold, self.validation = _given_pairs(data_args)
         self.table: Table | None = None
         self.column, self.on_bad_rows = "", data_args.on_bad_rows
-        self.description = fingerprint(self.gold)
+        self.description = fingerprint(self.gold.iter(1000))
         if args.unlabelled_file:
             self.table = open_table(args.unlabelled_file, data_args.encoding, shape="texts")
             self.column = source_column(self.table, args.unlabelled_column)
@@ -159,6 +164,11 @@ def _column(pairs: Dataset, name: str) -> Iterator[str | None]:
 
 
 def _given_pairs(data_args: DataArguments) -> tuple[Dataset, Dataset | None]:
+    if data_args.streaming:
+        raise ValueError(
+            "streaming=True is for train, and distil reads the pairs more than once: leave streaming out, or train on "
+            "the pairs that it writes"
+        )
     pairs = load_pairs(
         {"train": data_args.train_file or [], "validation": data_args.validation_file or []},
         data_args.dataset_name,

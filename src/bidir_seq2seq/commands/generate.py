@@ -13,6 +13,7 @@ the candidates with score and direction.
 
 import io
 import json
+import math
 import operator
 import os
 import sys
@@ -28,7 +29,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from ..allocator import keep_freed_memory
-from ..arguments import parse_arguments
+from ..arguments import check_numbers, parse_arguments
 from ..data import check_column, check_text, choose_columns, is_known_source, read_texts
 from ..files import find_files
 from ..loading import load_model_and_tokenizer
@@ -127,6 +128,11 @@ class GenerateArguments:
     )
     show_details: bool = field(default=False, metadata={"help": "JSON lines with all candidates, scores, directions."})
     seed: int = field(default=0, metadata={"help": "Random seed, for sampling."})
+
+    def __post_init__(self):
+        counts = ("num_beams", "num_return_sequences", "max_new_tokens", "vocabulary_shortlist")
+        check_numbers(self, **dict.fromkeys((*counts, "batch_size", "num_processes"), 1), length_penalty=-math.inf)
+        check_numbers(self, min_new_tokens=0, no_repeat_ngram_size=0, seed=0)
 
 
 GENERATE_KWARGS = (
@@ -280,10 +286,6 @@ def check_arguments(args: GenerateArguments) -> None:
     Raises:
         ValueError: Naming the argument and the remedy.
     """
-    if args.num_processes < 1:
-        raise ValueError(f"num_processes={args.num_processes} must be at least 1")
-    if args.num_return_sequences < 1:
-        raise ValueError(f"num_return_sequences={args.num_return_sequences} must be at least 1")
     if args.resume and not (args.input_file and args.output_file):
         raise ValueError("resume goes on with an output_file made from an input_file: give both")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..allocator import keep_freed_memory
-from ..arguments import parse_arguments
+from ..arguments import check_numbers, parse_arguments
 from ..evaluation import (
     PRONUNCIATION_METRICS,
     TITLE_METRICS,
@@ -99,6 +99,9 @@ class ScoreArguments:
         metadata={"help": "Folder for the scores (scores.json), each system's titles (NAME.txt) and all by pair."},
     )
     num_examples: int = field(default=0, metadata={"help": "Show so many pairs with every system's title."})
+
+    def __post_init__(self) -> None:
+        check_numbers(self, max_samples=1, num_beams=1, batch_size=1, num_examples=0)
 
 
 def read_predictions(path: str, pairs: int, wanted: int) -> list[str]:

@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--export_space", metavar="DIR", help="Write a Hugging Face Space instead.")
     parser.add_argument("--make_animation", metavar="FILE.svg", help="Write an animated picture of a search instead.")
     args = parser.parse_args(argv)
+    if args.port is not None and not 1 <= args.port <= 65535:
+        raise ValueError(f"port={args.port} must be a whole number of 1 to 65535, or leave it out")
     examples = [*([args.text] if args.text else []), *example_texts(Path(args.model_dir))]
     if args.export_space:
         from .space import export_space
