@@ -54,7 +54,7 @@ NUM_LOOKS = 2
 # Longer documents are cut on the page; texts of any length may have been scored.
 MAX_CHARACTERS = 400
 # Columns of a heat map: the words that were looked at most.
-MAX_COLUMNS = 36
+MAX_COLUMNS = 28
 NUM_PRIOR_PAIRS = 64
 
 
