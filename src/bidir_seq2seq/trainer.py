@@ -135,6 +135,8 @@ class PunctualSaveCallback(TrainerCallback):
 class OwnPartnerCallback(TrainerCallback):
     """Lets decoders read what their twins write themselves (`twin_partner="own"`) in the last updates.
 
+    The best model is then one of these: an earlier one could not be searched in both directions at once.
+
     Args:
         config: The model's.
         share: Of all updates.
@@ -155,8 +157,11 @@ class OwnPartnerCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Goes by the number of the update, so that a resumed run changes at the same one."""
-        if state.global_step >= state.max_steps - math.ceil(self.share * state.max_steps):
+        start = state.max_steps - math.ceil(self.share * state.max_steps)
+        if state.global_step >= start:
             self.config.twin_partner = "own"
+        if state.global_step == start:
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
 class StopSignalCallback(TrainerCallback):
