@@ -319,4 +319,4 @@ def _check_metrics(metrics: Mapping, dataset_name: str | None) -> None:
         raise ValueError("metrics say nothing without their data: give dataset_name or datasets as well")
 
 
-__all__ = ["create_model_card", "push_to_hub", "save_for_hub"]
+__all__ = ["PICTURES", "create_model_card", "push_to_hub", "save_for_hub"]
