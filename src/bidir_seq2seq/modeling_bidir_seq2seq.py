@@ -639,20 +639,16 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        if encoder_outputs is not None:
-            encoder_outputs = self.encoder.complete(encoder_outputs, input_ids, attention_mask, extended_input_ids)
-        elif past_key_values is not None and past_key_values.memory is not None:
-            encoder_outputs = BidirSeq2SeqEncoderOutput()
-        else:
-            encoder_outputs = self.encoder(
-                input_ids,
-                attention_mask,
-                inputs_embeds=inputs_embeds,
-                output_hidden_states=output_hidden_states,
-                extended_input_ids=extended_input_ids,
-                return_dict=True,
-                **kwargs,
-            )
+        encoder_outputs = self.encode(
+            input_ids,
+            attention_mask,
+            encoder_outputs,
+            past_key_values,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            extended_input_ids=extended_input_ids,
+            **kwargs,
+        )
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("the decoder needs decoder_input_ids (or labels, from which they are made)")
         if (decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds).shape[0] == 0:
@@ -684,6 +680,29 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             encoder_hidden_states=encoder_outputs.hidden_states,
             **direction_outputs,
         )
+
+    def encode(
+        self,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
+        encoder_outputs: BaseModelOutput | tuple | None,
+        past_key_values: BidirSeq2SeqCache | None,
+        extended_input_ids: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> BidirSeq2SeqEncoderOutput:
+        """What is known of the documents: what somebody has kept, nothing that a past does not know, or what is read.
+
+        Args:
+            input_ids, attention_mask, extended_input_ids: `[B, S]`, as for [`Encoder.forward`], which takes `kwargs`.
+            encoder_outputs: What was read before.
+            past_key_values: Where the decoders have read it before.
+        """
+        if encoder_outputs is not None:
+            return self.encoder.complete(encoder_outputs, input_ids, attention_mask, extended_input_ids)
+        if past_key_values is not None and past_key_values.memory is not None:
+            return BidirSeq2SeqEncoderOutput()
+        kwargs["return_dict"] = True
+        return self.encoder(input_ids, attention_mask, extended_input_ids=extended_input_ids, **kwargs)
 
     def _embed(self, ids: torch.Tensor | None, embeds: torch.Tensor | None) -> torch.Tensor:
         if embeds is not None:
@@ -896,13 +915,10 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         decoding_direction: str | None = None,
         use_twin: bool | tuple[torch.LongTensor, torch.LongTensor] | None = None,
         use_cache: bool | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        skip_logits: bool | None = None,
         extended_input_ids: torch.LongTensor | None = None,
         encoder_input_ids: torch.LongTensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         encoder_positions: torch.LongTensor | None = None,
-        objective: Callable[..., torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> BidirSeq2SeqLMOutput:
         """As [`BidirSeq2SeqModel.forward`], which also takes `kwargs`, and further:
@@ -912,34 +928,28 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
                 are made from them; logits come out with each row's targets pushed to the left. Of a model that
                 copies they may hold ids of `extended_input_ids`. Without labels or decoder inputs the source itself
                 is read, as by BART.
-            num_items_in_batch: Number of target tokens that the loss is averaged over; default: those in `labels`.
-            skip_logits: Whether to return no logits beside the loss, which is much faster and smaller: see
-                `projected_cross_entropy`. Default: in training with `labels`.
             encoder_input_ids, encoder_attention_mask, encoder_positions: `[B, P]`, `[B, P]` and `[B, S]`, for a
                 pretrained encoder, see [`Encoder.forward`].
-            objective: Makes the loss, of which there are no logits: called with `Words`, and with what stands there
-                for [`Words.loss`] as the first three arguments. Default: the cross-entropy.
+            **kwargs: Also what [`loss_and_logits`] knows, such as `skip_logits`.
 
         Raises:
             ValueError: On contradictory or missing inputs, and on labels outside the vocabulary (checked on CPU).
         """
-        if encoder_outputs is not None:
-            encoder = self.model.encoder
-            encoder_outputs = encoder.complete(encoder_outputs, input_ids, attention_mask, extended_input_ids)
-        elif past_key_values is None or past_key_values.memory is None:
-            encoder_outputs = self.model.encoder(
-                input_ids,
-                attention_mask,
-                inputs_embeds=inputs_embeds,
-                extended_input_ids=extended_input_ids,
-                encoder_input_ids=encoder_input_ids,
-                encoder_attention_mask=encoder_attention_mask,
-                encoder_positions=encoder_positions,
-                return_dict=True,
-                **kwargs,
-            )
+        encoder_outputs = self.model.encode(
+            input_ids,
+            attention_mask,
+            encoder_outputs,
+            past_key_values,
+            inputs_embeds=inputs_embeds,
+            extended_input_ids=extended_input_ids,
+            encoder_input_ids=encoder_input_ids,
+            encoder_attention_mask=encoder_attention_mask,
+            encoder_positions=encoder_positions,
+            **kwargs,
+        )
         targets: list[torch.LongTensor] = []
-        if labels is None and num_items_in_batch is not None and decoding_direction is r2l_decoder_input_ids is None:
+        is_counted = kwargs.get("num_items_in_batch") is not None
+        if labels is None and is_counted and decoding_direction is r2l_decoder_input_ids is None:
             self._refuse_lost_labels()
         if labels is not None:
             labels, use_cache = pack_labels(labels), False
@@ -971,15 +981,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         written = [self._written(outputs, decoding_direction, decoder_input_ids)]
         if outputs.r2l_last_hidden_state is not None:
             written.append(Written(outputs.r2l_last_hidden_state, "r2l", r2l_decoder_input_ids))
-        loss, logits = None, []
-        if labels is None:
-            logits = [words.logits(own) for own in written]
-        elif objective is not None:
-            loss = objective(words, written, targets, num_items_in_batch)
-        elif self.training if skip_logits is None else skip_logits:
-            loss = words.loss(written, targets, num_items_in_batch, self._smoothing)
-        else:
-            logits, loss = words.logits_and_loss(written, targets, num_items_in_batch, self._smoothing)
+        loss, logits = self.loss_and_logits(words, written, targets, **kwargs)
         return BidirSeq2SeqLMOutput(
             loss=loss,
             logits=logits[0] if logits else None,
@@ -990,6 +992,38 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
         )
+
+    def loss_and_logits(
+        self,
+        words: Words,
+        written: Sequence[Written],
+        targets: Sequence[torch.LongTensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+        skip_logits: bool | None = None,
+        objective: Callable[..., torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """The loss, if there are targets, and the logits of each direction, if they are needed.
+
+        Args:
+            words: Of the documents.
+            written: By each direction.
+            targets: Of each direction, `[R, T]`; none without labels.
+            num_items_in_batch: Number of target tokens that the loss is averaged over; default: those in `labels`.
+            skip_logits: Whether to return no logits beside the loss, which is much faster and smaller: see
+                `projected_cross_entropy`. Default: in training with `labels`.
+            objective: Makes the loss, of which there are no logits: called with the four arguments above. Default: the
+                cross-entropy.
+            **kwargs: Ignored.
+        """
+        if not targets:
+            return None, [words.logits(own) for own in written]
+        if objective is not None:
+            return objective(words, written, targets, num_items_in_batch), []
+        if self.training if skip_logits is None else skip_logits:
+            return words.loss(written, targets, num_items_in_batch, self._smoothing), []
+        logits, loss = words.logits_and_loss(written, targets, num_items_in_batch, self._smoothing)
+        return loss, logits
 
     def _partners(
         self, encoder_outputs: BidirSeq2SeqEncoderOutput | None, targets: Sequence[torch.LongTensor]
