@@ -948,9 +948,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             **kwargs,
         )
         targets: list[torch.LongTensor] = []
-        is_counted = kwargs.get("num_items_in_batch") is not None
-        if labels is None and is_counted and decoding_direction is r2l_decoder_input_ids is None:
-            self._refuse_lost_labels()
+        if labels is None and decoding_direction is r2l_decoder_input_ids is None:
+            self._refuse_lost_labels(**kwargs)
         if labels is not None:
             labels, use_cache = pack_labels(labels), False
             self._check_labels(labels, encoder_outputs)
@@ -1060,8 +1059,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         # Smoothed targets are for learning; measured outside training, the loss stays the plain cross-entropy.
         return self.config.label_smoothing if self.training else 0.0
 
-    def _refuse_lost_labels(self) -> None:
-        if self.config.decoder_directions != "l2r":
+    def _refuse_lost_labels(self, num_items_in_batch: torch.Tensor | int | None = None, **kwargs: Any) -> None:
+        if num_items_in_batch is not None and self.config.decoder_directions != "l2r":
             raise ValueError(
                 "there is a number of labels (num_items_in_batch) but no labels: a Trainer takes them away for "
                 "label_smoothing_factor or compute_loss_func, and right-to-left targets are made from them. Set "

@@ -133,12 +133,7 @@ def _train(
         if name in reports:
             logger.warning_once(f"{name}: {reports[name]}")
 
-    model.generation_config.max_length = data_args.max_target_length + 1
-    model.generation_config.num_beams = training_args.generation_num_beams or 1
-    if training_args.generation_no_repeat_ngram_size is not None:
-        model.generation_config.no_repeat_ngram_size = training_args.generation_no_repeat_ngram_size
-    if model.config.decoder_directions == "both" and model.config.twin_dropout > 0:
-        model.generation_config.joint_rescoring = True
+    _say_how_to_write(model, data_args, training_args)
     # Seq2SeqTrainer writes its own evaluation defaults into the model's generation config; ours is what ships.
     generation_config = copy.deepcopy(model.generation_config)
 
@@ -186,6 +181,18 @@ def _train(
     for name, report in reports.items():
         logger.warning_once(f"at the end, of {name}: {report}")
     return metrics
+
+
+def _say_how_to_write(
+    model: BidirSeq2SeqForConditionalGeneration, data_args: DataArguments, training_args: TrainingArguments
+) -> None:
+    """What the model's generation config says, in validation and wherever the model goes."""
+    model.generation_config.max_length = data_args.max_target_length + 1
+    model.generation_config.num_beams = training_args.generation_num_beams or 1
+    if training_args.generation_no_repeat_ngram_size is not None:
+        model.generation_config.no_repeat_ngram_size = training_args.generation_no_repeat_ngram_size
+    if model.config.decoder_directions == "both" and model.config.twin_dropout > 0:
+        model.generation_config.joint_rescoring = True
 
 
 def load_splits(data_args: DataArguments, training_args: TrainingArguments) -> dict[str, Dataset | PairStream]:
