@@ -172,6 +172,8 @@ def test_the_setting_is_again_what_it_was_when_the_last_thread_is_done(before):
 
 @pytest.mark.parametrize("twin_memory", ["hidden", "features"])
 def test_models_learn_and_write_the_same_by_either_kernels(twin_memory, monkeypatch):
+    if not kernels_bidir_seq2seq._stays_float32():
+        pytest.skip("oneDNN's products of this processor round, and are never used")
     model = tiny_model(twin_memory=twin_memory, twin_dropout=0.0)
     input_ids, labels = random_pairs(batch_size=3)
     # Every product is large enough.

@@ -117,7 +117,7 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "embedding_size", "hidden_size", "encoder_layers", "decoder_layers")
-        more = ("num_attention_heads", "attention_head_size", "copy_context")
+        more = ("num_attention_heads", "attention_head_size", "copy_context", "encoder_kernel_size", "encoder_ffn_dim")
         check_numbers(self, **dict.fromkeys((*sizes, *more), 1), min_frequency=0, prior_initial_scale=0.0)
         check_numbers(self, **dict.fromkeys(("twin_dropout", "dropout", "label_smoothing"), 0.0))
 
