@@ -8,7 +8,7 @@
 The first makes OpenNMT-py's environment. The second tries `CANDIDATES` of each system for so many seconds on
 `DATA/NAME/train.jsonl` and notes whose titles of 300 validation pairs are best. The third trains what is missing and
 leaves a file of figures for each run in `benchmarks/quality/results/`, with the scores of every pair of
-`DATA/NAME/test.jsonl` and no text; a run whose file is there is not made again. The last, without data, prints the
+`DATA/NAME/test.jsonl` and no text; a run whose file is there, with the options chosen, is not made again. The last, without data, prints the
 table from these files and draws the plot.
 
 All have the same tokens and the same width, and BART as many layers as give about as many parameters. A budget is of
@@ -351,13 +351,19 @@ LEARN: dict[str, Callable[[Job], list[dict]]] = {
 
 
 def run(arguments: QualityArguments, data: str, system: str, seed: int, budgets: list[int]) -> None:
-    """Trains a system for each budget that has no file yet, and writes the files."""
-    options = CANDIDATES[system][0]
+    """Trains a system for each budget that has no file yet of the options chosen, and writes the files."""
     chosen = RESULTS / data / f"{system}-tuned.json"
-    if len(CANDIDATES[system]) > 1 and not chosen.exists():
+    if not chosen.exists():
         raise ValueError(f"{chosen} is missing: choose among the candidates with --tune SECONDS first")
-    if chosen.exists():
-        options = json.loads(chosen.read_text(encoding="utf-8"))["options"]
+    options = json.loads(chosen.read_text(encoding="utf-8"))["options"]
+    files = {budget: RESULTS / data / f"{system}-{budget}-{seed}.json" for budget in budgets}
+    budgets = [
+        budget
+        for budget, file in files.items()
+        if not file.exists() or json.loads(file.read_text(encoding="utf-8"))["options"] != options
+    ]
+    if not budgets:
+        return
     folder = Path(arguments.data_dir) / data
     files = {name: str(folder / f"{name}.jsonl") for name in ("train", "test")}
     where = Path(arguments.output_dir) / data / f"{system}-{seed}"
@@ -473,10 +479,8 @@ def main(args: list[str] | None = None) -> None:
             for system in arguments.systems:
                 if arguments.tune is not None:
                     tune(arguments, data, system)
-                    continue
-                files = {budget: RESULTS / data / f"{system}-{budget}-{seed}.json" for budget in arguments.budgets}
-                if missing := [budget for budget, file in files.items() if not file.exists()]:
-                    run(arguments, data, system, seed, missing)
+                else:
+                    run(arguments, data, system, seed, arguments.budgets)
     if arguments.tune is None:
         report(ROOT / "docs" / "images" / "quality.png")
 
