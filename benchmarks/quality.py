@@ -8,8 +8,8 @@
 The first makes OpenNMT-py's environment. The second tries `CANDIDATES` of each system for so many seconds on
 `DATA/NAME/train.jsonl` and notes whose titles of 300 validation pairs are best. The third trains what is missing and
 leaves a file of figures for each run in `benchmarks/quality/results/`, with the scores of every pair of
-`DATA/NAME/test.jsonl` and no text; a run whose file is there, with the options chosen, is not made again. The last, without data, prints the
-table from these files and draws the plot.
+`DATA/NAME/test.jsonl` and no text; a run whose file is there, with the options chosen, is not made again. The last,
+without data, prints the table from these files and draws the plot.
 
 All have the same tokens and the same width, and BART as many layers as give about as many parameters. A budget is of
 the training alone, in processor seconds of one thread: making batches counts, starting and writing titles does not.
