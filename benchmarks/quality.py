@@ -8,8 +8,8 @@
 The first makes OpenNMT-py's environment. The second tries `CANDIDATES` of each system for so many seconds on
 `DATA/NAME/train.jsonl` and notes whose titles of 300 validation pairs are best. The third trains what is missing and
 leaves a file of figures for each run in `benchmarks/quality/results/`, with the scores of every pair of
-`DATA/NAME/test.jsonl` and no text; a run whose file is there is not made again. The last, without data, prints the
-table from these files and draws the plot.
+`DATA/NAME/test.jsonl` and no text; a run whose file is there, with the options chosen, is not made again. The last,
+without data, prints the table from these files and draws the plot.
 
 All have the same tokens and the same width, and BART as many layers as give about as many parameters. A budget is of
 the training alone, in processor seconds of one thread: making batches counts, starting and writing titles does not.
@@ -73,11 +73,18 @@ SETTINGS: dict[str, dict] = {
     },
 }
 CANDIDATES: dict[str, list[dict]] = {
-    "ours": [{"learning_rate": rate} for rate in (1e-3, 2e-3)],
-    "OpenNMT-py": [
-        {"optim": "adam", "learning_rate": rate, "global_attention": "mlp", "dropout": 0.0} for rate in (1e-3, 2e-3)
+    "ours": [
+        {"learning_rate": rate, "per_device_train_batch_size": size}
+        for rate, size in ((1e-3, 64), (2e-3, 64), (2e-3, 32))
     ],
-    "BART": [{"learning_rate": rate, "dropout": 0.0} for rate in (1e-3, 2e-3)],
+    "OpenNMT-py": [
+        {"optim": "adam", "learning_rate": rate, "global_attention": "mlp", "dropout": 0.0, "batch_size": size}
+        for rate, size in ((1e-3, 64), (2e-3, 64), (2e-3, 32))
+    ],
+    "BART": [
+        {"learning_rate": rate, "dropout": 0.0, "per_device_train_batch_size": size}
+        for rate, size in ((1e-3, 64), (2e-3, 64), (1e-3, 32))
+    ],
 }
 WAYS: dict[str, dict[str, dict]] = {
     "ours": {
@@ -250,7 +257,6 @@ def learn_bart(job: Job) -> list[dict]:
             arguments = Seq2SeqTrainingArguments(
                 output_dir=str(job.folder / "unused"),
                 max_steps=updates,
-                per_device_train_batch_size=64,
                 train_sampling_strategy="group_by_length",
                 lr_scheduler_type="linear",
                 warmup_steps=min(200, updates // 10),
@@ -302,6 +308,7 @@ def learn_opennmt(job: Job) -> list[dict]:
         return tokenizer.convert_tokens_to_string(title.split(" ")).strip() if title else ""
 
     job.folder.mkdir(parents=True, exist_ok=True)
+    options = dict(job.options)
     files = {}
     for split in ("train", "test"):
         pairs = load_pairs({"train": job.files[split]})["train"]
@@ -315,8 +322,8 @@ def learn_opennmt(job: Job) -> list[dict]:
         "vocab": list(dict.fromkeys("▁" if token.isspace() else token for token, _ in vocab)),
         "hidden_size": SETTINGS[job.data].get("hidden_size", 128),
         "num_layers": 2,
-        "batch_size": 64,
-        "options": job.options,
+        "batch_size": options.pop("batch_size"),
+        "options": options,
         "ways": WAYS["OpenNMT-py"],
         "budgets": job.budgets,
         "max_length": 64,
@@ -344,13 +351,19 @@ LEARN: dict[str, Callable[[Job], list[dict]]] = {
 
 
 def run(arguments: QualityArguments, data: str, system: str, seed: int, budgets: list[int]) -> None:
-    """Trains a system for each budget that has no file yet, and writes the files."""
-    options = CANDIDATES[system][0]
+    """Trains a system for each budget that has no file yet of the options chosen, and writes the files."""
     chosen = RESULTS / data / f"{system}-tuned.json"
-    if len(CANDIDATES[system]) > 1 and not chosen.exists():
+    if not chosen.exists():
         raise ValueError(f"{chosen} is missing: choose among the candidates with --tune SECONDS first")
-    if chosen.exists():
-        options = json.loads(chosen.read_text(encoding="utf-8"))["options"]
+    options = json.loads(chosen.read_text(encoding="utf-8"))["options"]
+    files = {budget: RESULTS / data / f"{system}-{budget}-{seed}.json" for budget in budgets}
+    budgets = [
+        budget
+        for budget, file in files.items()
+        if not file.exists() or json.loads(file.read_text(encoding="utf-8"))["options"] != options
+    ]
+    if not budgets:
+        return
     folder = Path(arguments.data_dir) / data
     files = {name: str(folder / f"{name}.jsonl") for name in ("train", "test")}
     where = Path(arguments.output_dir) / data / f"{system}-{seed}"
@@ -369,7 +382,12 @@ def run(arguments: QualityArguments, data: str, system: str, seed: int, budgets:
 def tune(arguments: QualityArguments, data: str, system: str) -> None:
     """Tries the candidates of a system on validation pairs and notes the best."""
     chosen = RESULTS / data / f"{system}-tuned.json"
-    if chosen.exists() or len(CANDIDATES[system]) == 1:
+    before = json.loads(chosen.read_text(encoding="utf-8")) if chosen.exists() else {"tried": []}
+    tried = before["tried"]
+    if tried and before["seconds"] != arguments.tune:
+        raise ValueError(f"{chosen} is of {before['seconds']} seconds, not {arguments.tune}: delete it first")
+    done = [row["options"] for row in tried]
+    if all(options in done for options in CANDIDATES[system]):
         return
     folder, where = Path(arguments.data_dir) / data, Path(arguments.output_dir) / data
     where.mkdir(parents=True, exist_ok=True)
@@ -378,8 +396,9 @@ def tune(arguments: QualityArguments, data: str, system: str) -> None:
     validation.write_text("".join(lines[:300]), encoding="utf-8")
     files = {"train": str(folder / "train.jsonl"), "test": str(validation)}
     references = listed_references(load_test_pairs(files["test"]))
-    tried = []
     for number, options in enumerate(CANDIDATES[system]):
+        if options in done:
+            continue
         job = Job(data, files, options, [arguments.tune], 0, where / f"{system}-tune-{number}", arguments)
         (found,) = LEARN[system](job)
         metric = METRICS.get(data, "rougeL")
@@ -460,10 +479,8 @@ def main(args: list[str] | None = None) -> None:
             for system in arguments.systems:
                 if arguments.tune is not None:
                     tune(arguments, data, system)
-                    continue
-                files = {budget: RESULTS / data / f"{system}-{budget}-{seed}.json" for budget in arguments.budgets}
-                if missing := [budget for budget, file in files.items() if not file.exists()]:
-                    run(arguments, data, system, seed, missing)
+                else:
+                    run(arguments, data, system, seed, arguments.budgets)
     if arguments.tune is None:
         report(ROOT / "docs" / "images" / "quality.png")
 
