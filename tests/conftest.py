@@ -10,6 +10,15 @@ import torch
 
 from bidir_seq2seq import BidirSeq2SeqConfig, BidirSeq2SeqForConditionalGeneration
 
+# The ways in which twins write.
+WAYS = {
+    "greedy": {"decoding_direction": "l2r", "num_beams": 1},
+    "l2r": {"decoding_direction": "l2r"},
+    "r2l": {"decoding_direction": "r2l"},
+    "both": {"decoding_direction": "both", "joint_rescoring": False},
+    "joint": {"decoding_direction": "both", "joint_rescoring": True},
+}
+
 
 @pytest.fixture(autouse=True)
 def one_thread_and_seed():

@@ -9,7 +9,7 @@ import sys
 import peft
 import pytest
 import torch
-from conftest import random_pairs, tiny_config, tiny_model
+from conftest import WAYS, random_pairs, tiny_config, tiny_model
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
@@ -24,13 +24,6 @@ ENCODERS = {
     "self_attention": {"encoder_type": "self_attention", "encoder_ffn_dim": 20},
 }
 NEW = [name for name in ENCODERS if name != "rnn"]
-WAYS = {
-    "greedy": {"decoding_direction": "l2r", "num_beams": 1},
-    "l2r": {"decoding_direction": "l2r"},
-    "r2l": {"decoding_direction": "r2l"},
-    "both": {"decoding_direction": "both", "joint_rescoring": False},
-    "joint": {"decoding_direction": "both", "joint_rescoring": True},
-}
 every_encoder = pytest.mark.parametrize("name", ENCODERS)
 
 

@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import tiny_config
+from conftest import WAYS, tiny_config
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from torch import nn
@@ -49,13 +49,6 @@ CONFIGS = {
     "ModernBert": {**SMALL, "max_position_embeddings": LIMIT, **IDS},
     "T5": WITHOUT_POSITIONS,
     "Bart": {"vocab_size": 60, "d_model": 12, "max_position_embeddings": LIMIT, **ENCODER_DECODER},
-}
-WAYS = {
-    "greedy": {"decoding_direction": "l2r", "num_beams": 1},
-    "l2r": {"decoding_direction": "l2r"},
-    "r2l": {"decoding_direction": "r2l"},
-    "both": {"decoding_direction": "both", "joint_rescoring": False},
-    "joint": {"decoding_direction": "both", "joint_rescoring": True},
 }
 every_kind = pytest.mark.parametrize("kind", CONFIGS)
 

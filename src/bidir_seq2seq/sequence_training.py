@@ -22,12 +22,12 @@ from transformers import PreTrainedTokenizerBase
 
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, pack_labels
-from .encoders_bidir_seq2seq import PIECE_INPUTS
 from .extras import extra
 from .metrics import pair_scores
 from .modeling_bidir_seq2seq import BidirSeq2SeqEncoderOutput, BidirSeq2SeqForConditionalGeneration
 from .output_bidir_seq2seq import IMPOSSIBLE, Words, Written
-from .unknown_words import decode, placeholders
+from .pipeline import SOURCES
+from .unknown_words import decode_to_compare
 
 with extra("train"):
     import sacrebleu
@@ -229,8 +229,12 @@ COSTS: dict[str, Callable[[Sequence[str], Sequence[str]], list[float]]] = {
 }
 
 
-# What `generate` and the model's forward both take of a source.
-SOURCE_INPUTS = ("input_ids", "attention_mask", "extended_input_ids", "inputs_embeds", *PIECE_INPUTS)
+def _source_of(inputs: dict) -> dict:
+    """Of a batch what `generate` and the model's forward both take.
+
+    A collator's `decoder_input_ids`, made of the true titles alone, are left out.
+    """
+    return {name: inputs[name] for name in (*SOURCES, "inputs_embeds") if name in inputs}
 
 
 class RiskInputs:
@@ -285,15 +289,13 @@ class RiskInputs:
         costs = costs.masked_fill(repeats[:, :, 1:].any(-1), float("inf"))
         costs[:, 0] = float("inf")
         risk = Risk(costs, self.sharpness, self.true_share)
-        # A collator's decoder_input_ids are made of the true titles alone.
-        source = {name: inputs[name] for name in SOURCE_INPUTS if name in inputs}
-        return {**source, "labels": titles.flatten(0, 1), "objective": risk, "use_twin": False}
+        return {**_source_of(inputs), "labels": titles.flatten(0, 1), "objective": risk, "use_twin": False}
 
     @torch.no_grad()
     def _titles(self, model: BidirSeq2SeqForConditionalGeneration, inputs: dict) -> torch.Tensor:
         """`[B, G, T]`, each ending in the end id, -100 after it."""
         labels = inputs["labels"]
-        read = {name: inputs[name] for name in SOURCE_INPUTS if name in inputs}
+        read = _source_of(inputs)
         was_training = model.training
         found = [labels[:, None]]
         model.eval()
@@ -325,10 +327,8 @@ class RiskInputs:
         return torch.where(places < lengths, titles, ends)
 
     def _texts(self, titles: torch.Tensor, vocab_size: int) -> list[str]:
-        ids = titles.masked_fill(titles == IGNORE_INDEX, self.tokenizer.pad_token_id).cpu()
-        # A word outside the vocabulary is the same word only if it is the same one of its document.
-        words = placeholders(max(int(ids.max()) + 1 - vocab_size, 0))
-        return [decode(self.tokenizer, row, words, vocab_size) for row in ids.tolist()]
+        ids = titles.masked_fill(titles == IGNORE_INDEX, self.tokenizer.pad_token_id)
+        return decode_to_compare(self.tokenizer, ids.tolist(), vocab_size)
 
 
 class BeamInputs:
@@ -354,7 +354,7 @@ class BeamInputs:
     @torch.no_grad()
     def __call__(self, model: BidirSeq2SeqForConditionalGeneration, inputs: dict) -> dict:
         """What the model's forward takes instead of a batch; arguments and result as of [`RiskInputs`]."""
-        source = {name: inputs[name] for name in SOURCE_INPUTS if name in inputs}
+        source = _source_of(inputs)
         was_training = model.training
         model.eval()
         encoder_outputs = model.get_encoder()(**source, return_dict=True)

@@ -53,7 +53,7 @@ from .trainer import (
     finite_or_none,
 )
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments, settle_streaming
-from .unknown_words import TitleCollator, decode, placeholders
+from .unknown_words import TitleCollator, decode_to_compare
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -460,9 +460,7 @@ def title_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPredictio
         texts = []
         for ids in (prediction.predictions, prediction.label_ids):
             ids = np.where(ids >= 0, ids, tokenizer.pad_token_id)
-            # A word outside the vocabulary is the same word only if it is the same one of its document.
-            words = placeholders(max(int(ids.max(initial=0)) + 1 - len(tokenizer), 0))
-            texts.append([decode(tokenizer, row.tolist(), words, len(tokenizer)) for row in ids])
+            texts.append(decode_to_compare(tokenizer, ids.tolist(), len(tokenizer)))
         lengths = (prediction.predictions > 0) & (prediction.predictions != tokenizer.pad_token_id)
         scores = score.compute(predictions=texts[0], references=texts[1]) or {}
         return {**scores, "gen_len": float(lengths.sum(1).mean())}

@@ -80,6 +80,20 @@ def placeholders(number: int) -> list[str]:
     return [f"unknown{index}" for index in range(number)]
 
 
+def decode_to_compare(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], vocab_size: int) -> list[str]:
+    """The texts of many titles, for who has no list of each document's words.
+
+    A word outside the vocabulary is written as the same one only where it has the same id.
+
+    Args:
+        tokenizer: The model's.
+        rows: The ids of each title.
+        vocab_size: V.
+    """
+    words = placeholders(max((max(row, default=0) for row in rows), default=0) + 1 - vocab_size)
+    return [decode(tokenizer, row, words, vocab_size) for row in rows]
+
+
 class TitleCollator(DataCollatorForSeq2Seq):
     """transformers' collator, which pads `extended_input_ids` and what a pretrained encoder reads as well."""
 
@@ -103,4 +117,4 @@ class TitleCollator(DataCollatorForSeq2Seq):
         return batch
 
 
-__all__ = ["TitleCollator", "can_extend", "decode", "extend_ids", "placeholders"]
+__all__ = ["TitleCollator", "can_extend", "decode", "decode_to_compare", "extend_ids", "placeholders"]
