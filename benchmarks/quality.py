@@ -1,4 +1,4 @@
-"""Whose titles are best after so many seconds of one core: our default, OpenNMT-py with copies, or a small BART.
+"""Whose titles are best after so many seconds of one core: ours, OpenNMT-py's with copies, or a small BART's.
 
     python benchmarks/quality.py --setup
     python benchmarks/quality.py --data_dir DATA --data xwlb_brief multi30k_en_de --tune 200
@@ -11,6 +11,7 @@ leaves a file of figures for each run in `benchmarks/quality/results/`, with the
 `DATA/NAME/test.jsonl` and no text; a run whose file is there, with the options chosen, is not made again. The last,
 without data, prints the table from these files and draws the plot.
 
+"one direction" is ours with a left-to-right decoder alone, whose updates are cheaper, and with ours' chosen options.
 All have the same tokens and the same width, and BART as many layers as give about as many parameters. A budget is of
 the training alone, in processor seconds of one thread: making batches counts, starting and writing titles does not.
 OpenNMT-py has a constant learning rate and is looked at on its way; ours and BART have a schedule that ends at the
@@ -77,6 +78,7 @@ CANDIDATES: dict[str, list[dict]] = {
         {"learning_rate": rate, "per_device_train_batch_size": size}
         for rate, size in ((1e-3, 64), (2e-3, 64), (2e-3, 32))
     ],
+    "one direction": [],
     "OpenNMT-py": [
         {"optim": "adam", "learning_rate": rate, "global_attention": "mlp", "dropout": 0.0, "batch_size": size}
         for rate, size in ((1e-3, 64), (2e-3, 64), (2e-3, 32))
@@ -92,6 +94,7 @@ WAYS: dict[str, dict[str, dict]] = {
         "l2r": {"decoding_direction": "l2r", "num_beams": 3},
         "l2r+r2l, joint": {"proposals": "l2r+r2l", "ranking": "joint", "num_beams": 3},
     },
+    "one direction": {"default": {}, "l2r": {"decoding_direction": "l2r", "num_beams": 3}},
     "OpenNMT-py": {
         "beam 3": {"beam_size": 3},
         "beam 5, mean": {"beam_size": 5, "length_penalty": "avg"},
@@ -101,7 +104,7 @@ WAYS: dict[str, dict[str, dict]] = {
 # The updates from which the time of an update is taken: a whole pool of batches of all lengths, twice.
 TRIAL_UPDATES = 100
 HEADING = (
-    f"{'budget':>6} {'system':12}{'way':16}{'seeds':>5}{'mean':>8}{'first4':>8}{'last4':>8}"
+    f"{'budget':>6} {'system':14}{'way':16}{'seeds':>5}{'mean':>8}{'first4':>8}{'last4':>8}"
     f"{'updates':>9}{'seconds':>9}{'search s':>10}{'parameters':>12}"
 )
 
@@ -139,6 +142,7 @@ class Job:
     """What is to be learned: a data set, the candidate's options, and for how long."""
 
     data: str
+    system: str
     files: dict[str, str]
     options: dict
     budgets: list[int]
@@ -175,7 +179,7 @@ def within(seconds: float, learn: Callable[[int, Budget], None], note: Path) -> 
 
 
 def learn_ours(job: Job) -> list[dict]:
-    """Trains our default, as `bidir-seq2seq train` does."""
+    """Trains ours, as `bidir-seq2seq train` does."""
     found = []
     for seconds in job.budgets:
         folder = job.folder / str(seconds)
@@ -202,15 +206,15 @@ def learn_ours(job: Job) -> list[dict]:
         budget = within(seconds, learn, job.folder / "rate.json")
         model = AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        found.append(written(model, tokenizer, job, budget, "ours"))
+        found.append(written(model, tokenizer, job, budget))
     return found
 
 
-def written(model, tokenizer, job: Job, budget: Budget, system: str) -> dict:
+def written(model, tokenizer, job: Job, budget: Budget) -> dict:
     """What a model has learned: its titles of the test pairs, in each way."""
     pairs = load_test_pairs(job.files["test"])
     ways = {}
-    for name, settings in WAYS[system].items():
+    for name, settings in WAYS[job.system].items():
         titles, seconds = write([model], tokenizer, pairs, settings)
         ways[name] = {"titles": titles, "search_seconds": seconds}
     return {
@@ -277,7 +281,7 @@ def learn_bart(job: Job) -> list[dict]:
 
         budget = within(seconds, learn, job.folder / "rate.json")
         model.generation_config.max_length = 65
-        found.append(written(model.eval(), tokenizer, job, budget, "BART"))
+        found.append(written(model.eval(), tokenizer, job, budget))
     return found
 
 
@@ -345,17 +349,25 @@ def learn_opennmt(job: Job) -> list[dict]:
 
 LEARN: dict[str, Callable[[Job], list[dict]]] = {
     "ours": learn_ours,
+    "one direction": learn_ours,
     "OpenNMT-py": learn_opennmt,
     "BART": learn_bart,
 }
 
 
-def run(arguments: QualityArguments, data: str, system: str, seed: int, budgets: list[int]) -> None:
-    """Trains a system for each budget that has no file yet of the options chosen, and writes the files."""
+def chosen_options(data: str, system: str) -> dict:
+    """What `tune` has found best."""
+    if system == "one direction":
+        return {**chosen_options(data, "ours"), "decoder_directions": "l2r"}
     chosen = RESULTS / data / f"{system}-tuned.json"
     if not chosen.exists():
         raise ValueError(f"{chosen} is missing: choose among the candidates with --tune SECONDS first")
-    options = json.loads(chosen.read_text(encoding="utf-8"))["options"]
+    return json.loads(chosen.read_text(encoding="utf-8"))["options"]
+
+
+def run(arguments: QualityArguments, data: str, system: str, seed: int, budgets: list[int]) -> None:
+    """Trains a system for each budget that has no file yet of the options chosen, and writes the files."""
+    options = chosen_options(data, system)
     files = {budget: RESULTS / data / f"{system}-{budget}-{seed}.json" for budget in budgets}
     budgets = [
         budget
@@ -367,7 +379,7 @@ def run(arguments: QualityArguments, data: str, system: str, seed: int, budgets:
     folder = Path(arguments.data_dir) / data
     files = {name: str(folder / f"{name}.jsonl") for name in ("train", "test")}
     where = Path(arguments.output_dir) / data / f"{system}-{seed}"
-    job = Job(data, files, options, budgets, seed, where, arguments)
+    job = Job(data, system, files, options, budgets, seed, where, arguments)
     references = listed_references(load_test_pairs(files["test"]))
     for budget, found in zip(budgets, LEARN[system](job)):
         ways = {
@@ -399,7 +411,7 @@ def tune(arguments: QualityArguments, data: str, system: str) -> None:
     for number, options in enumerate(CANDIDATES[system]):
         if options in done:
             continue
-        job = Job(data, files, options, [arguments.tune], 0, where / f"{system}-tune-{number}", arguments)
+        job = Job(data, system, files, options, [arguments.tune], 0, where / f"{system}-tune-{number}", arguments)
         (found,) = LEARN[system](job)
         metric = METRICS.get(data, "rougeL")
         best = max(scores_of(data, way["titles"], references)[metric] for way in found["ways"].values())
@@ -436,9 +448,9 @@ def report(plot_file: Path) -> None:
             for system, runs in sorted(systems.items(), key=lambda item: list(CANDIDATES).index(item[0])):
                 rows = {way: row_of(data, runs, way, ours if system != "ours" else None) for way in WAYS[system]}
                 for way, (_, line) in rows.items():
-                    print(f"{budget:6} {system:12}{way:16}{line}")
+                    print(f"{budget:6} {system:14}{way:16}{line}")
                 # Ours as it writes if nothing is said; the others as they write best.
-                best = rows["default"][0] if system == "ours" else max(mean for mean, _ in rows.values())
+                best = rows["default"][0] if "default" in rows else max(mean for mean, _ in rows.values())
                 curves.setdefault(system, []).append((budget / 60, best))
         for system in CANDIDATES:
             axis.plot(*zip(*curves.get(system, [(math.nan, math.nan)])), marker="o", label=system)
