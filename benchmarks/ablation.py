@@ -7,8 +7,9 @@
 For each seed one model learns with the settings as they are, and one with each change (several settings of one change
 are separated by commas). Then they write titles of the test pairs in every way. Printed are ROUGE-L of each seed, its
 mean, and the difference to the settings as they are: with its standard error over the seeds, and with a paired
-bootstrap over the pairs, of whose scores the mean over the seeds is taken; and the processor time of a training. A run
-that was stopped goes on when the same command is given again; each model and its titles are a file of their own.
+bootstrap over the pairs, of whose scores the mean over the seeds is taken; the share of words outside the vocabulary
+that are written where the reference took them from the document; and the processor time of a training. A run that was
+stopped goes on when the same command is given again; each model and its titles are a file of their own.
 """
 
 import json
@@ -71,10 +72,26 @@ def run(arguments: AblationArguments, pairs, seed: int, change: str) -> dict:
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     systems = [name for name in available_systems(model) if name != "lead"]
+    titles = predict(model, tokenizer, pairs, systems, progress=False, num_beams=arguments.num_beams)
     return {
         "seconds": seconds,
-        "titles": predict(model, tokenizer, pairs, systems, progress=False, num_beams=arguments.num_beams),
+        "titles": titles,
+        "unknown": {system: unknown_words_written(tokenizer, pairs, written) for system, written in titles.items()},
     }
+
+
+def unknown_words_written(tokenizer, pairs, titles: list[str]) -> list[int]:
+    """Of the words outside the vocabulary that stand in a document and in its reference: how many stand in the title,
+    and how many there are. A word that occurs twice in one text counts once."""
+
+    def unknown(text: str | None) -> set[str]:
+        encoded = tokenizer(text or "", return_offsets_mapping=True)
+        places = zip(encoded["input_ids"], encoded["offset_mapping"])
+        return {text[start:end] for token, (start, end) in places if token == tokenizer.unk_token_id}
+
+    wanted = [unknown(source) & unknown(target) for source, target in zip(pairs["source"], pairs["target"])]
+    written = [words & unknown(title) for words, title in zip(wanted, titles)]
+    return [sum(map(len, written)), sum(map(len, wanted))]
 
 
 def report(
@@ -99,6 +116,10 @@ def report(
                 test = paired_bootstrap(by_pair, first[1])
                 row |= asdict(test)
                 line += f"  [{test.low:+.2f}, {test.high:+.2f}] p={test.p_value:.4f}"
+            written, wanted = map(sum, zip(*(runs[seed, change]["unknown"][system] for seed in seeds)))
+            if wanted:
+                row["unknown_written"] = written / wanted
+                line += f"  {written} of {wanted} unknown words ({written / wanted:.0%})"
             rows.append(row)
             print(line)
     print(f"\n{'processor seconds of training':32}{heading}")

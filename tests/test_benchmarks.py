@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_config, tiny_model
 from safetensors.torch import save_file
 
-from bidir_seq2seq.tokenization import build_char_tokenizer
+from bidir_seq2seq.tokenization import build_char_tokenizer, build_word_tokenizer
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path += [str(BENCHMARKS), str(BENCHMARKS / "peers")]
@@ -20,7 +20,7 @@ kill, million, quality, sizes, study = map(import_module, ("kill", "million", "q
 decode, decode_linear, half_precision, shortlist, train = map(
     import_module, ("decode", "decode_linear", "half_precision", "shortlist", "train")
 )
-encoders = import_module("encoders")
+ablation, encoders = map(import_module, ("ablation", "encoders"))
 
 # So few words that a search which may end early does.
 SIZES = {"vocab_size": 8, "hidden_size": 16, "num_layers": 1, "max_length": 20, "dtype": "float32", "length": 12}
@@ -532,6 +532,21 @@ def test_our_systems_run_from_another_checkout_too(tmp_path):
     before = {"twin before": both["twin before"]}
     results = comparison.compare(before, "train", {}, [PAIRS], train.TrainArguments())
     assert "this is the other checkout" in results["twin before"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("titles", "written"),
+    [
+        (["Ada saw it", "Ada"], 1),
+        (["it saw Ada Lovelace Ada", "Lovelace"], 2),
+        (["saw", ""], 0),
+        (["Babbage", "Zuse"], 0),
+    ],
+)
+def test_words_outside_the_vocabulary_are_counted_where_the_reference_took_them(titles, written):
+    tokenizer = build_word_tokenizer(["it saw"], min_frequency=1)
+    pairs = {"source": ["Ada Lovelace saw it Ada", "Zuse saw"], "target": ["Ada Lovelace Babbage", "it"]}
+    assert ablation.unknown_words_written(tokenizer, pairs, titles) == [written, 2]
 
 
 def test_what_twins_read_in_a_study_does_not_hang_on_defaults():
