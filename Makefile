@@ -1,5 +1,6 @@
 # make quickstart   trains, scores and shows a small model on text that is on every machine
 # make test         checks style and types, and runs the tests
+# make test-e2e     runs the tests of whole programs: killed and resumed, in several processes, from the wheel alone
 # make test-newest  runs the tests with the newest of everything that pip finds, in .venv-newest
 # make test-oldest  runs the tests with the lower bounds of pyproject.toml, in .venv-oldest
 # make test-hf      runs transformers' own common tests on the model (fetches their source distribution)
@@ -17,7 +18,7 @@ PIP_INSTALL := bin/pip install --quiet --disable-pip-version-check
 TORCH ?= torch
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test test-newest test-oldest test-hf benchmark format clean
+.PHONY: quickstart test test-e2e test-newest test-oldest test-hf benchmark format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python examples/docstring_pairs.py --output_dir quickstart/data
@@ -32,17 +33,20 @@ test: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+test-e2e: $(VENV)/.installed
+	$(BIN)/python -m pytest -m e2e --numprocesses 2
+
 test-newest:
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/$(PIP_INSTALL) --upgrade --upgrade-strategy eager '$(TORCH)' --editable '.[test]'
 # Beyond our upper bound, too: pip says that they do not go together, and the tests whether they do.
 	.venv-newest/$(PIP_INSTALL) --upgrade '$(TORCH)' transformers
-	.venv-newest/bin/python -m pytest
+	.venv-newest/bin/python -m pytest -m 'not slow'
 
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/$(PIP_INSTALL) --constraint constraints-oldest.txt --editable '.[test]'
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/python -m pytest -m 'not slow'
 
 test-hf: $(VENV)/.installed
 	$(BIN)/python tests/hf/run.py -q

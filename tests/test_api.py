@@ -1,6 +1,7 @@
 """What the package promises in its docstrings, and the page made of them."""
 
 import ast
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -101,6 +102,7 @@ def documented_arguments(docstring: str, module) -> set[str]:
     return names
 
 
+@functools.cache
 def names_imported_from_modules() -> dict[str, set[str]]:
     """For each module what the other modules and the scripts import from it."""
     imported = {name: set() for name in MODULES}

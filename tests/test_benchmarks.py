@@ -155,6 +155,7 @@ def test_a_shortlist_is_compared_with_the_whole_vocabulary(pair_files, tmp_path,
     assert len(capsys.readouterr().out.splitlines()) == 2 + 2 * 3
 
 
+@pytest.mark.e2e
 def test_models_of_a_shortlist_study_are_trained_once(pair_files, tmp_path):
     settings = {
         "train_file": pair_files[1],
@@ -208,6 +209,7 @@ def test_emulated_products_add_up_in_float32_and_round_once(product, shapes):
     assert whole.dtype == torch.float32 and (whole == 2 + 2**-11).all()
 
 
+@pytest.mark.e2e
 def test_half_precision_is_compared_with_float32_seed_by_seed(pair_files, tmp_path, capsys, monkeypatch):
     settings = {
         "train_file": pair_files[1],
@@ -287,6 +289,7 @@ def test_every_id_but_the_special_ones_is_a_word():
     assert worker.words([1, 6]) == ["1", "6"] and worker.peak_bytes() > 10_000_000
 
 
+@pytest.mark.e2e
 def test_one_command_measures_and_reports(pair_files, tmp_path, capsys):
     output, systems = tmp_path / "new" / "decode.json", ["l2r beam 3", "JoeyNMT beam 5"]
     flags = {"peers_dir": tmp_path, "vocab_size": 60, "hidden_size": 16, "batch_size": 4, "rounds": 2, "length": 3}
@@ -313,6 +316,7 @@ def test_growth_with_the_length_is_measured_on_both_ways(tmp_path, capsys):
     assert [set(row) for row in json.loads(output.read_text())["seconds"]] == [{"length", "ours", "rerun"}] * 2
 
 
+@pytest.mark.e2e
 def test_encoders_are_timed_in_turns_and_their_models_compared(pair_files, tmp_path, capsys):
     output, data = tmp_path / "encoders.json", Path(pair_files[1]).parent
     (tmp_path / "data").mkdir()
@@ -442,6 +446,7 @@ os.rename(part, file)
 """
 
 
+@pytest.mark.e2e
 def test_titles_are_killed_at_random_places_and_compared(tmp_path):
     arguments = million.MillionArguments(kills=2, seed=7)
     # An honest writer, and one whose titles tell which process wrote them.
@@ -521,6 +526,7 @@ def test_the_table_of_quality_is_made_of_result_files_alone(tmp_path, monkeypatc
     assert (tmp_path / "docs" / "images" / "quality.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.e2e
 def test_our_systems_run_from_another_checkout_too(tmp_path):
     systems = {"twin": comparison.System("bidir"), "BART": comparison.System("bart")}
     assert comparison.with_before(systems, None) == (systems, [])

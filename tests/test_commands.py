@@ -89,6 +89,7 @@ def test_an_unknown_command_is_an_error(run, capsys, args, message):
     assert stopped.value.code == 2 and message in error and "usage: bidir-seq2seq" in error
 
 
+@pytest.mark.e2e
 def test_a_users_error_is_told_in_a_line():
     command = ("-m", "bidir_seq2seq", "check", "--train_file", "nowhere.jsonl")
     told = python(*command)
@@ -121,6 +122,7 @@ def test_an_error_of_ours_keeps_its_traceback(error):
         raise error("a bug")
 
 
+@pytest.mark.e2e
 def test_nobody_complains_of_a_reader_that_has_gone(checkpoint, tmp_path):
     (tmp_path / "many.txt").write_text("abcdef\n" * 3000)
     command = f"{sys.executable} -m bidir_seq2seq generate --model_name_or_path {checkpoint} --input_file many.txt"
@@ -145,6 +147,7 @@ def wheel(tmp_path_factory) -> Path:
     return next(folder.glob("*.whl"))
 
 
+@pytest.mark.e2e
 def test_the_wheel_holds_everything(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -178,6 +181,7 @@ def _output(*command, cwd: Path | None = None) -> str:
     return run.stdout
 
 
+@pytest.mark.e2e
 def test_the_wheel_alone_trains_and_writes_titles(installed, tmp_path):
     where = _output(installed / "python", "-c", "import bidir_seq2seq; print(bidir_seq2seq.__file__)", cwd=tmp_path)
     assert installed.parent in Path(where.strip()).parents
@@ -194,6 +198,7 @@ def test_the_wheel_alone_trains_and_writes_titles(installed, tmp_path):
     assert _output(command, "generate", *flags, cwd=tmp_path).strip()
 
 
+@pytest.mark.e2e
 def test_torch_and_transformers_are_enough_to_write_titles(installed, checkpoint, tmp_path):
     # As if nothing that the extras install were there.
     program = f"""
@@ -205,6 +210,7 @@ main(["--model_name_or_path", {str(checkpoint)!r}, "--text", "abcdef"])
     assert _output(installed / "python", "-c", program, cwd=tmp_path).strip()
 
 
+@pytest.mark.e2e
 def test_writing_titles_imports_nothing_of_training_and_scoring(checkpoint):
     program = f"""
 import sys
@@ -222,6 +228,7 @@ assert heavy() == [], heavy()
     assert written.returncode == 0 and written.stdout.strip(), written.stderr
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", ["text", "stdin", "file"])
 def test_generate_imports_nothing_of_training_and_scoring(checkpoint, tmp_path, name):
     (tmp_path / "documents.txt").write_text("abc\n", encoding="utf-8")

@@ -168,6 +168,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.e2e
 def test_a_space_runs_alone(folder, tmp_path):
     files = export_space(folder, tmp_path / "space", ["abc"])
     names = {str(path.relative_to(tmp_path / "space")) for path in files}

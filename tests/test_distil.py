@@ -92,6 +92,7 @@ def test_pseudo_titles_are_what_generate_writes(run, teacher, pairs, tmp_path, s
     assert learned == gold + [(row["document"], title) for row, title in zip(pairs, titles)]
 
 
+@pytest.mark.e2e
 def test_the_student_loads_and_writes(run, tmp_path):
     run(pairs="pseudo")
     model, tokenizer = load_model_and_tokenizer(tmp_path / "student", device="cpu")
@@ -102,6 +103,7 @@ def test_the_student_loads_and_writes(run, tmp_path):
     assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "twins").config.decoder_directions == "both"
 
 
+@pytest.mark.e2e
 def test_it_goes_on_after_a_kill_to_the_same_pairs(run, tmp_path, monkeypatch):
     titles, learned = run("whole")
     written = []

@@ -124,6 +124,8 @@ def test_it_learns_four_pairs_by_heart(name):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if loss < 0.02:
+            break
     assert model.eval()(input_ids=input_ids, labels=labels).loss < 0.1
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -183,6 +185,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.e2e
 def test_folders_load_where_the_package_is_not_installed(tmp_path):
     tokenizer, input_ids = build_char_tokenizer(["abcdefghijklmnopqrst"], min_frequency=1), random_pairs()[0]
     expected = {}

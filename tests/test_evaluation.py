@@ -98,6 +98,7 @@ def test_a_table_has_the_metrics_asked_for():
     assert results["mine"]["rougeL_interval_low"] == results["mine"]["rougeL_interval_high"] == 100
 
 
+@pytest.mark.e2e
 def test_two_processes_score_what_one_does(checkpoint, tmp_path):
     # Odd numbers, and a process with nothing to do.
     numbers = (5, 1)

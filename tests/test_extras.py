@@ -32,6 +32,7 @@ def test_reading_pairs_names_the_extra(tmp_path, monkeypatch):
         load_pairs({"train": str(tmp_path / "pairs.jsonl")})
 
 
+@pytest.mark.e2e
 def test_training_and_scoring_name_the_extra():
     program = f"""
 import importlib, re, sys

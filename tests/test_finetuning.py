@@ -281,6 +281,7 @@ def test_half_precision_weights_load_compute_write_and_save(tmp_path, rnn_type, 
 
 
 # TorchDynamo makes the object that torch warns about itself.
+@pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_step_of_a_compiled_model_is_a_step_of_the_model():
     # One layer each, and nothing optimised: tracing takes all the time.

@@ -74,6 +74,7 @@ def test_batches_and_windows_change_nothing(generate, documents, flags):
     assert [not title for title in together] == [not document for document in documents]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("sampled", [[], ["--do_sample", "--decoding_direction", "l2r"]], ids=["search", "sample"])
 def test_it_goes_on_after_a_kill_to_the_same_file(generate, documents, tmp_path, monkeypatch, sampled):
     whole = generate(documents, "whole.txt", *sampled)
@@ -110,6 +111,7 @@ def test_resume_refuses_other_settings_and_another_input(generate, documents, tm
         generate(documents[:70], "titles.txt", "--resume")
 
 
+@pytest.mark.e2e
 def test_a_killed_process_leaves_what_it_wrote(checkpoint, documents, generate, tmp_path):
     path = tmp_path / "many.txt"
     path.write_text("".join(f"{document}\n" for document in documents * 4), encoding="utf-8")
@@ -127,6 +129,7 @@ def test_a_killed_process_leaves_what_it_wrote(checkpoint, documents, generate, 
     assert titles == generate(path, "whole.txt")
 
 
+@pytest.mark.e2e
 def test_processes_share_the_documents_in_order(generate, documents):
     flags = ["--do_sample", "--decoding_direction", "l2r", "--seed", "3"]
     shared = generate(documents, "shared.txt", *flags, "--num_processes", "2")

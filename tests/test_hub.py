@@ -182,6 +182,7 @@ def stranger(tmp_path_factory):
     return model, tokenizer, json.loads(process.stdout)
 
 
+@pytest.mark.e2e
 def test_the_folder_loads_where_the_package_is_not_installed(stranger):
     model, tokenizer, found = stranger
     assert "bidir_seq2seq" in found["import_error"] and found["package_modules"] == []

@@ -287,6 +287,7 @@ print(json.dumps({way: model.generate(**batch, **{**settings, **ways[way]}).toli
 """
 
 
+@pytest.mark.e2e
 def test_a_shared_folder_loads_where_the_package_is_not_installed(make, tokenizer, tmp_path):
     model = make()
     files = save_for_hub(model, tokenizer, tmp_path / "titles")

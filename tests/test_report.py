@@ -150,6 +150,7 @@ def test_the_command_says_where_the_page_is(run, tmp_path, capsys):
     assert f"Report: {tmp_path / 'report.html'}" in printed and "python -m bidir_seq2seq.demo" in printed
 
 
+@pytest.mark.e2e
 def test_a_long_run_and_many_pairs_make_a_small_page(run, tmp_path):
     (tmp_path / "scores").mkdir()
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log(100_000, 500)}))

@@ -148,6 +148,7 @@ def whole_run(pairs, tmp_path_factory) -> Path:
 IN_PARTS = {"gradient_accumulation_steps": 2}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("update, workers", [(5, 0), (11, 0), (14, 2), (19, 2)])
 def test_a_streamed_run_that_was_killed_goes_on_to_the_same_end(
     pairs, whole_run, tmp_path, monkeypatch, update, workers

@@ -126,6 +126,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(files, finished, tmp_
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.e2e
 def test_a_run_resumed_beside_own_writing_equals_one_that_was_not_interrupted(files, tmp_path):
     settings = {"own_partner_share": 0.75, "save_total_limit": None}
     run(files, tmp_path / "whole", {"twin_partner": "none"}, **settings)
@@ -148,6 +149,7 @@ def test_a_run_resumed_beside_own_writing_equals_one_that_was_not_interrupted(fi
     )
 
 
+@pytest.mark.e2e
 def test_new_twins_learn_alone_first_and_to_read_each_other_at_the_end(files, tmp_path):
     def partners(name, model=None, **settings):
         run(files, tmp_path / name, model, save_total_limit=None, **settings)
@@ -224,6 +226,7 @@ def test_one_direction_trains_too(files, tmp_path, decoder_directions):
     assert metrics["eval_loss"] > 0
 
 
+@pytest.mark.e2e
 def test_two_processes_train_the_model_that_one_does(files, tmp_path):
     # Without twin dropout nothing is random but the order of the pairs, which both share.
     flags = {
@@ -264,6 +267,7 @@ def test_two_processes_train_the_model_that_one_does(files, tmp_path):
     assert rouge[0] == pytest.approx(rouge[1], abs=1e-6)
 
 
+@pytest.mark.e2e
 def test_batches_in_parts_give_the_losses_of_whole_ones(long_run, tmp_path):
     # Titles and batches differ in length: a mean of means would be another number.
     pairs, _ = long_run
@@ -410,6 +414,7 @@ def test_weights_that_are_not_finite_are_never_saved(files, tmp_path):
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("stopped_at", [40, 60, 140])
 def test_a_run_of_many_epochs_equals_itself_resumed_anywhere(long_run, tmp_path, stopped_at):
     pairs, folder = long_run
@@ -473,6 +478,7 @@ def begun(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished[0], tmp_path / "begun"))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("objective", ["risk", "beam"])
 def test_whole_titles_are_learned_from_a_model_on_and_where_it_was_stopped(objective, files, finished, tmp_path):
     model = {"model_name_or_path": str(finished[0])}
@@ -545,6 +551,7 @@ def test_a_run_of_an_older_version_goes_on(files, begun):
     assert not (begun / "run_settings.json").exists()
 
 
+@pytest.mark.e2e
 def test_a_run_that_diverged_before_its_first_checkpoint_may_be_tried_again(files, tmp_path, poison, monkeypatch):
     poison(range(1, 4))
     with pytest.raises(ValueError, match="diverged at update 3"):
@@ -602,6 +609,7 @@ def in_process(*args, **kwargs) -> int:
     return process.exitcode
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", ["config.json", "manifest.tmp", "checkpoint-6"])
 def test_a_run_killed_inside_a_save_goes_on_to_the_same_end(files, in_parts, tmp_path, name):
     def kill_inside_the_second_save(event, arguments):
@@ -620,6 +628,7 @@ def test_a_run_killed_inside_a_save_goes_on_to_the_same_end(files, in_parts, tmp
     assert same_run(in_parts, tmp_path, 12) and not (tmp_path / UNFINISHED).exists()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("update, number, code", [(4, signal.SIGTERM, 143), (6, signal.SIGINT, 130)])
 def test_a_signal_saves_and_ends_the_run(files, in_parts, tmp_path, monkeypatch, update, number, code):
     # The sixth update is an epoch's last, where a validation and a save are due as well.
@@ -706,6 +715,7 @@ def test_processes_agree_on_when_to_stop():
     assert stops == [False, True] and callback.number == signal.SIGTERM
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("call", [1, 8])
 def test_a_disk_that_fills_up_inside_a_save_costs_only_what_came_after_the_save_before(
     files, in_parts, tmp_path, monkeypatch, call
@@ -751,6 +761,7 @@ def test_a_run_that_has_ended_makes_no_further_update(files, begun):
     assert (begun / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.e2e
 def test_a_resumed_run_has_waited_as_long_for_a_better_model(files, tmp_path):
     # A learning rate of next to nothing never gets better than the first validation.
     patient = {"early_stopping_patience": 2, "learning_rate": 1e-30, "max_steps": 20, "save_total_limit": None}
@@ -772,6 +783,7 @@ def test_the_best_model_is_found_after_the_folder_was_moved(files, finished, tmp
     assert found == str(moved / best)
 
 
+@pytest.mark.e2e
 def test_a_best_model_that_was_damaged_since_does_not_become_the_result(files, finished, begun):
     best = Path(json.loads((begun / "trainer_state.json").read_text())["best_model_checkpoint"]).name
     weights = begun / best / "model.safetensors"

@@ -79,6 +79,7 @@ def test_metrics_know_them_apart():
     assert scores["rouge1"] == pytest.approx(75)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_names_that_were_never_seen_are_copied_into_titles(tmp_path, batch_size):
     generator = torch.Generator().manual_seed(0)
