@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from bidir_seq2seq.loading import load_model_and_tokenizer
 from bidir_seq2seq.plots import plot_training_curve
 from bidir_seq2seq.run_folder import UNFINISHED, last_checkpoint, numbered_checkpoints
 from bidir_seq2seq.tokenization import build_char_tokenizer
-from bidir_seq2seq.trainer import StopSignalCallback, TitleTrainer
+from bidir_seq2seq.trainer import SharedProcessorsCallback, StopSignalCallback, TitleTrainer
 from bidir_seq2seq.training import (
     DataArguments,
     ModelArguments,
@@ -840,3 +841,33 @@ def test_the_private_methods_that_are_overridden_are_there_and_take_what_is_pass
         assert f"`{name}`" in inspect.getdoc(trainer_module), name
     overridden = {name for name in vars(TitleTrainer) if name.startswith("_") and hasattr(Seq2SeqTrainer, name)}
     assert overridden - set(vars(object)) - {"__module__", "__doc__", "__init__"} <= set(parameters)
+
+
+@pytest.mark.parametrize(
+    ("got", "threads", "gpus", "said"),
+    [
+        (2.0, 2, 0, False),
+        (1.9, 2, 0, False),
+        (1.0, 2, 0, True),
+        (0.5, 1, 0, False),
+        (0.1, 2, 1, False),
+        (3.0, 8, 0, True),
+    ],
+)
+def test_threads_that_wait_for_shared_processors_are_told_of_once(monkeypatch, got, threads, gpus, said):
+    # Updates of a second each, with another between them, of which the processor gave so many seconds.
+    clocks = {"monotonic": 0.0, "process_time": 0.0}
+    for name in clocks:
+        monkeypatch.setattr(trainer_module.time, name, lambda name=name: clocks[name])
+    monkeypatch.setattr(trainer_module.torch, "get_num_threads", lambda: threads)
+    told = []
+    monkeypatch.setattr(trainer_module.logger, "warning_once", told.append)
+    callback = SharedProcessorsCallback(updates=3)
+    for _ in range(9):
+        callback.on_step_begin(None, None, None)
+        clocks["monotonic"] += 1
+        clocks["process_time"] += got
+        callback.on_step_end(SimpleNamespace(n_gpu=gpus), None, None)
+        clocks["monotonic"] += 1
+    assert len(told) == said
+    assert not said or (f"the {threads} threads" in told[0] and f"{got / threads:.0%}" in told[0])

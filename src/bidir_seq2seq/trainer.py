@@ -66,6 +66,45 @@ class ElapsedTimeCallback(TrainerCallback):
             state.log_history[-1]["elapsed_seconds"] = round(time.monotonic() - self.start, 1)
 
 
+class SharedProcessorsCallback(TrainerCallback):
+    """Says once that other programs have the processors that the threads of a training on CPUs wait for.
+
+    A thread of OpenMP's that has done its part waits for the others at full speed, for milliseconds: two trainings of
+    two threads each on two processors may so be tens of times slower than one alone (`docs/training.md`). It shows in
+    processor time: alone, a training gets all of the time that its threads ask for.
+
+    Args:
+        updates: How many updates are looked at together.
+        share: Of the time asked for; less of it is worth a word.
+    """
+
+    def __init__(self, updates: int = 50, share: float = 0.8):
+        self.updates, self.share = updates, share
+        self.got = self.asked = 0.0
+        self.seen = 0
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Starts the clocks: what comes between updates waits for files, too."""
+        self.start = time.monotonic(), time.process_time()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Reads them."""
+        threads = torch.get_num_threads()
+        if args.n_gpu or threads == 1 or self.seen == self.updates:
+            return
+        self.seen += 1
+        self.asked += threads * (time.monotonic() - self.start[0])
+        self.got += time.process_time() - self.start[1]
+        if self.seen < self.updates:
+            return
+        if self.got < self.share * self.asked:
+            logger.warning_once(
+                f"other programs are using the processors: the {threads} threads of this training get "
+                f"{self.got / self.asked:.0%} of the time they ask for, and wait for each other. OMP_NUM_THREADS=1 or "
+                "GOMP_SPINCOUNT=1000 before the command, and before that of any other training here, makes all faster"
+            )
+
+
 class EpochLengthSampler(Sampler[int]):
     """Groups pairs of like length, in an order that depends on the seed and the epoch alone.
 
@@ -505,6 +544,7 @@ __all__ = [
     "OwnPartnerCallback",
     "PatienceCallback",
     "PunctualSaveCallback",
+    "SharedProcessorsCallback",
     "StopSignalCallback",
     "TitleTrainer",
     "find_best_checkpoint",

@@ -48,6 +48,7 @@ from .trainer import (
     ElapsedTimeCallback,
     OwnPartnerCallback,
     PatienceCallback,
+    SharedProcessorsCallback,
     StopSignalCallback,
     TitleTrainer,
     finite_or_none,
@@ -141,7 +142,7 @@ def _train(
     if not validates:
         training_args.eval_strategy = "no"
         training_args.load_best_model_at_end = False
-    callbacks: list[TrainerCallback] = [ElapsedTimeCallback(), *extra_callbacks]
+    callbacks: list[TrainerCallback] = [ElapsedTimeCallback(), SharedProcessorsCallback(), *extra_callbacks]
     if training_args.early_stopping_patience is not None:
         callbacks.append(PatienceCallback(training_args.early_stopping_patience))
     if share := _own_partner_share(model_args, training_args, model.config):
