@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from bidir_seq2seq.demo.__main__ import example_texts
 from bidir_seq2seq.demo.app import build_app, launch
+from bidir_seq2seq.demo.words import WORDS
 from bidir_seq2seq.demo.writer import DemoWriter
 
 WIDTHS = (1280, 390)
@@ -43,11 +44,11 @@ def show_demo(page: Page, address: str, text: str) -> Iterator[str]:
     yield "demo"
     page.fill("#text textarea", text)
     page.click("#write")
-    # A model without a search to be watched has a line of text there.
-    page.wait_for_function(
-        "document.querySelector('#animation').textContent || document.querySelector('#animation iframe')"
-    )
-    if not page.locator("#animation iframe").count():
+    page.wait_for_selector("#titles .bidir-title")
+    # A model without a search to be watched has a line of text there; until then the seconds stand there.
+    animation = page.locator("#animation")
+    animation.locator("iframe").or_(animation.get_by_text(WORDS["en"]["no_animation"])).first.wait_for()
+    if not animation.locator("iframe").count():
         yield "demo-written"
         return
     frame = page.frame_locator("#animation iframe")
