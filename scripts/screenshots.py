@@ -61,6 +61,8 @@ def show_demo(page: Page, address: str, text: str) -> Iterator[str]:
     yield "demo-middle"
     page.get_by_text("中文").click()
     page.get_by_role("button", name="写标题").wait_for()
+    # A new frame is painted once it is seen.
+    page.locator("#animation iframe").scroll_into_view_if_needed()
     frame.locator("#legend", has_text="先验").wait_for()
     yield "demo-chinese"
 
