@@ -442,7 +442,10 @@ def test_the_card_speaks_of_joint_rescoring_where_there_is_any(tokenizer):
 
 @pytest.mark.parametrize("model", ["quickstart", "news"])
 def test_a_card_of_ours_has_the_figures_of_its_table(model):
-    card = ModelCard.load(ROOT / "model_cards" / f"{model}.md")
+    card = ModelCard.load(ROOT / "model_cards" / model / "README.md")
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", card.text)
+    assert {"positions.png", "loss_by_steps.png"} <= set(pictures)
+    assert all((ROOT / "model_cards" / model / picture).exists() for picture in pictures)
     (table,) = re.findall(r"```\n(system .*?)```", card.text, re.DOTALL)
     assert model != "quickstart" or table in (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(card.data.eval_results) == 16
