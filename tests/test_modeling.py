@@ -1,3 +1,4 @@
+import os
 from copy import deepcopy
 from functools import partial
 
@@ -321,6 +322,20 @@ def test_contradictory_inputs_are_refused():
 
 
 # Saving, loading, resizing
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no permissions of groups and others")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+@pytest.mark.parametrize("shard", ["1GB", "4KB"])
+def test_whoever_may_read_the_config_may_read_the_weights(tmp_path, umask, shard):
+    before = os.umask(umask)
+    try:
+        tiny_model().save_pretrained(tmp_path, max_shard_size=shard)
+    finally:
+        os.umask(before)
+    weights = list(tmp_path.glob("*.safetensors"))
+    assert weights and (len(weights) > 1) == (shard == "4KB")
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)

@@ -10,6 +10,7 @@ decoders follow Zhou, Zhang and Zong 2019 (https://arxiv.org/abs/1905.04847).
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -475,11 +476,15 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
-        """As every model's, with the `source_tokenizer` of a pretrained encoder."""
+        """As every model's, with the `source_tokenizer` of a pretrained encoder, and weights that others may read."""
         if self.source_tokenizer is not None and is_main_process:
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             self.source_tokenizer.save(str(Path(save_directory) / SOURCE_TOKENIZER_NAME))
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        # safetensors 0.8 lets the owner alone read what it writes; the other files go by the umask.
+        if is_main_process:
+            for weights in Path(save_directory).glob("*.safetensors"):
+                shutil.copymode(Path(save_directory) / "config.json", weights)
 
     def encode_sources(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """What `forward` and `generate` need of texts.
