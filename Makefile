@@ -41,12 +41,12 @@ test-newest:
 	.venv-newest/$(PIP_INSTALL) --upgrade --upgrade-strategy eager '$(TORCH)' --editable '.[test]'
 # Beyond our upper bound, too: pip says that they do not go together, and the tests whether they do.
 	.venv-newest/$(PIP_INSTALL) --upgrade '$(TORCH)' transformers
-	.venv-newest/bin/python -m pytest -m 'not slow'
+	.venv-newest/bin/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile
 
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/$(PIP_INSTALL) --constraint constraints-oldest.txt --editable '.[test]'
-	.venv-oldest/bin/python -m pytest -m 'not slow'
+	.venv-oldest/bin/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile
 
 test-hf: $(VENV)/.installed
 	$(BIN)/python tests/hf/run.py -q

@@ -47,6 +47,7 @@ SETTINGS = {
     "repetition_penalty": [1.0, 2.0, 0.0, -1.0],
     "renormalize_logits": [True, False],
     "bad_words_ids": [[[5]], [[5, 6], [7]], [], [[]], [[-1]], [["a"]], [[VOCAB_SIZE + 3]]],
+    "sequence_bias": [{(5,): 1.0}, [[[5, 6], -2.0], [[7], 1.0]], {(): 1.0}, [[[], 1.0]], {(VOCAB_SIZE,): 1.0}, []],
     "suppress_tokens": [[5, 6], [], list(range(VOCAB_SIZE))],
     "forced_bos_token_id": [5, VOCAB_SIZE],
     "forced_eos_token_id": [3, VOCAB_SIZE, -1],
@@ -59,7 +60,10 @@ SETTINGS = {
     "output_hidden_states": [True, False],
 }
 # What transformers calls some of them where they cannot be.
-CALLED = {"repetition_penalty": "`penalty` has to be", "bad_words_ids": "were being biased"}
+CALLED = {
+    "repetition_penalty": "`penalty` has to be",
+    **dict.fromkeys(("bad_words_ids", "sequence_bias"), "were being biased"),
+}
 # The shape of the batch and the places of padding: rows of so many tokens.
 BATCHES = st.lists(st.integers(0, 7), max_size=3)
 # Few settings at a time, so that many calls are sound.
