@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -345,3 +346,13 @@ def test_two_visitors_at_once_do_not_meet(visit):
     second.get_by_text("中文").click()
     second.get_by_role("button", name="写标题").wait_for()
     assert first.get_by_role("button", name="Write titles").is_visible()
+
+
+@pytest.mark.parametrize(("told", "threads"), [(None, 1), ("2", 2)])
+def test_one_thread_writes_titles_unless_told_otherwise(monkeypatch, told, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if told:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    torch.set_num_threads(2)
+    launch(SimpleNamespace(launch=lambda **settings: None))
+    assert torch.get_num_threads() == threads

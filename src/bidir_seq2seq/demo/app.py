@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers.utils import logging
 
 from ..extras import extra
@@ -118,10 +120,15 @@ def _heading(language: str) -> str:
 def launch(app: gr.Blocks, **kwargs: Any) -> Any:
     """Opens the app in its own style, with no font or script of elsewhere, and for this machine unless told otherwise.
 
+    Titles are written by one thread, unless `OMP_NUM_THREADS` says how many: a step of one title is too small to be
+    shared, and threads that wait for each other take the processor that the page and other visitors need.
+
     Args:
         app: From [`build_app`].
         **kwargs: As for Gradio's own `launch`.
     """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     fonts = ["system-ui", "Noto Sans", "Noto Sans CJK SC", "sans-serif"]
     theme = gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
     settings = {"server_name": "127.0.0.1", "theme": theme, "css": STYLE, "footer_links": []}
