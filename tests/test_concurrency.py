@@ -53,6 +53,7 @@ def alone(model, tokenizer, jobs):
     return [titles(job) for job in jobs]
 
 
+@pytest.mark.e2e
 def test_twenty_threads_write_what_one_writes(alone, jobs):
     assert len({str(found) for found in alone}) > 30
     with ThreadPoolExecutor(20) as pool:

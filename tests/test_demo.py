@@ -315,6 +315,7 @@ def test_the_page_speaks_chinese(visit):
     page.locator("#titles").get_by_text("Left to right").wait_for()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "text",
     [HOSTILE + "<img src=x onerror=alert(2)>", "a" * 100_000, "🙂🙃 abc", "שלום עולם abc", ""],

@@ -79,6 +79,7 @@ def run(teacher, pairs, tmp_path):
     return distilled
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("settings", [{}, {"proposals": "l2r+r2l+both", "ranking": "consensus", "num_beams": 3}])
 def test_pseudo_titles_are_what_generate_writes(run, teacher, pairs, tmp_path, settings):
     titles, learned = run(**settings)

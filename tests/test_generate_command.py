@@ -64,6 +64,7 @@ def command(checkpoint, path, output, *flags) -> list[str]:
     return [str(flag) for flag in ("--batch_size", 2, "--device", "cpu", *flags)]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("flags", [[], ["--num_beams", 3], ["--decoding_direction", "r2l"]], ids=str)
 def test_batches_and_windows_change_nothing(generate, documents, flags):
     alone = [generate([document], "one.txt", *flags, "--batch_size", 1) for document in documents[:6]]

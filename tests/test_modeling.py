@@ -325,8 +325,8 @@ def test_contradictory_inputs_are_refused():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no permissions of groups and others")
-@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
-@pytest.mark.parametrize("shard", ["1GB", "4KB"])
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+@pytest.mark.parametrize("shard", ["1GB", "20KB"])
 def test_whoever_may_read_the_config_may_read_the_weights(tmp_path, umask, shard):
     before = os.umask(umask)
     try:
@@ -334,7 +334,7 @@ def test_whoever_may_read_the_config_may_read_the_weights(tmp_path, umask, shard
     finally:
         os.umask(before)
     weights = list(tmp_path.glob("*.safetensors"))
-    assert weights and (len(weights) > 1) == (shard == "4KB")
+    assert weights and (len(weights) > 1) == (shard == "20KB")
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
 
 

@@ -87,6 +87,7 @@ def test_a_report_is_one_file_that_fetches_and_runs_nothing(run, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.e2e
 def test_the_page_fits_its_screen_and_shows_every_figure(run, tmp_path, browser):
     page = browser.new_page()
     requests = []

@@ -71,6 +71,7 @@ def long_stream(number: int) -> list[str]:
     return ["abcdefgh"[: index % 9] * (1 + index % 2) for index in range(number)]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=str)
 def test_a_stream_gives_what_a_list_does(model, tokenizer, settings):
     settings |= {"max_new_tokens": 6, "batch_size": 3}

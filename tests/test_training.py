@@ -282,6 +282,7 @@ def test_batches_in_parts_give_the_losses_of_whole_ones(long_run, tmp_path):
     assert losses[4] == pytest.approx(losses[16], rel=1e-6)
 
 
+@pytest.mark.e2e
 def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_batches(long_run, tmp_path):
     pairs, _ = long_run
     lines = Path(pairs["train_file"]).read_text().splitlines()[:30]
