@@ -279,13 +279,16 @@ class BidirSeq2SeqGenerationMixin:
         shortlist = generation_config.vocabulary_shortlist
         if shortlist is not None and (isinstance(shortlist, bool) or not isinstance(shortlist, int)):
             raise ValueError(f"vocabulary_shortlist={shortlist!r} must be a whole number of words, or None")
-        bias = generation_config.sequence_bias
-        for name, sequences in (
-            ("bad_words_ids", generation_config.bad_words_ids),
-            ("sequence_bias", list(bias) if isinstance(bias, dict) else [pair[0] for pair in bias or () if pair]),
-        ):
-            if any(isinstance(sequence, list | tuple) and not sequence for sequence in sequences or ()):
-                raise ValueError(f"{name} names a sequence of no ids, {sequences!r}: leave it out")
+        for name in ("bad_words_ids", "sequence_bias"):
+            given = sequences = getattr(generation_config, name)
+            try:
+                if name == "sequence_bias" and not isinstance(given, dict):
+                    sequences = [ids for ids, _ in given or ()]
+                sound = all(len(ids) > 0 for ids in sequences or ())
+            except (TypeError, ValueError):
+                sound = False
+            if not sound:
+                raise ValueError(f"{name}={given!r} must name sequences of ids, none of them empty")
 
     def _check_ids_of(self, settings: dict[str, Any]) -> None:
         for name in ID_SETTINGS:

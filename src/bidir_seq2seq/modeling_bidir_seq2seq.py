@@ -483,7 +483,7 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         # safetensors 0.8 lets the owner alone read what it writes; the other files go by the umask.
         if is_main_process:
-            for weights in Path(save_directory).glob("*.safetensors"):
+            for weights in Path(save_directory).glob("model*.safetensors"):
                 shutil.copymode(Path(save_directory) / "config.json", weights)
 
     def encode_sources(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, torch.Tensor]:

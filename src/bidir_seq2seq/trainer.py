@@ -95,9 +95,7 @@ class SharedProcessorsCallback(TrainerCallback):
         self.seen += 1
         self.asked += threads * (time.monotonic() - self.start[0])
         self.got += time.process_time() - self.start[1]
-        if self.seen < self.updates:
-            return
-        if self.got < self.share * self.asked:
+        if self.seen == self.updates and self.got < self.share * self.asked:
             logger.warning_once(
                 f"other programs are using the processors: the {threads} threads of this training get "
                 f"{self.got / self.asked:.0%} of the time they ask for, and wait for each other. OMP_NUM_THREADS=1 or "
