@@ -111,22 +111,13 @@ def write(models: Sequence, tokenizer, pairs, settings: dict) -> tuple[list[str]
     titles, start = [""] * len(sources), time.process_time()
     for first in range(0, len(order), 64):
         some = order[first : first + 64]
-        encoded = [pipeline.preprocess(sources[index]) for index in some]
-        names = [name for name in ("input_ids", "attention_mask", "extended_input_ids") if name in encoded[0]]
-        inputs = {
-            name: torch.nn.utils.rnn.pad_sequence(
-                [row[name][0] for row in encoded],
-                batch_first=True,
-                padding_value=0 if name == "attention_mask" else tokenizer.pad_token_id,
-            )
-            for name in names
-        }
+        inputs, words = pipeline.batch([sources[index] for index in some])
         if len(models) > 1:
             written = ensemble_generate(models, inputs, settings["num_beams"])
         else:
             written = models[0].generate(**inputs, **settings)
-        for index, row, ids in zip(some, encoded, written.tolist()):
-            titles[index] = decode(tokenizer, ids, row.get("words", ()), models[0].config.vocab_size)
+        for index, known, ids in zip(some, words, written.tolist()):
+            titles[index] = decode(tokenizer, ids, known, models[0].config.vocab_size)
     return titles, time.process_time() - start
 
 

@@ -67,7 +67,8 @@ PAGE = {
         {
             "generation_bidir_seq2seq": "BidirSeq2SeqGenerationMixin BidirBeamSearchOutput",
             "titles": "write_titles stream_titles Title",
-            "ranking_bidir_seq2seq": "Candidates own joint consensus",
+            "ranking_bidir_seq2seq": "Candidates own joint consensus weighted",
+            "rank_tuning": "write_candidates tune_ranking CandidatePool TunedRanking",
             "search_history": "search_history SearchHistory",
         },
     ),
@@ -75,7 +76,7 @@ PAGE = {
     "Score": (
         "How good titles are, and whether two systems differ.",
         {
-            "metrics": "TitleScore pair_scores paired_bootstrap BootstrapResult lead_baseline",
+            "metrics": "TitleScore pair_scores bleu_counts paired_bootstrap BootstrapResult lead_baseline",
             "evaluation": "available_systems predict score format_table",
             "diagnosis": "diagnose twin_log_probs answer_leaks",
             "report": "write_report",

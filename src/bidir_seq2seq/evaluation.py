@@ -41,6 +41,8 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "r2l": {"decoding_direction": "r2l"},
     "both": {"decoding_direction": "both", "joint_rescoring": False},
     "joint": {"decoding_direction": "both", "joint_rescoring": True},
+    # As the model's own settings say, where `rank_tuning` has chosen weights.
+    "tuned": {},
 }
 TITLE_METRICS = ("rouge1", "rouge2", "rougeL", "bleu", "first4", "last4")
 PRONUNCIATION_METRICS = ("wer", "per")
@@ -120,7 +122,10 @@ def available_systems(model: PreTrainedModel) -> list[str]:
     """The systems that a model can run: `lead`, its direction(s), and `joint` if it has learned to write alone."""
     if model.config.decoder_directions != "both":
         return ["lead", model.config.decoder_directions]
-    return [name for name in SYSTEMS if name != "joint" or model.config.twin_dropout > 0]
+    missing = {"joint"} if model.config.twin_dropout == 0 else set()
+    if not isinstance(model.generation_config.ranking, Mapping):
+        missing.add("tuned")
+    return [name for name in SYSTEMS if name not in missing]
 
 
 def predict(

@@ -39,7 +39,7 @@ from .cache_bidir_seq2seq import BidirSeq2SeqCache
 from .directions_bidir_seq2seq import check_ids, directions_of
 from .output_bidir_seq2seq import NextTokens, Shortlist
 from .proposals_bidir_seq2seq import Found, merged, searches_of
-from .ranking_bidir_seq2seq import ASKS_BOTH, RANKING_RULES, Candidates
+from .ranking_bidir_seq2seq import Candidates, asks_alone, rule_of
 from .search_bidir_seq2seq import Beam, BeamHistory, StepRecords, forbidden_tokens, search, select
 
 # What transformers keeps to itself and this module builds on, all of it: methods of `GenerationMixin` that the mixin
@@ -172,9 +172,12 @@ class BidirSeq2SeqGenerationMixin:
             the decoders alone, which needs a model trained with `twin_dropout` above 0; or `"l2r+r2l+both"`, all
             three, which takes about twice as long. What several have found is ranked together. Default: `"both"`, but
             `"l2r+r2l"` for a model with `twin_partner="none"`.
-        ranking (`str`): How what the bidirectional search proposes is ranked, one of `RANKING_RULES`: `"own"`, by what
-            the direction that wrote a title gave it; `"joint"`, by the mean of both directions' log-probabilities with
-            the twin off, each a proper model of the title, which needs a model trained with `twin_dropout` above 0.
+        ranking (`str`, `dict` or function): How what the bidirectional search proposes is ranked, one of
+            `RANKING_RULES`: `"own"`, by what the direction that wrote a title gave it; `"joint"`, by the mean of both
+            directions' log-probabilities with the twin off, each a proper model of the title, which needs a model
+            trained with `twin_dropout` above 0; `"consensus"`, by what a title has in common with the others. Or
+            weights of `FEATURES`, such as `{"l2r": 0.4, "r2l": 0.6, "length": 0.02}`, which
+            [`rank_tuning.tune_ranking`] finds, or a function from [`Candidates`] to their scores `[B, M]`.
         joint_rescoring (`bool`): The same by its older name: `True` is `ranking="joint"`.
         vocabulary_shortlist (`int`): Titles use their document's own words and so many of the words most frequent in
             the titles that the model learned from; no others are computed. What those would take of the probability
@@ -237,11 +240,11 @@ class BidirSeq2SeqGenerationMixin:
         if direction != "both" and wanted not in (None, "own"):
             name = f"ranking={wanted!r}" if given.get("ranking") else "joint_rescoring"
             raise ValueError(f"{name} needs decoding_direction='both', not {direction!r}")
-        stored = "joint" if generation_config.joint_rescoring else "own"
-        rule = "own" if direction != "both" else wanted or generation_config.ranking or stored
-        if rule not in RANKING_RULES:
-            raise ValueError(f"ranking={rule!r} must be one of {', '.join(RANKING_RULES)}")
-        if rule in ASKS_BOTH and self.config.twin_dropout == 0:
+        by_flag = "joint" if generation_config.joint_rescoring else "own"
+        told = [rule for rule in (wanted, generation_config.ranking, by_flag) if rule is not None]
+        rule = "own" if direction != "both" else told[0]
+        rule_of(rule)
+        if asks_alone(rule) and self.config.twin_dropout == 0:
             raise ValueError(
                 f"ranking={rule!r}, or joint_rescoring, needs directions that have learned to write alone, and this "
                 "model has twin_dropout=0: train with twin_dropout=0.5, or leave it out"
@@ -689,7 +692,7 @@ class BidirSeq2SeqGenerationMixin:
             judge=lambda labels: self.sequence_log_probs(encoder_outputs, labels),
         )
         scores, order = candidates.ranked(generation_config.ranking)
-        if generation_config.ranking in ASKS_BOTH:
+        if asks_alone(generation_config.ranking):
             pool |= {f"{name}_log_probs": values for name, values in candidates.log_probs.items()}
 
         # Where each returned sequence has a row of its own (sampling), that row gives its best.

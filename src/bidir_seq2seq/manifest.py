@@ -41,6 +41,13 @@ def write_manifest(folder: str | Path, names: Iterable[str] | None = None) -> Pa
     return manifest
 
 
+def renew_manifest(folder: str | Path) -> None:
+    """Records the same files as they are now, for who has changed one on purpose, if there is a manifest."""
+    manifest = Path(folder) / MANIFEST_NAME
+    if manifest.exists():
+        write_manifest(folder, json.loads(manifest.read_text(encoding="utf-8"))["files"])
+
+
 def differences(folder: str | Path) -> dict[str, str] | None:
     """What has become of the files that the manifest of `folder` records.
 
@@ -90,4 +97,4 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-__all__ = ["MANIFEST_NAME", "checksum", "differences", "flush", "write_manifest"]
+__all__ = ["MANIFEST_NAME", "checksum", "differences", "flush", "renew_manifest", "write_manifest"]

@@ -370,6 +370,28 @@ def bleu_of_counts(counts: np.ndarray) -> np.ndarray:
         return 100 * np.nan_to_num(brevity * precision)
 
 
+def bleu_counts(
+    predictions: Sequence[str], references: References, tokenization: Tokenization = "auto"
+) -> list[list[int]]:
+    """What BLEU is made of, for each pair: the rows of [`bleu_of_counts`], over the tokens of `TitleScore`.
+
+    Args:
+        predictions: One text per pair.
+        references: One text, or one non-empty list of texts, per pair.
+        tokenization: As for `TitleScore.compute`.
+
+    Raises:
+        ValueError: As for `TitleScore.compute`.
+    """
+    tokens, alternatives = _tokenize_pairs(predictions, _listed_references(predictions, references), tokenization)
+    bleu = BLEU(tokenize="none", force=True, effective_order=True)
+    rows = []
+    for prediction, listed in zip(tokens, alternatives, strict=True):
+        score = bleu.sentence_score(" ".join(prediction), [" ".join(reference) for reference in listed])
+        rows.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
+    return rows
+
+
 def bootstrap_interval(scores: Sequence[float], num_samples: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """The 95 % percentile interval of a mean score: between which means other test pairs might have given.
 
@@ -541,6 +563,7 @@ __all__ = [
     "TitleScore",
     "Tokenization",
     "accuracy_by_position",
+    "bleu_counts",
     "bleu_of_counts",
     "bootstrap_interval",
     "lead_baseline",

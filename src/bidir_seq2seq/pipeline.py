@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from .encoders_bidir_seq2seq import PIECE_INPUTS, pieces_of, places_of, readable
 from .loading import forget_code
-from .unknown_words import can_extend, decode, extend_ids
+from .unknown_words import TitleCollator, can_extend, decode, extend_ids
 
 logger = logging.get_logger(__name__)
 
@@ -190,6 +190,25 @@ class BidirSeq2SeqPipeline(Pipeline):
             "tokens": torch.tensor([len(ids)]),
             "unknown": torch.tensor([ids.count(self.tokenizer.unk_token_id)]),
         }
+
+    def batch(
+        self, documents: Sequence[str], max_source_length: int | None = None
+    ) -> tuple[dict[str, torch.Tensor], list[Sequence[str]]]:
+        """What `generate` needs of a few documents, none of them empty, in their order.
+
+        Args:
+            documents: Their texts.
+            max_source_length: As for [`preprocess`].
+
+        Returns:
+            `input_ids` and `attention_mask`, `[B, S]`, and what else the model reads; and for each document the words
+            that its ids from V on stand for, for [`unknown_words.decode`].
+        """
+        encoded: list[dict[str, Any]] = [self.preprocess(document, max_source_length) for document in documents]
+        rows = [{name: row[name][0].tolist() for name in SOURCES if name in row} for row in encoded]
+        batch = TitleCollator(self.tokenizer)(rows)
+        inputs = {name: batch[name].to(self.model.device) for name in rows[0]}
+        return inputs, [row.get("words", ()) for row in encoded]
 
     def _forward(self, model_inputs: dict, return_details: bool = False, **generate_kwargs: Any) -> dict:
         """Adds the n titles of each of B documents: `sequences` `[B, n, L]`, `scores` and `from_right` `[B, n]`."""

@@ -1,19 +1,24 @@
-"""How the titles that two directions propose are ranked: a rule is a function in a table.
+"""How the titles that two directions propose are ranked: a rule is a function in a table, or weighs features.
 
 Letters: B documents, M candidates of each, L length of a sequence with its start id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 
 from .directions_bidir_seq2seq import IGNORE_INDEX
 from .output_bidir_seq2seq import IMPOSSIBLE
 from .search_bidir_seq2seq import select
+
+# A name of `RANKING_RULES`, weights of some of `FEATURES` by their names, or a function of one's own.
+Ranking = str | Mapping[str, float] | Callable[["Candidates"], torch.Tensor]
 
 
 @dataclass
@@ -57,12 +62,12 @@ class Candidates:
         judged = self.judge(self.labels.flatten(0, 1))
         return {name: values.view(self.scores.shape) for name, values in judged.items()}
 
-    def ranked(self, rule: str) -> tuple[torch.Tensor, torch.LongTensor]:
-        """The scores `[B, M]` that a rule of `RANKING_RULES` gives, best first, and whose they are, `[B, M]`.
+    def ranked(self, ranking: Ranking) -> tuple[torch.Tensor, torch.LongTensor]:
+        """The scores `[B, M]` that a ranking gives, best first, and whose they are, `[B, M]`.
 
         No title stands there twice: of equal ones the better-scored is kept, and others are impossible.
         """
-        scores = RANKING_RULES[rule](self).where(self.scores > IMPOSSIBLE, IMPOSSIBLE)
+        scores = rule_of(ranking)(self).where(self.scores > IMPOSSIBLE, IMPOSSIBLE)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         sequences = select(self.sequences, order)
         repeats = (sequences[:, :, None] == sequences[:, None]).all(-1).tril(-1).any(-1)
@@ -118,9 +123,76 @@ def _shared(items: torch.LongTensor) -> torch.Tensor:
     return torch.where(total > 0, 2 * found / total, 1)
 
 
-# A new rule is a function and its name here; `generate(ranking=name)` then knows it.
-RANKING_RULES = {"own": own, "joint": joint, "consensus": consensus}
-# Rules that ask how likely a title is to a direction alone.
-ASKS_BOTH = ("joint", "consensus")
+def alone(candidates: Candidates, direction: str) -> torch.Tensor:
+    """`[B, M]`: the log-probability under one direction, as `joint` has it of both."""
+    return candidates.log_probs[direction] / candidates.lengths**candidates.length_penalty
 
-__all__ = ["ASKS_BOTH", "RANKING_RULES", "Candidates", "consensus", "joint", "own"]
+
+def length(candidates: Candidates) -> torch.Tensor:
+    """`[B, M]`: how many tokens a title has, its end included."""
+    return candidates.lengths.to(candidates.scores.dtype)
+
+
+def weighted(candidates: Candidates, weights: Mapping[str, float]) -> torch.Tensor:
+    """`[B, M]`: the sum of features, each as often as its weight says (a log-linear model: Och and Ney 2002,
+    "Discriminative Training and Maximum Entropy Models for Statistical Machine Translation")."""
+    features = (FEATURES[name](candidates) * weight for name, weight in weights.items() if weight)
+    return sum(features, torch.zeros_like(candidates.scores))
+
+
+# A new rule is a function and its name here; `generate(ranking=name)` then knows it.
+RANKING_RULES: dict[str, Callable[[Candidates], torch.Tensor]] = {"own": own, "joint": joint, "consensus": consensus}
+# What may be weighed: `generate(ranking={"l2r": 0.4, "r2l": 0.6, "length": 0.02})`.
+FEATURES: dict[str, Callable[[Candidates], torch.Tensor]] = {
+    "own": own,
+    "l2r": partial(alone, direction="l2r"),
+    "r2l": partial(alone, direction="r2l"),
+    "consensus": consensus,
+    "length": length,
+}
+# Of both those that ask how likely a title is to a direction alone.
+ASKS_ALONE = ("joint", "consensus", "l2r", "r2l")
+
+
+def rule_of(ranking: Ranking) -> Callable[[Candidates], torch.Tensor]:
+    """The function, from candidates to their scores `[B, M]`, that a ranking means.
+
+    Raises:
+        ValueError: On a name or a feature that there is not, and on weights that are none.
+    """
+    if isinstance(ranking, Mapping):
+        for name, weight in ranking.items():
+            if name not in FEATURES:
+                raise ValueError(f"ranking={dict(ranking)}: {name!r} must be one of {', '.join(FEATURES)}")
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+                raise ValueError(f"ranking={dict(ranking)}: the weight of {name!r} must be a number")
+        if not any(ranking.values()):
+            raise ValueError(
+                f"ranking={dict(ranking)} must weigh something: give one of {', '.join(FEATURES)} a weight"
+            )
+        return partial(weighted, weights=ranking)
+    if callable(ranking):
+        return ranking
+    if ranking not in RANKING_RULES:
+        raise ValueError(f"ranking={ranking!r} must be one of {', '.join(RANKING_RULES)}, or weights of features")
+    return RANKING_RULES[ranking]
+
+
+def asks_alone(ranking: Any) -> bool:
+    """Whether a ranking asks how likely a title is to a direction alone, which not every twin model knows."""
+    names = [name for name, weight in ranking.items() if weight] if isinstance(ranking, Mapping) else [ranking]
+    return any(name in ASKS_ALONE for name in names)
+
+
+__all__ = [
+    "FEATURES",
+    "RANKING_RULES",
+    "Candidates",
+    "Ranking",
+    "asks_alone",
+    "consensus",
+    "joint",
+    "own",
+    "rule_of",
+    "weighted",
+]

@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": ("generate", "write titles for texts with a trained model"),
     "check": ("check_data", "show what files of pairs hold, before training on them"),
     "score": ("score", "score a model's directions, or lines that something else wrote, on held-out pairs"),
+    "tune": ("tune", "learn from held-out pairs how the candidates of a model are ranked best"),
     "diagnose": ("diagnose", "show what the two decoders of a model do for each other, and whether answers leak"),
     "report": ("report", "write a page about one run or several: curves, scores, examples, attention"),
     "push": ("push_to_hub", "upload a trained model, or show what would go up, to the Hugging Face Hub"),

@@ -1,0 +1,116 @@
+"""Learns from held-out pairs how the candidates of both directions are ranked best, and keeps it in the model.
+
+    bidir-seq2seq tune my_model --validation_file validation.jsonl
+    bidir-seq2seq tune my_model --validation_file dev.en dev.de --metric bleu --proposals l2r+r2l
+
+Prints the weights of each direction's log-probability, of what titles have in common and of their length, and what
+such weights are worth: chosen on one half of the pairs, tried on the other. If that is more than ranking="joint"
+gives, they become the model's own ranking (`generation_config.json`); --dry_run leaves the model as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from ..allocator import keep_freed_memory
+from ..arguments import check_numbers, parse_arguments
+from ..evaluation import load_test_pairs
+from ..loading import load_model_and_tokenizer
+from ..manifest import renew_manifest
+from ..metrics import Tokenization
+from ..rank_tuning import METRICS, tune_ranking, write_candidates
+
+
+@dataclass
+class TuneArguments:
+    """What to tune, on what, and for what."""
+
+    model_name_or_path: str = field(metadata={"help": "Folder of a twin model; also as the first argument."})
+    validation_file: list[str] = field(
+        metadata={
+            "help": "Held-out pairs, some hundreds: a file of rows, or two of plain text. Not those of the test."
+        }
+    )
+    metric: str = field(
+        default="rougeL",
+        metadata={"help": "What is to become better; wer for pronunciations.", "choices": list(METRICS)},
+    )
+    source_column: str | None = field(default=None, metadata={"help": "Column of the documents. Default: by name."})
+    target_column: list[str] | None = field(
+        default=None, metadata={"help": "Column(s) of references. Default: by name."}
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of validation_file, such as cp1252. Default: found out."}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})
+    proposals: str | None = field(
+        default=None, metadata={"help": "As for generate, such as l2r+r2l+both. Default: the model's own."}
+    )
+    num_beams: int | None = field(default=None, metadata={"help": "Beams per direction. Default: the model's own."})
+    num_trials: int = field(default=2000, metadata={"help": "How many weights to try."})
+    seed: int = field(default=0, metadata={"help": "Random seed of the weights."})
+    tokenization: str = field(
+        default="auto", metadata={"help": "What a token is for the metric.", "choices": ["auto", "char", "word"]}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Documents per batch."})
+    device: str | None = field(
+        default=None, metadata={"help": "Such as cpu or cuda:1. Default: a GPU if there is one."}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Say what was found and leave the model as it is."})
+
+    def __post_init__(self) -> None:
+        check_numbers(self, max_samples=1, num_beams=1, num_trials=1, batch_size=1)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command; `argv` instead of the process's own arguments."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and not argv[0].startswith("-") and Path(argv[0]).suffix not in (".yaml", ".yml", ".json"):
+        argv = ["--model_name_or_path", *argv]
+    (args,) = parse_arguments(TuneArguments, description=__doc__, args=argv)
+    folder = Path(args.model_name_or_path)
+    if not args.dry_run and not folder.is_dir():
+        raise ValueError(
+            f"model_name_or_path={args.model_name_or_path!r} is no folder that the ranking could be kept in: download "
+            "it first, or give --dry_run"
+        )
+    keep_freed_memory()
+    model, tokenizer = load_model_and_tokenizer(args.model_name_or_path, device=args.device)
+    if model.config.decoder_directions != "both":
+        raise ValueError(f"{folder}: this model writes {model.config.decoder_directions!r} only: nothing to weigh")
+    pairs = load_test_pairs(args.validation_file, args.source_column, args.target_column, args.encoding)
+    pairs = pairs.select(range(min(args.max_samples or len(pairs), len(pairs))))
+    settings = {"proposals": args.proposals, "num_beams": args.num_beams}
+    pool = write_candidates(
+        model,
+        tokenizer,
+        pairs,
+        args.metric,
+        args.batch_size,
+        cast(Tokenization, args.tokenization),
+        progress=True,
+        **{name: value for name, value in settings.items() if value is not None},
+    )
+    found = tune_ranking(pool, args.num_trials, args.seed)
+    print(f"weights: {found.weights}")
+    test = found.difference
+    print(
+        f"{args.metric} of {found.pairs} pairs: ranking='joint' {found.joint:.2f}, weights chosen on other pairs "
+        f"{found.tuned:.2f}, {test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}] p={test.p_value:.4f}"
+    )
+    if not found.is_better:
+        print("no better than ranking='joint': the model is left as it is")
+    elif not args.dry_run:
+        config = model.generation_config
+        config.ranking, config.joint_rescoring = found.weights, False
+        config.proposals, config.num_beams = args.proposals or config.proposals, args.num_beams or config.num_beams
+        config.save_pretrained(folder)
+        renew_manifest(folder)
+        print(f"{folder}: generation_config.json ranks by these weights now")
+
+
+if __name__ == "__main__":
+    main()

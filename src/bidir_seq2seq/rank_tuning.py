@@ -1,0 +1,249 @@
+"""How much each feature of a title should weigh in ranking, learned from held-out pairs.
+
+The candidates of every pair are written once, with their features (`ranking_bidir_seq2seq.FEATURES`) and scores; then
+random weights are tried on these numbers alone (Bergstra and Bengio 2012, "Random Search for Hyper-Parameter
+Optimization"). What the weights are worth is told by pairs that they were not chosen on.
+
+Letters: B documents of a batch, M candidates of each, P pairs, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .evaluation import listed_references
+from .metrics import (
+    BootstrapResult,
+    Tokenization,
+    bleu_counts,
+    bleu_of_counts,
+    pair_scores,
+    paired_bootstrap,
+    pronunciation_scores,
+)
+from .output_bidir_seq2seq import IMPOSSIBLE
+from .pipeline import BidirSeq2SeqPipeline
+from .ranking_bidir_seq2seq import FEATURES, Candidates, joint
+from .unknown_words import decode
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# What can be tuned for, and whether more of it is better.
+METRICS = {"rougeL": True, "bleu": True, "wer": False}
+# As `ranking="joint"` weighs: where the search for weights begins, and what they are compared with.
+JOINT = np.array([0.5 if name in ("l2r", "r2l") else 0.0 for name in FEATURES])
+
+
+@dataclass
+class CandidatePool:
+    """What was written of each pair.
+
+    Attributes:
+        features: `[P, M, F]`, in the order of `FEATURES`; 0 where there is no candidate.
+        exists: `[P, M]` bool.
+        scores: `[P, M]` in percent; for BLEU `[P, M, 10]`, as for `metrics.bleu_of_counts`.
+        metric: Of `METRICS`.
+    """
+
+    features: np.ndarray
+    exists: np.ndarray
+    scores: np.ndarray
+    metric: str
+
+    def chosen(self, weights: np.ndarray) -> np.ndarray:
+        """The scores, `[P]` or `[P, 10]`, of each pair's best candidate by some weights `[F]`."""
+        ranks = np.where(self.exists, self.features @ weights, -np.inf)
+        return self.scores[np.arange(len(ranks)), ranks.argmax(1)]
+
+    def value(self, weights: np.ndarray, pairs: np.ndarray) -> float:
+        """The metric over some pairs, of the candidates that weights choose, so that more is better."""
+        mean = self.chosen(weights)[pairs].mean(0)
+        value = float(bleu_of_counts(mean)) if self.metric == "bleu" else float(mean)
+        return value if METRICS[self.metric] else -value
+
+
+@dataclass
+class TunedRanking:
+    """Weights, and what they are worth.
+
+    Attributes:
+        weights: For `generate(ranking=...)`, those of features that weigh something.
+        metric: What they were chosen for.
+        joint, tuned: The metric by `ranking="joint"`, and by weights, each pair's of those that the other half of the
+            pairs chose.
+        difference: Of the two, with a paired bootstrap over the pairs.
+        pairs: How many there were.
+    """
+
+    weights: dict[str, float]
+    metric: str
+    joint: float
+    tuned: float
+    difference: BootstrapResult
+    pairs: int
+
+    @property
+    def is_better(self) -> bool:
+        """Whether tuned weights do better than `ranking="joint"` on pairs they were not chosen on."""
+        return self.tuned > self.joint if METRICS[self.metric] else self.tuned < self.joint
+
+
+def write_candidates(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    metric: str = "rougeL",
+    batch_size: int = 32,
+    tokenization: Tokenization = "auto",
+    progress: bool = False,
+    **generate_kwargs: Any,
+) -> CandidatePool:
+    """Writes all candidates of each pair, with their features and scores.
+
+    Args:
+        model: A twin model that has learned to write alone; it stays where it is.
+        tokenizer: Its tokenizer.
+        pairs: Held-out ones, as from `evaluation.load_test_pairs`; those without source or title are left out.
+        metric: Of `METRICS`.
+        batch_size: Documents per `generate` call.
+        tokenization: What a token is for the metric, as for `TitleScore.compute`.
+        progress: Whether to show a progress bar.
+        **generate_kwargs: As for `generate`: `proposals`, `num_beams`, `length_penalty`, ...
+
+    Raises:
+        ValueError: On another metric, too few pairs, or as `generate` does.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric={metric!r} must be one of {', '.join(METRICS)}")
+    rows = [
+        (source, references)
+        for source, references in zip(pairs["source"], listed_references(pairs))
+        if (source or "").strip() and any(text.strip() for text in references)
+    ]
+    if len(rows) < 2:
+        raise ValueError(f"{len(rows)} pairs are too few to choose weights on: give some hundreds")
+    pipeline = BidirSeq2SeqPipeline(model=model, tokenizer=tokenizer, device=model.device)
+    # Similar lengths pad less.
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]), reverse=True)
+    found: dict[int, tuple[np.ndarray, list[str]]] = {}
+    with tqdm(total=len(rows), desc="Writing candidates", unit=" pairs", disable=not progress) as bar:
+        for first in range(0, len(order), batch_size):
+            some = order[first : first + batch_size]
+            inputs, words = pipeline.batch([rows[index][0] for index in some])
+            kept = _Kept()
+            model.generate(**inputs, **{**generate_kwargs, "ranking": kept})
+            for index, rows_of, titles, known in zip(some, kept.features, kept.titles, words):
+                found[index] = rows_of, [decode(tokenizer, ids, known, model.config.vocab_size) for ids in titles]
+            bar.update(len(some))
+    most = max(len(texts) for _, texts in found.values())
+    exists = np.array([[place < len(found[index][1]) for place in range(most)] for index in range(len(rows))])
+    features = np.zeros((*exists.shape, len(FEATURES)))
+    features[exists] = np.concatenate([found[index][0] for index in range(len(rows))])
+    by_title = _scores_of(
+        [text for index in range(len(rows)) for text in found[index][1]],
+        [references for index, (_, references) in enumerate(rows) for _ in found[index][1]],
+        metric,
+        tokenization,
+    )
+    scores = np.zeros((*exists.shape, *by_title.shape[1:]))
+    scores[exists] = by_title
+    return CandidatePool(features, exists, scores, metric)
+
+
+class _Kept:
+    """A ranking as `joint`, which keeps what it has seen of B documents.
+
+    Attributes:
+        features: Of each document those of its titles, `[n, F]`.
+        titles: Of each document their ids. One that several searches have found is there as often.
+    """
+
+    features: list[np.ndarray]
+    titles: list[list[list[int]]]
+
+    def __call__(self, candidates: Candidates) -> torch.Tensor:
+        features = torch.stack([feature(candidates) for feature in FEATURES.values()], dim=-1)
+        exists = candidates.scores > IMPOSSIBLE
+        self.features = [rows[mask].double().cpu().numpy() for rows, mask in zip(features, exists)]
+        self.titles = [ids[mask].tolist() for ids, mask in zip(candidates.sequences, exists)]
+        return joint(candidates)
+
+
+def _scores_of(titles: list[str], references: list[list[str]], metric: str, tokenization: Tokenization) -> np.ndarray:
+    """Of each title its score, or for BLEU its row of counts."""
+    if metric == "rougeL":
+        return np.array(pair_scores(titles, references, tokenization)["rougeL"])
+    if metric == "bleu":
+        return np.array(bleu_counts(titles, references, tokenization))
+    errors = [pronunciation_scores([title], [listed], tokenization) for title, listed in zip(titles, references)]
+    return np.array([found["wer"] for found in errors])
+
+
+def random_weights(generator: np.random.Generator) -> np.ndarray:
+    """Weights `[F]` to try: the two directions' add up to 1, about which the others are small or large."""
+    weights = dict.fromkeys(FEATURES, 0.0)
+    weights["l2r"] = generator.uniform()
+    weights["r2l"] = 1 - weights["l2r"]
+    # Each of the others only now and then, so that what does not help is left out.
+    for name, scale in (("own", 0.3), ("consensus", 1.0), ("length", 0.03)):
+        if generator.uniform() < 0.5:
+            weights[name] = generator.choice([-1, 1]) * scale * 10 ** generator.uniform(-1, 1)
+    weights["consensus"] = abs(weights["consensus"])
+    return np.array(list(weights.values()))
+
+
+def choose_weights(pool: CandidatePool, pairs: np.ndarray, num_trials: int = 2000, seed: int = 0) -> np.ndarray:
+    """The best weights `[F]` on some pairs of a pool, of `num_trials` random ones and those of `joint`."""
+    generator = np.random.default_rng(seed)
+    tried = [JOINT, *(random_weights(generator) for _ in range(num_trials))]
+    values = [pool.value(weights, pairs) for weights in tried]
+    # What the best have in common is less a matter of chance than the best one.
+    best = sorted(range(len(tried)), key=lambda index: -values[index])[: max(1, num_trials // 100)]
+    mean = np.mean([tried[index] for index in best], axis=0)
+    return max([mean, tried[best[0]]], key=lambda weights: pool.value(weights, pairs))
+
+
+def tune_ranking(pool: CandidatePool, num_trials: int = 2000, seed: int = 0) -> TunedRanking:
+    """Chooses weights on all pairs, and tells what such a choice is worth: chosen on one half, tried on the other.
+
+    Args:
+        pool: Of [`write_candidates`].
+        num_trials: How many weights to try.
+        seed: Of chance.
+
+    Raises:
+        ValueError: If there is nothing to try.
+    """
+    if num_trials < 1:
+        raise ValueError(f"num_trials={num_trials} must be at least 1")
+    everything = np.arange(len(pool.scores))
+    halves = everything[::2], everything[1::2]
+    chosen = np.empty_like(pool.scores[:, 0])
+    for tuned_on, tried_on in (halves, halves[::-1]):
+        weights = choose_weights(pool, tuned_on, num_trials, seed)
+        chosen[tried_on] = pool.chosen(weights)[tried_on]
+    before = pool.chosen(JOINT)
+    statistic: Callable | None = bleu_of_counts if pool.metric == "bleu" else None
+    by_joint, by_weights = (float(statistic(x.mean(0)) if statistic else x.mean()) for x in (before, chosen))
+    weights = choose_weights(pool, everything, num_trials, seed)
+    return TunedRanking(
+        {name: round(float(weight), 4) for name, weight in zip(FEATURES, weights) if round(float(weight), 4)},
+        pool.metric,
+        by_joint,
+        by_weights,
+        difference=paired_bootstrap(chosen.tolist(), before.tolist(), statistic=statistic),
+        pairs=len(everything),
+    )
+
+
+__all__ = [
+    "METRICS", "CandidatePool", "TunedRanking", "choose_weights", "random_weights", "tune_ranking", "write_candidates",
+]  # fmt: skip

@@ -1,0 +1,199 @@
+"""Ranking by weights: what they mean, and how they are chosen."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_pairs, tiny_model
+from datasets import Dataset
+
+from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
+from bidir_seq2seq.commands.tune import main
+from bidir_seq2seq.evaluation import available_systems, predict
+from bidir_seq2seq.manifest import differences, write_manifest
+from bidir_seq2seq.metrics import bleu_counts, bleu_of_counts, pair_scores, pronunciation_scores
+from bidir_seq2seq.rank_tuning import JOINT, CandidatePool, choose_weights, tune_ranking, write_candidates
+from bidir_seq2seq.ranking_bidir_seq2seq import FEATURES, RANKING_RULES
+from bidir_seq2seq.titles import write_titles
+from bidir_seq2seq.tokenization import build_char_tokenizer
+
+SETTINGS = {"num_beams": 3, "max_length": 7, "proposals": "l2r+r2l+both", "return_dict_in_generate": True}
+WEIGHTS = {"own": 0.2, "l2r": 0.1, "r2l": 0.9, "consensus": -0.5, "length": 0.3}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder of a random model, with pairs, some of which cannot be scored."""
+    folder = tmp_path_factory.mktemp("tuned")
+    letters, chosen = "abcdefghij", random.Random(0)
+    texts = ["".join(chosen.choices(letters, k=6)) for _ in range(30)]
+    tokenizer = build_char_tokenizer([letters], min_frequency=1)
+    torch.manual_seed(0)
+    model = tiny_model(vocab_size=len(tokenizer), use_copy=True)
+    model.generation_config.update(max_length=8, num_beams=3)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    write_manifest(folder / "model")
+    # One has a letter that the vocabulary does not have.
+    pairs = {"source": [*texts, "", "abc", "abzcde"], "target": [text[:3] for text in texts] + ["abc", "", "bz"]}
+    Dataset.from_dict(pairs).to_json(folder / "validation.jsonl")
+    return folder, model, tokenizer, Dataset.from_dict(pairs)
+
+
+@pytest.mark.parametrize("rule", RANKING_RULES)
+def test_a_rule_is_a_choice_of_weights(rule):
+    model = tiny_model()
+    input_ids, _ = random_pairs()
+    weights = {"l2r": 0.5, "r2l": 0.5, "length": 0} if rule == "joint" else {rule: 1}
+    expected, found = (model.generate(input_ids, ranking=ranking, **SETTINGS) for ranking in (rule, weights))
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.sequences_scores, expected.sequences_scores)
+
+
+def test_scores_are_the_weighed_sum_of_what_the_output_tells():
+    model = tiny_model()
+    input_ids, _ = random_pairs()
+    found = model.generate(input_ids, ranking={"l2r": 0.3, "r2l": 0.6, "length": 0.25}, **SETTINGS)
+    lengths = (found.sequences != 0).sum(1) - 1
+    alone = (0.3 * found.l2r_log_probs + 0.6 * found.r2l_log_probs) / lengths
+    torch.testing.assert_close(found.sequences_scores, alone + 0.25 * lengths)
+
+
+def test_a_ranking_may_be_a_function_of_ones_own():
+    model = tiny_model()
+    input_ids, _ = random_pairs()
+    found = model.generate(input_ids, ranking=lambda candidates: -candidates.lengths.float(), **SETTINGS)
+    others = model.generate(input_ids, ranking={"length": -1}, **SETTINGS)
+    assert torch.equal(found.sequences, others.sequences)
+
+
+@pytest.mark.parametrize(
+    ("ranking", "message"),
+    [
+        ({"l2r": 1, "best": 1}, "'best' must be one of own, l2r, r2l, consensus, length"),
+        ({"l2r": float("nan")}, "the weight of 'l2r' must be a number"),
+        ({"l2r": "much"}, "the weight of 'l2r' must be a number"),
+        ({"l2r": True}, "the weight of 'l2r' must be a number"),
+        ({}, "must weigh something"),
+        ({"l2r": 0}, "must weigh something"),
+    ],
+)
+def test_wrong_weights_are_named(ranking, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model().generate(random_pairs()[0], ranking=ranking, max_length=7)
+
+
+def test_weights_of_a_direction_alone_need_one_that_has_learned_it():
+    model, (input_ids, _) = tiny_model(twin_dropout=0.0), random_pairs()
+    with pytest.raises(ValueError, match="twin_dropout=0"):
+        model.generate(input_ids, ranking={"l2r": 1})
+    ranked = model.generate(input_ids, ranking={"own": 1, "length": 0.1, "l2r": 0}, num_beams=2, max_length=6)
+    assert len(ranked) == len(input_ids)
+
+
+@pytest.mark.parametrize("metric", ["rougeL", "bleu", "wer"])
+def test_a_pool_knows_what_each_choice_of_weights_would_write(saved, metric):
+    _, model, tokenizer, pairs = saved
+    settings = {"proposals": "l2r+r2l+both", "num_beams": 3}
+    pool = write_candidates(model, tokenizer, pairs, metric, batch_size=7, **settings)
+    kept = [index for index in range(len(pairs)) if pairs["source"][index] and pairs["target"][index]]
+    assert len(pool.scores) == len(kept) == 31
+    documents = [pairs["source"][index] for index in kept]
+    references = [pairs["target"][index] for index in kept]
+    titles = write_titles(model, tokenizer, documents, ranking=WEIGHTS, **settings)
+    texts = [candidates[0].text for candidates in titles]
+    expected = {
+        "rougeL": lambda: pair_scores(texts, references)["rougeL"],
+        "bleu": lambda: bleu_counts(texts, references),
+        "wer": lambda: [pronunciation_scores([text], [reference])["wer"] for text, reference in zip(texts, references)],
+    }[metric]()
+    np.testing.assert_allclose(pool.chosen(np.array([WEIGHTS[name] for name in FEATURES])), expected)
+
+
+def test_bleu_of_counts_of_all_pairs_is_that_of_a_corpus():
+    from sacrebleu.metrics import BLEU
+
+    texts, references = ["The cat sat on the mat today", "a b c d e"], ["the cat sat on a mat", "a b c d x f"]
+    expected = BLEU(tokenize="none", force=True, lowercase=True).corpus_score(texts, [references]).score
+    assert bleu_of_counts(np.mean(bleu_counts(texts, references), axis=0)) == pytest.approx(expected)
+
+
+def pool_that_wants_short_titles(pairs: int = 200) -> CandidatePool:
+    """Candidates of random likelihood, of which the shorter one is always right."""
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(pairs, 4, len(FEATURES)))
+    lengths = np.array([generator.permutation(np.arange(5, 9)) for _ in range(pairs)])
+    features[..., list(FEATURES).index("length")] = lengths
+    return CandidatePool(features, np.ones((pairs, 4), dtype=bool), 100.0 * (lengths == 5), "rougeL")
+
+
+def test_what_helps_is_found_and_said_of_other_pairs():
+    pool = pool_that_wants_short_titles()
+    found = tune_ranking(pool, num_trials=500)
+    assert found.weights["length"] < 0
+    assert found.joint == pytest.approx(pool.chosen(JOINT).mean())
+    # Weights on a log scale of 0.003 to 0.3 a token, beside likelihoods of about 1: not all of it can be won.
+    assert found.tuned > found.joint + 10 and found.difference.low > 0 and found.is_better
+    errors = CandidatePool(pool.features, pool.exists, 100 - pool.scores, "wer")
+    fewer = tune_ranking(errors, num_trials=500)
+    assert fewer.weights == found.weights and fewer.tuned == pytest.approx(100 - found.tuned) and fewer.is_better
+
+
+def test_chance_is_not_taken_for_a_gain():
+    pool = pool_that_wants_short_titles()
+    noise = CandidatePool(pool.features, pool.exists, np.random.default_rng(1).permuted(pool.scores, axis=1), "rougeL")
+    everything = np.arange(len(noise.scores))
+    # On the pairs they are chosen on, the best of many weights always look better; on others these do not.
+    assert noise.value(choose_weights(noise, everything), everything) > noise.value(JOINT, everything) + 1
+    found = tune_ranking(noise)
+    assert found.difference.low < 0 < found.difference.high
+
+
+def test_what_cannot_be_tuned_is_named(saved):
+    _, model, tokenizer, pairs = saved
+    with pytest.raises(ValueError, match="metric='rouge' must be one of rougeL, bleu, wer"):
+        write_candidates(model, tokenizer, pairs, "rouge")
+    with pytest.raises(ValueError, match="1 pairs are too few"):
+        write_candidates(model, tokenizer, pairs.select(range(29, 32)))
+    with pytest.raises(ValueError, match="num_trials=0"):
+        tune_ranking(pool_that_wants_short_titles(), num_trials=0)
+
+
+def command(folder, *more):
+    main([str(folder / "model"), "--validation_file", str(folder / "validation.jsonl"), "--num_trials", "50", *more])
+
+
+def test_the_command_keeps_weights_that_help(saved, monkeypatch, capsys):
+    folder, model, tokenizer, pairs = saved
+    stored = (folder / "model" / "generation_config.json").read_bytes()
+    command(folder, "--dry_run")
+    assert (folder / "model" / "generation_config.json").read_bytes() == stored
+    # Whatever chance says of a random model: weights that help are kept, and others are not.
+    for helps in (False, True):
+        monkeypatch.setattr("bidir_seq2seq.rank_tuning.TunedRanking.is_better", helps)
+        command(folder, "--proposals", "l2r+r2l")
+        assert ((folder / "model" / "generation_config.json").read_bytes() != stored) == helps
+    assert "l2r+r2l" not in capsys.readouterr().err
+    assert differences(folder / "model") == {}
+    kept = json.loads((folder / "model" / "generation_config.json").read_text())
+    assert kept["proposals"] == "l2r+r2l" and set(kept["ranking"]) <= set(FEATURES) and kept["max_length"] == 8
+    again = BidirSeq2SeqForConditionalGeneration.from_pretrained(folder / "model").eval()
+    assert "tuned" in available_systems(again) and "tuned" not in available_systems(model)
+    found = predict(again, tokenizer, pairs, ["tuned", "joint"], progress=False)
+    expected = predict(model, tokenizer, pairs, ["both"], progress=False, ranking="own", proposals="both")
+    for name, ranking in (("tuned", kept["ranking"]), ("joint", "joint")):
+        titles = write_titles(model, tokenizer, pairs["source"], ranking=ranking, proposals="l2r+r2l")
+        assert found[name] == [candidates[0].text for candidates in titles], name
+    assert found["tuned"] != expected["both"]
+
+
+def test_one_direction_has_nothing_to_weigh(saved, tmp_path):
+    folder, _, tokenizer, _ = saved
+    tiny_model(vocab_size=len(tokenizer), decoder_directions="l2r").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="this model writes 'l2r' only"):
+        main([str(tmp_path), "--validation_file", str(folder / "validation.jsonl")])
+    with pytest.raises(ValueError, match="is no folder that the ranking could be kept in"):
+        main(["somebody/model", "--validation_file", str(folder / "validation.jsonl")])
