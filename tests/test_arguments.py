@@ -12,6 +12,7 @@ from bidir_seq2seq.commands.diagnose import DiagnoseArguments
 from bidir_seq2seq.commands.distil import DistillationArguments
 from bidir_seq2seq.commands.generate import GenerateArguments
 from bidir_seq2seq.commands.score import ScoreArguments
+from bidir_seq2seq.commands.tune import TuneArguments
 from bidir_seq2seq.demo.__main__ import main as demo
 from bidir_seq2seq.training import DataArguments, ModelArguments, TrainingArguments
 
@@ -73,6 +74,7 @@ NAN, INF = float("nan"), float("inf")
 REQUIRED = {
     GenerateArguments: {"model_name_or_path": "m"},
     ScoreArguments: {"test_file": ["f"]},
+    TuneArguments: {"model_name_or_path": "m", "validation_file": ["f"]},
     DiagnoseArguments: {"model_name_or_path": "m", "test_file": ["f"]},
     DistillationArguments: {"teacher_name_or_path": "m"},
     TrainingArguments: {"output_dir": "x", "use_cpu": True},

@@ -373,7 +373,7 @@ def bleu_of_counts(counts: np.ndarray) -> np.ndarray:
 def bleu_counts(
     predictions: Sequence[str], references: References, tokenization: Tokenization = "auto"
 ) -> list[list[int]]:
-    """What BLEU is made of, for each pair: the rows of [`bleu_of_counts`], over the tokens of `TitleScore`.
+    """What BLEU is made of, for each pair: the rows for `bleu_of_counts`, over the tokens of `TitleScore`.
 
     Args:
         predictions: One text per pair.

@@ -62,7 +62,7 @@ class TuneArguments:
     dry_run: bool = field(default=False, metadata={"help": "Say what was found and leave the model as it is."})
 
     def __post_init__(self) -> None:
-        check_numbers(self, max_samples=1, num_beams=1, num_trials=1, batch_size=1)
+        check_numbers(self, max_samples=1, num_beams=1, num_trials=1, batch_size=1, seed=0)
 
 
 def main(argv: list[str] | None = None) -> None:
