@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, BidirSeq2SeqModel
-from bidir_seq2seq.modeling_bidir_seq2seq import MultiHeadAttention
+from bidir_seq2seq.modeling_bidir_seq2seq import JUDGED_TOGETHER, MultiHeadAttention
 from bidir_seq2seq.output_bidir_seq2seq import Words, Written
 
 VARIANTS = [
@@ -452,3 +452,24 @@ def test_attention_loses_nothing_in_float64():
     attention = MultiHeadAttention(6, 7, num_heads=2, head_size=4).double()
     x, memory = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 6), (2, 4, 7)))
     assert torch.autograd.gradcheck(lambda x, memory: attention(x, *attention.memory(memory))[0], (x, memory))
+
+
+@pytest.mark.parametrize("use_copy", [False, True])
+def test_titles_are_as_likely_among_many_others_as_alone(use_copy):
+    # More documents than are judged in one go, some with short titles, one with long ones, one without any.
+    model, documents, titles = tiny_model(use_copy=use_copy), 2 * JUDGED_TOGETHER + 3, 3
+    input_ids = torch.randint(4, 24, (documents, 9))
+    labels = torch.full((documents, titles, 20), -100)
+    for index, row in enumerate(labels.flatten(0, 1)):
+        size = 19 if index == 7 else 1 + index % 5
+        row[:size] = torch.randint(4, 24, (size,))
+        row[size] = 3
+    labels[5] = -100
+    encoded = model.get_encoder()(input_ids)
+    found = model.sequence_log_probs(encoded, labels.flatten(0, 1))
+    for index in range(documents):
+        alone = model.sequence_log_probs(model.get_encoder()(input_ids[index : index + 1]), labels[index])
+        for name in ("l2r", "r2l"):
+            expected = found[name].view(documents, titles)[index]
+            torch.testing.assert_close(alone[name], expected, atol=1e-4, rtol=1e-5)
+            assert (expected == 0).all() == (index == 5)

@@ -50,6 +50,9 @@ from .steps_bidir_seq2seq import DecoderSteps, FastDecoderSteps
 
 logger = logging.get_logger(__name__)
 
+# Documents whose titles are read in one go where their probability is asked.
+JUDGED_TOGETHER = 8
+
 
 @dataclass
 class BidirSeq2SeqEncoderOutput(BaseModelOutput):
@@ -1145,8 +1148,26 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         Returns:
             For each direction of the model, `[R]` natural log-probabilities of the whole title and its end.
         """
-        labels, words = pack_labels(labels), self.words(encoder_outputs)
-        log_probs = {}
+        labels = pack_labels(labels)
+        documents = len(encoder_outputs.source_mask)
+        if documents <= JUDGED_TOGETHER or not is_read_at_once(labels):
+            return self._judge(encoder_outputs, labels)
+        # With all others one long title would have the whole batch read to its length.
+        titles = labels.unflatten(0, (documents, -1))
+        lengths, order = (titles != IGNORE_INDEX).sum(2).amax(1).sort()
+        judged = [
+            self._judge(encoder_outputs.select(some), titles[some, :, : max(int(longest[-1]), 1)].flatten(0, 1))
+            for some, longest in zip(order.split(JUDGED_TOGETHER), lengths.split(JUDGED_TOGETHER))
+        ]
+        back = order.argsort()
+        return {
+            name: torch.cat([found[name].unflatten(0, (-1, titles.shape[1])) for found in judged])[back].flatten()
+            for name in judged[0]
+        }
+
+    def _judge(self, encoder_outputs: BidirSeq2SeqEncoderOutput, labels: torch.LongTensor) -> dict[str, torch.Tensor]:
+        """As `sequence_log_probs`, of labels that are packed to the left, all at once."""
+        words, log_probs = self.words(encoder_outputs), {}
         for direction in self.directions:
             targets = direction.targets(labels)
             inputs = direction.decoder_inputs(targets)
