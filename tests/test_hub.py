@@ -436,6 +436,9 @@ def test_the_card_speaks_of_joint_rescoring_where_there_is_any(tokenizer):
     assert "`joint_rescoring` (off unless" in create_model_card(model, tokenizer, "titles").text
     model.generation_config.joint_rescoring = True
     assert "`joint_rescoring` (on unless" in create_model_card(model, tokenizer, "titles").text
+    model.generation_config.ranking = {"l2r": 0.4, "r2l": 0.6}
+    told = create_model_card(model, tokenizer, "titles").text
+    assert "`ranking` (`{'l2r': 0.4, 'r2l': 0.6}` unless" in told and "`joint_rescoring` (" not in told
     leaky = share_model(tokenizer, twin_dropout=0.0)
     assert "joint_rescoring" not in create_model_card(leaky, tokenizer, "titles").text
 

@@ -196,5 +196,8 @@ def test_one_direction_has_nothing_to_weigh(saved, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="this model writes 'l2r' only"):
         main([str(tmp_path), "--validation_file", str(folder / "validation.jsonl")])
+    leaking = tiny_model(vocab_size=len(tokenizer), twin_dropout=0.0)
+    with pytest.raises(ValueError, match="have not learned to write alone"):
+        write_candidates(leaking, tokenizer, saved[3])
     with pytest.raises(ValueError, match="is no folder that the ranking could be kept in"):
         main(["somebody/model", "--validation_file", str(folder / "validation.jsonl")])

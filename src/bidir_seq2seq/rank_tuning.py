@@ -119,10 +119,20 @@ def write_candidates(
         **generate_kwargs: As for `generate`: `proposals`, `num_beams`, `length_penalty`, ...
 
     Raises:
-        ValueError: On another metric, too few pairs, or as `generate` does.
+        ValueError: On another metric or kind of model, too few pairs, or as `generate` does.
     """
     if metric not in METRICS:
         raise ValueError(f"metric={metric!r} must be one of {', '.join(METRICS)}")
+    config = model.config
+    # Another library's model writes from the left, too.
+    directions = getattr(config, "decoder_directions", "l2r")
+    if directions != "both":
+        raise ValueError(f"{config.name_or_path}: this model writes {directions!r} only: there is nothing to weigh")
+    if config.twin_dropout == 0:
+        raise ValueError(
+            f"{config.name_or_path}: the directions of this model have not learned to write alone (twin_dropout=0), "
+            "and what either thinks of a title means nothing: train with twin_dropout=0.5"
+        )
     rows = [
         (source, references)
         for source, references in zip(pairs["source"], listed_references(pairs))
@@ -141,7 +151,7 @@ def write_candidates(
             kept = _Kept()
             model.generate(**inputs, **{**generate_kwargs, "ranking": kept})
             for index, rows_of, titles, known in zip(some, kept.features, kept.titles, words):
-                found[index] = rows_of, [decode(tokenizer, ids, known, model.config.vocab_size) for ids in titles]
+                found[index] = rows_of, [decode(tokenizer, ids, known, config.vocab_size) for ids in titles]
             bar.update(len(some))
     most = max(len(texts) for _, texts in found.values())
     exists = np.array([[place < len(found[index][1]) for place in range(most)] for index in range(len(rows))])

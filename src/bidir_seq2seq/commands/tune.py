@@ -79,8 +79,6 @@ def main(argv: list[str] | None = None) -> None:
         )
     keep_freed_memory()
     model, tokenizer = load_model_and_tokenizer(args.model_name_or_path, device=args.device)
-    if model.config.decoder_directions != "both":
-        raise ValueError(f"{folder}: this model writes {model.config.decoder_directions!r} only: nothing to weigh")
     pairs = load_test_pairs(args.validation_file, args.source_column, args.target_column, args.encoding)
     pairs = pairs.select(range(min(args.max_samples or len(pairs), len(pairs))))
     settings = {"proposals": args.proposals, "num_beams": args.num_beams}
