@@ -8,7 +8,11 @@ each recipe and seed, and has each write the test set in every way that it can. 
 `benchmarks/study/results/NAME/RECIPE-SEED.json`, with the scores of every pair and no text; a run whose file is there
 is not made again, so that several machines add to one study. The second, without data, prints tables from these files
 alone: each way's mean over the seeds, and its difference to the best way of one direction in the same processor time,
-with a paired bootstrap over the pairs, of whose scores the mean over the seeds is taken.
+with a paired bootstrap over the pairs, of whose scores the mean over the seeds is taken. A training that was stopped
+goes on from its newest checkpoint; its processor time is then not known.
+
+Another study is another folder of settings, which gets results of its own: `benchmarks/strong` is that of long
+trainings, whose settings are taken as they are (`--study_dir benchmarks/strong --recipes settled`).
 
 Recipes have equal processor time, give or take what the table says: one direction makes more updates in it.
 """
@@ -37,17 +41,17 @@ from bidir_seq2seq.metrics import TitleScore, bleu_of_counts, pair_scores, paire
 from bidir_seq2seq.pipeline import BidirSeq2SeqPipeline
 from bidir_seq2seq.unknown_words import decode
 
-STUDY = Path(__file__).parent / "study"
-RESULTS = STUDY / "results"
 # What is measured of each data set, of each pair; and, where it has several references, their column.
 METRICS = {"multi30k_en_de": "bleu", "cmudict_g2p": "wer"}
 REFERENCES = {"cmudict_g2p": ["references"]}
 # One direction makes so many times the updates of two in the same time, as measured (`seconds` in the results).
 ONE_DIRECTION = 1.6
+SAVES = {"save_strategy": "steps", "save_steps": 1000, "save_total_limit": 1}
 LAST_STAGE = {"learning_rate": 3e-4, "warmup_steps": 10}
 # Changes to the settings, the share of the updates, and how many models write together. What twins read is always
 # said, so that a recipe stays what it is when a default changes.
 RECIPES: dict[str, tuple[dict, float, int]] = {
+    "settled": ({}, 1, 1),
     "l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
     "two-l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION / 2, 2),
     "independent": ({"twin_partner": "none"}, 1, 1),
@@ -81,6 +85,10 @@ TWINS = {
 
 @dataclass
 class StudyArguments:
+    study_dir: str = field(
+        default=str(Path(__file__).parent / "study"),
+        metadata={"help": "Folder of a study: a file of settings for each data set, and its results."},
+    )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder of data sets. Default: none; tables are made from the results."}
     )
@@ -139,7 +147,7 @@ def scores_of(data: str, titles: list[str], references: list[list[str]]) -> dict
 def run(arguments: StudyArguments, data: str, recipe: str, seed: int) -> dict:
     """Trains a recipe's model, or models, and writes the test set in every way."""
     changes, share, number = RECIPES[recipe]
-    settings_file, folder = STUDY / f"{data}.yaml", Path(arguments.data_dir) / data
+    settings_file, folder = Path(arguments.study_dir) / f"{data}.yaml", Path(arguments.data_dir) / data
     updates = round(yaml.safe_load(settings_file.read_text(encoding="utf-8"))["max_steps"] * share)
     files = {f"{name}_file": str(folder / f"{name}.jsonl") for name in ("train", "validation")}
     models, seconds = [], []
@@ -147,14 +155,14 @@ def run(arguments: StudyArguments, data: str, recipe: str, seed: int) -> dict:
         # Members of an ensemble have seeds that no other model has.
         own_seed = seed + 100 * member
         output_dir = Path(arguments.output_dir) / data / f"{recipe}-{own_seed}"
-        start = time.process_time()
-        settings = {**changes, **files, "max_steps": updates, "save_strategy": "no", "report": False}
+        start, goes_on = time.process_time(), any(output_dir.glob("checkpoint-*"))
+        settings = {**changes, **files, **SAVES, "max_steps": updates, "report": False}
         if recipe in GOES_ON_FROM:
             before = output_dir.with_name(f"{GOES_ON_FROM[recipe]}-{own_seed}")
             settings["model_name_or_path"] = str(before)
             seconds.append(seconds_of(before, float("nan")))
         train_seed(str(settings_file), output_dir, own_seed, **settings)
-        seconds.append(seconds_of(output_dir, time.process_time() - start))
+        seconds.append(seconds_of(output_dir, float("nan") if goes_on else time.process_time() - start))
         models.append(AutoModelForSeq2SeqLM.from_pretrained(output_dir, use_safetensors=True).eval())
     tokenizer = AutoTokenizer.from_pretrained(output_dir)
     pairs = load_test_pairs(str(folder / "test.jsonl"), target_columns=REFERENCES.get(data))
@@ -182,10 +190,10 @@ def seconds_of(folder: Path, measured: float) -> float:
     return json.loads(note.read_text(encoding="utf-8"))
 
 
-def load_results() -> dict[str, dict[str, dict[int, dict]]]:
-    """All runs there are: by data set, recipe and seed."""
+def load_results(study_dir: str) -> dict[str, dict[str, dict[int, dict]]]:
+    """All runs of a study that there are: by data set, recipe and seed."""
     results: dict[str, dict[str, dict[int, dict]]] = {}
-    for file in sorted(RESULTS.glob("*/*.json")):
+    for file in sorted(Path(study_dir).glob("results/*/*.json")):
         found = json.loads(file.read_text(encoding="utf-8"))
         results.setdefault(found["data"], {}).setdefault(found["recipe"], {})[found["seed"]] = found
     return results
@@ -237,12 +245,12 @@ def main(args: list[str] | None = None) -> None:
     for seed in arguments.seeds if arguments.data_dir else []:
         for data in arguments.data:
             for recipe in arguments.recipes:
-                file = RESULTS / data / f"{recipe}-{seed}.json"
+                file = Path(arguments.study_dir) / "results" / data / f"{recipe}-{seed}.json"
                 if not file.exists():
                     found = run(arguments, data, recipe, seed)
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    report(load_results())
+    report(load_results(arguments.study_dir))
 
 
 if __name__ == "__main__":
