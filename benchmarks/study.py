@@ -36,9 +36,16 @@ from seeds import train_seed
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from bidir_seq2seq.arguments import parse_arguments
+from bidir_seq2seq.commands.distil import (
+    DistillationArguments,
+    Sources,
+    write_pseudo_titles,
+    write_training_pairs,
+)
 from bidir_seq2seq.evaluation import listed_references, load_test_pairs
 from bidir_seq2seq.metrics import TitleScore, bleu_of_counts, pair_scores, paired_bootstrap, pronunciation_scores
 from bidir_seq2seq.pipeline import BidirSeq2SeqPipeline
+from bidir_seq2seq.training import DataArguments
 from bidir_seq2seq.unknown_words import decode
 
 # What is measured of each data set, of each pair; and, where it has several references, their column.
@@ -65,9 +72,12 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
     "l2r-more": ({"decoder_directions": "l2r", **LAST_STAGE}, 0.15, 1),
     "l2r-risk": ({"decoder_directions": "l2r", **LAST_STAGE, "sequence_objective": "risk"}, 0.15, 1),
     "l2r-beam": ({"decoder_directions": "l2r", **LAST_STAGE, "sequence_objective": "beam"}, 0.15, 1),
+    # One direction that learns from the pairs and from twins' best titles of the same documents, pair for pair.
+    "distilled": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
 }
-# Recipes that go on from another one's model of the same seed.
+# Recipes that go on from another one's model of the same seed, and that learn from its titles.
 GOES_ON_FROM = {"repaired": "twin", "l2r-more": "l2r", "l2r-risk": "l2r", "l2r-beam": "l2r"}
+TAUGHT_BY = {"distilled": "alone-own"}
 ALONE = {
     "l2r beam 3": {"num_beams": 3},
     "l2r beam 10": {"num_beams": 10},
@@ -144,37 +154,60 @@ def scores_of(data: str, titles: list[str], references: list[list[str]]) -> dict
     return {**found, "by_pair": [round(x, 2) for x in pair_scores(titles, references)["rougeL"]]}
 
 
-def run(arguments: StudyArguments, data: str, recipe: str, seed: int) -> dict:
-    """Trains a recipe's model, or models, and writes the test set in every way."""
-    changes, share, number = RECIPES[recipe]
+def train_model(arguments: StudyArguments, data: str, recipe: str, seed: int) -> tuple[Path, float]:
+    """A model of a recipe, trained unless it is there already, as is the one that it goes on from or learns from.
+
+    Returns:
+        Its folder, and the processor seconds that all of it took.
+    """
+    changes, share, _ = RECIPES[recipe]
     settings_file, folder = Path(arguments.study_dir) / f"{data}.yaml", Path(arguments.data_dir) / data
     updates = round(yaml.safe_load(settings_file.read_text(encoding="utf-8"))["max_steps"] * share)
-    files = {f"{name}_file": str(folder / f"{name}.jsonl") for name in ("train", "validation")}
-    models, seconds = [], []
-    for member in range(number):
-        # Members of an ensemble have seeds that no other model has.
-        own_seed = seed + 100 * member
-        output_dir = Path(arguments.output_dir) / data / f"{recipe}-{own_seed}"
-        start, goes_on = time.process_time(), any(output_dir.glob("checkpoint-*"))
-        settings = {**changes, **files, **SAVES, "max_steps": updates, "report": False}
-        if recipe in GOES_ON_FROM:
-            before = output_dir.with_name(f"{GOES_ON_FROM[recipe]}-{own_seed}")
-            settings["model_name_or_path"] = str(before)
-            seconds.append(seconds_of(before, float("nan")))
-        train_seed(str(settings_file), output_dir, own_seed, **settings)
-        seconds.append(seconds_of(output_dir, float("nan") if goes_on else time.process_time() - start))
-        models.append(AutoModelForSeq2SeqLM.from_pretrained(output_dir, use_safetensors=True).eval())
-    tokenizer = AutoTokenizer.from_pretrained(output_dir)
-    pairs = load_test_pairs(str(folder / "test.jsonl"), target_columns=REFERENCES.get(data))
+    output_dir = Path(arguments.output_dir) / data / f"{recipe}-{seed}"
+    settings = {**changes, **SAVES, "max_steps": updates, "report": False}
+    settings |= {f"{name}_file": str(folder / f"{name}.jsonl") for name in ("train", "validation")}
+    before_seconds = 0.0
+    if recipe in GOES_ON_FROM:
+        before, before_seconds = train_model(arguments, data, GOES_ON_FROM[recipe], seed)
+        settings["model_name_or_path"] = str(before)
+    elif recipe in TAUGHT_BY:
+        teacher, before_seconds = train_model(arguments, data, TAUGHT_BY[recipe], seed)
+    start, is_broken_off = time.process_time(), any(output_dir.glob("checkpoint-*"))
+    if recipe in TAUGHT_BY:
+        settings["train_file"] = str(pseudo_pairs(teacher, settings["train_file"], output_dir))
+    train_seed(str(settings_file), output_dir, seed, **settings)
+    seconds = seconds_of(output_dir, float("nan") if is_broken_off else time.process_time() - start)
+    return output_dir, before_seconds + seconds
+
+
+def pseudo_pairs(teacher: Path, train_file: str, folder: Path) -> Path:
+    """Leaves the training pairs, and their documents with a teacher's best titles, in a student's folder."""
+    best = TWINS["all, consensus"]
+    arguments = DistillationArguments(teacher_name_or_path=str(teacher), num_beams=3, **best)
+    sources = Sources(arguments, DataArguments(train_file=[train_file]))
+    return write_training_pairs(sources, write_pseudo_titles(arguments, sources, folder), arguments.pairs, folder)
+
+
+def run(arguments: StudyArguments, data: str, recipe: str, seed: int) -> dict:
+    """Trains a recipe's model, or models, and writes the test set in every way."""
+    number = RECIPES[recipe][2]
+    # Members of an ensemble have seeds that no other model has.
+    trained = [train_model(arguments, data, recipe, seed + 100 * member) for member in range(number)]
+    folders, seconds = zip(*trained)
+    models = [AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True).eval() for folder in folders]
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    test_file = str(Path(arguments.data_dir) / data / "test.jsonl")
+    pairs = load_test_pairs(test_file, target_columns=REFERENCES.get(data))
     ways = {}
     for name, settings in (ways_of(models[0], recipe) if number == 1 else {"together": ALONE["l2r beam 3"]}).items():
         titles, search_seconds = write(models, tokenizer, pairs, settings)
         ways[name] = {"search_seconds": search_seconds, **scores_of(data, titles, listed_references(pairs))}
+    trained_with = json.loads((folders[0] / "trained_with.json").read_text(encoding="utf-8"))
     return {
         "data": data,
         "recipe": recipe,
         "seed": seed,
-        "updates": updates,
+        "updates": trained_with["settings"]["max_steps"],
         "seconds": sum(seconds),
         "parameters": sum(model.num_parameters() for model in models),
         "machine": machine(),

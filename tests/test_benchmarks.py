@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import tiny_config, tiny_model
 from safetensors.torch import save_file
 
@@ -556,5 +557,34 @@ def test_words_outside_the_vocabulary_are_counted_where_the_reference_took_them(
 
 
 def test_what_twins_read_in_a_study_does_not_hang_on_defaults():
-    for name, (changes, _, _) in study.RECIPES.items():
+    recipes = {name: changes for name, (changes, _, _) in study.RECIPES.items() if name != "settled"}
+    for file in (BENCHMARKS / "strong").glob("*.yaml"):
+        recipes[file.name] = yaml.safe_load(file.read_text())
+    for name, changes in recipes.items():
         assert "decoder_directions" in changes or "twin_partner" in changes, name
+
+
+@pytest.mark.e2e
+def test_a_student_of_a_study_has_a_teacher_of_its_seed(pair_files, tmp_path, capsys):
+    data = tmp_path / "data" / "xwlb_brief"
+    data.mkdir(parents=True)
+    for split, file in (("train", 1), ("validation", 3), ("test", 3)):
+        (data / f"{split}.jsonl").write_text(Path(pair_files[file]).read_text())
+    settings = {"tokenizer_type": "word", "min_frequency": 1, "hidden_size": 16, "max_steps": 5}
+    (tmp_path / "xwlb_brief.yaml").write_text(json.dumps(settings))
+    flags = ["--study_dir", str(tmp_path), "--output_dir", str(tmp_path / "models")]
+    study.main([*flags, "--data_dir", str(tmp_path / "data"), "--recipes", "l2r", "distilled", "--seeds", "3"])
+    models = tmp_path / "models" / "xwlb_brief"
+    assert {folder.name for folder in models.iterdir()} == {"l2r-3", "alone-own-3", "distilled-3"}
+    pairs = (models / "distilled-3" / "training_pairs.jsonl").read_text().splitlines()
+    assert 20 < len(pairs) <= 40
+    found = json.loads((tmp_path / "results" / "xwlb_brief" / "distilled-3.json").read_text())
+    own = [json.loads((models / f"{name}-3" / "seconds.json").read_text()) for name in ("alone-own", "distilled")]
+    assert found["updates"] == 8 and found["seconds"] == pytest.approx(sum(own))
+    assert set(found["ways"]) == set(study.ALONE)
+    before = (models / "distilled-3" / "model.safetensors").stat().st_mtime_ns
+    (tmp_path / "results" / "xwlb_brief" / "distilled-3.json").unlink()
+    capsys.readouterr()
+    study.main([*flags, "--data_dir", str(tmp_path / "data"), "--recipes", "distilled", "--seeds", "3"])
+    assert (models / "distilled-3" / "model.safetensors").stat().st_mtime_ns == before
+    assert "against the best single direction" in capsys.readouterr().out
