@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from bidir_seq2seq.commands.check_data import main
-from bidir_seq2seq.pair_summary import log_summaries, shorten, summarize_pairs
+from bidir_seq2seq.pair_summary import log_summaries, shorten, summarize_pairs, taken_share
 from bidir_seq2seq.tokenization import build_char_tokenizer
 
 TRAIN = [("abc", "a"), ("abcdef", "ab"), ("abc", "a"), ("abc", "x"), ("", "c"), ("d", None), ("a" * 10, "b")]
@@ -48,6 +48,17 @@ def test_a_tokenizer_counts_tokens_cuts_and_unknown_ones(tokenizer):
     assert summary.unit == "tokens" and summary.source_lengths[-1] == 7 and summary.target_lengths[-1] == 3
     assert (summary.cut_source, summary.cut_target) == (1, 0)
     assert summary.unknown == 3 / 16
+
+
+def test_what_is_taken_from_a_source_is_more_than_from_another(tokenizer):
+    # Of 4 tokens 3 stand in their own source, and the "a" in the other one, too.
+    assert taken_share(["abc", "ade"], ["ab", "ef"], tokenizer) == (3 - 1) / 4
+    # Letters that all texts have are taken from none, unknown and missing ones neither.
+    assert taken_share(["ab", "ba"], ["a", "b"], tokenizer) == 0
+    assert taken_share(["abx", None], ["x", None], tokenizer) == 0
+    assert taken_share(["abc", "d"], ["", ""], tokenizer) == 0
+    with pytest.raises(ValueError, match="1 pairs have no other one"):
+        taken_share(["abc"], ["a"], tokenizer)
 
 
 def write(path, rows):

@@ -19,6 +19,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer, T
 
 from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 from bidir_seq2seq import trainer as trainer_module
+from bidir_seq2seq import training as training_module
 from bidir_seq2seq.loading import load_model_and_tokenizer
 from bidir_seq2seq.plots import plot_training_curve
 from bidir_seq2seq.run_folder import UNFINISHED, last_checkpoint, numbered_checkpoints
@@ -306,6 +307,65 @@ def test_the_validation_loss_is_the_mean_over_tokens_whatever_the_batches(long_r
 def test_the_trainers_own_label_smoothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="use label_smoothing, which smooths both"):
         TrainingArguments(output_dir=str(tmp_path), label_smoothing_factor=0.1, use_cpu=True)
+
+
+@pytest.fixture(scope="module")
+def translation(tmp_path_factory) -> dict[str, str]:
+    """120 pairs without a word in common, in a file of their own."""
+    words = {letter: letter.upper() for letter in "abcdefgh"}
+    rows = [[letter for index, letter in enumerate(words) if number >> index & 1] for number in range(1, 121)]
+    lines = [json.dumps({"en": " ".join(row), "de": " ".join(words[x] for x in row)}) + "\n" for row in rows]
+    file = tmp_path_factory.mktemp("translation") / "train.jsonl"
+    file.write_text("".join(lines))
+    return {"train_file": str(file)}
+
+
+NO_VALIDATION = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "report": False}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_translation_gets_one_direction_if_nothing_is_said(translation, tmp_path, caplog, streaming):
+    # What was said in another test is said again.
+    training_module.logger.warning_once.cache_clear()
+    data = {**translation, "streaming": streaming}
+    run(data, tmp_path / "run", model={"tokenizer_type": "word"}, **NO_VALIDATION)
+    assert (
+        "one decoder, from left to right, as only 0% of the titles' tokens are taken from their texts" in caplog.text
+    )
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run")
+    assert model.config.decoder_directions == "l2r"
+    # Gone on from, it stays what it is, and cannot be made another.
+    again = {"model_name_or_path": str(tmp_path / "run")}
+    run(data, tmp_path / "again", model=again, **NO_VALIDATION)
+    assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "again").config.decoder_directions == "l2r"
+    with pytest.raises(ValueError, match="decoder_directions='both' is for a new model, and .* has 'l2r'"):
+        run(data, tmp_path / "other", model={**again, "decoder_directions": "both"}, **NO_VALIDATION)
+
+
+@pytest.mark.parametrize(
+    ("model", "training"),
+    [
+        ({"decoder_directions": "both"}, {}),
+        ({"decoder_directions": "r2l"}, {}),
+        ({"twin_partner": "own"}, {}),
+        ({"twin_dropout": 0.3}, {}),
+        ({}, {"own_partner_share": 0.5}),
+    ],
+)
+def test_whoever_asks_for_directions_gets_them(translation, tmp_path, model, training):
+    run(translation, tmp_path, model={"tokenizer_type": "word", **model}, **NO_VALIDATION, **training)
+    found = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).config
+    assert found.decoder_directions == model.get("decoder_directions", "both")
+
+
+def test_titles_get_twins_if_nothing_is_said(files, tmp_path, caplog):
+    with open(files["train_file"]) as file:
+        rows = list(file)
+    (tmp_path / "titles.jsonl").write_text("".join(rows[:20] * 5))
+    run({"train_file": str(tmp_path / "titles.jsonl")}, tmp_path / "run", **NO_VALIDATION)
+    assert re.search(r"twin decoders, as \d+% of the titles' tokens are taken", caplog.text)
+    config = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run").config
+    assert config.decoder_directions == "both" and config.twin_partner == "own"
 
 
 def test_a_tokenizer_with_more_tokens_makes_the_model_grow(files, finished, tmp_path):

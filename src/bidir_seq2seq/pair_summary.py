@@ -1,4 +1,4 @@
-"""What a set of pairs looks like: lengths, repetitions, texts that another set holds too, unknown tokens."""
+"""What a set of pairs looks like: lengths, repetitions, texts that another set holds too, unknown and taken tokens."""
 
 from __future__ import annotations
 
@@ -103,6 +103,37 @@ def summarize_pairs(
     return summary
 
 
+def taken_share(
+    sources: Sequence[str | None], targets: Sequence[str | None], tokenizer: PreTrainedTokenizerBase
+) -> float:
+    """How much of the targets is taken from their own sources: little in translation, much in titles.
+
+    Args:
+        sources, targets: The two sides of some pairs, one as long as the other.
+        tokenizer: What a token is; special ones do not count.
+
+    Returns:
+        The share of the targets' tokens that stand in their own source, less the share that stand in the source of
+        another pair: letters that every text has are not taken from any.
+
+    Raises:
+        ValueError: If there are fewer than two pairs: there is no other one.
+    """
+    if len(sources) < 2:
+        raise ValueError(f"{len(sources)} pairs have no other one to be compared with: give at least two")
+    special = set(tokenizer.all_special_ids)
+    read, written = (
+        [[token for token in row if token not in special] for row in _ids(texts, tokenizer)]
+        for texts in ([text or "" for text in sources], [text or "" for text in targets])
+    )
+    words = [set(row) for row in read]
+    half = len(words) // 2
+    # The other one is far away, as neighbours may be of one kind.
+    others = words[half:] + words[:half]
+    found = [sum(token in there for row, there in zip(written, places) for token in row) for places in (words, others)]
+    return (found[0] - found[1]) / max(sum(map(len, written)), 1)
+
+
 def log_summaries(splits: dict[str, Dataset]) -> None:
     """Logs what pairs look like, an example of each split, and whether one holds pairs of the first."""
     first = None
@@ -139,8 +170,12 @@ def _measure(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) ->
     """Lengths of texts, as training counts them, and how many of their tokens are unknown."""
     if tokenizer is None:
         return [len(text) for text in texts], 0
-    ids = tokenizer(list(texts), truncation=False, split_special_tokens=True, verbose=False)["input_ids"]
+    ids = _ids(texts, tokenizer)
     return [len(row) for row in ids], sum(row.count(tokenizer.unk_token_id) for row in ids)
 
 
-__all__ = ["PairSummary", "log_summaries", "shorten", "summarize_pairs"]
+def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    return tokenizer(list(texts), truncation=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+
+__all__ = ["PairSummary", "log_summaries", "shorten", "summarize_pairs", "taken_share"]

@@ -74,8 +74,13 @@ class ModelArguments:
     num_attention_heads: int = field(default=8, metadata={"help": "Attention heads."})
     attention_head_size: int = field(default=16, metadata={"help": "Width of an attention head."})
     rnn_type: str = field(default="lstm", metadata={"help": "Recurrent cell.", "choices": ["lstm", "gru"]})
-    decoder_directions: str = field(
-        default="both", metadata={"help": "Twin decoders, or one.", "choices": ["both", "l2r", "r2l"]}
+    decoder_directions: str | None = field(
+        default=None,
+        metadata={
+            "help": "Twin decoders, or one. Default: the checkpoint's; for a new model 'both' where titles take their "
+            "words from their texts, and 'l2r' where they do not, as in translation.",
+            "choices": ["both", "l2r", "r2l"],
+        },
     )
     use_attention: bool = field(default=True, metadata={"help": "Attend to the source."})
     use_prior: bool = field(default=True, metadata={"help": "Favour words of the source by a learned prior."})
