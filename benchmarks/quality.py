@@ -11,9 +11,10 @@ leaves a file of figures for each run in `benchmarks/quality/results/`, with the
 `DATA/NAME/test.jsonl` and no text; a run whose file is there, with the options chosen, is not made again. The last,
 without data, prints the table from these files and draws the plot.
 
-"one direction" is ours with a left-to-right decoder alone, whose updates are cheaper, and with ours' chosen options.
-All have the same tokens and the same width, and BART as many layers as give about as many parameters. A budget is of
-the training alone, in processor seconds of one thread: making batches counts, starting and writing titles does not.
+"ours" has the directions that `train` gives it for these pairs; "twins" and "one direction" are ours with two
+decoders, and with a left-to-right one alone, whose updates are cheaper, both with ours' chosen options. All have the
+same tokens and the same width, and BART as many layers as give about as many parameters. A budget is of the training
+alone, in processor seconds of one thread: making batches counts, starting and writing titles does not.
 OpenNMT-py has a constant learning rate and is looked at on its way; ours and BART have a schedule that ends at the
 budget, and so are trained anew for each. Each searches in the ways of `WAYS`; the table has them all.
 """
@@ -78,6 +79,7 @@ CANDIDATES: dict[str, list[dict]] = {
         {"learning_rate": rate, "per_device_train_batch_size": size}
         for rate, size in ((1e-3, 64), (2e-3, 64), (2e-3, 32))
     ],
+    "twins": [],
     "one direction": [],
     "OpenNMT-py": [
         {"optim": "adam", "learning_rate": rate, "global_attention": "mlp", "dropout": 0.0, "batch_size": size}
@@ -88,19 +90,20 @@ CANDIDATES: dict[str, list[dict]] = {
         for rate, size in ((1e-3, 64), (2e-3, 64), (1e-3, 32))
     ],
 }
+OURS = {"default": {}, "l2r": {"decoding_direction": "l2r", "num_beams": 3}}
+TWINS = {**OURS, "l2r+r2l, joint": {"proposals": "l2r+r2l", "ranking": "joint", "num_beams": 3}}
+# Of ours those of twins are left out where there are none.
 WAYS: dict[str, dict[str, dict]] = {
-    "ours": {
-        "default": {},
-        "l2r": {"decoding_direction": "l2r", "num_beams": 3},
-        "l2r+r2l, joint": {"proposals": "l2r+r2l", "ranking": "joint", "num_beams": 3},
-    },
-    "one direction": {"default": {}, "l2r": {"decoding_direction": "l2r", "num_beams": 3}},
+    "ours": TWINS,
+    "twins": TWINS,
+    "one direction": OURS,
     "OpenNMT-py": {
         "beam 3": {"beam_size": 3},
         "beam 5, mean": {"beam_size": 5, "length_penalty": "avg"},
     },
     "BART": {"beam 3, mean": {"num_beams": 3}, "beam 5, sum": {"num_beams": 5, "length_penalty": 0.0}},
 }
+DIRECTIONS = {"twins": "both", "one direction": "l2r"}
 # The updates from which the time of an update is taken: a whole pool of batches of all lengths, twice.
 TRIAL_UPDATES = 100
 HEADING = (
@@ -213,8 +216,10 @@ def learn_ours(job: Job) -> list[dict]:
 def written(model, tokenizer, job: Job, budget: Budget) -> dict:
     """What a model has learned: its titles of the test pairs, in each way."""
     pairs = load_test_pairs(job.files["test"])
-    ways = {}
+    ways, are_twins = {}, getattr(model.config, "decoder_directions", "l2r") == "both"
     for name, settings in WAYS[job.system].items():
+        if "proposals" in settings and not are_twins:
+            continue
         titles, seconds = write([model], tokenizer, pairs, settings)
         ways[name] = {"titles": titles, "search_seconds": seconds}
     return {
@@ -349,6 +354,7 @@ def learn_opennmt(job: Job) -> list[dict]:
 
 LEARN: dict[str, Callable[[Job], list[dict]]] = {
     "ours": learn_ours,
+    "twins": learn_ours,
     "one direction": learn_ours,
     "OpenNMT-py": learn_opennmt,
     "BART": learn_bart,
@@ -357,8 +363,8 @@ LEARN: dict[str, Callable[[Job], list[dict]]] = {
 
 def chosen_options(data: str, system: str) -> dict:
     """What `tune` has found best."""
-    if system == "one direction":
-        return {**chosen_options(data, "ours"), "decoder_directions": "l2r"}
+    if system in DIRECTIONS:
+        return {**chosen_options(data, "ours"), "decoder_directions": DIRECTIONS[system]}
     chosen = RESULTS / data / f"{system}-tuned.json"
     if not chosen.exists():
         raise ValueError(f"{chosen} is missing: choose among the candidates with --tune SECONDS first")
@@ -446,7 +452,8 @@ def report(plot_file: Path) -> None:
         for budget, systems in sorted(budgets.items()):
             ours = over_seeds(data, systems["ours"], "default")[1] if "ours" in systems else None
             for system, runs in sorted(systems.items(), key=lambda item: list(CANDIDATES).index(item[0])):
-                rows = {way: row_of(data, runs, way, ours if system != "ours" else None) for way in WAYS[system]}
+                ways = next(iter(runs.values()))["ways"]
+                rows = {way: row_of(data, runs, way, ours if system != "ours" else None) for way in ways}
                 for way, (_, line) in rows.items():
                     print(f"{budget:6} {system:14}{way:16}{line}")
                 # Ours as it writes if nothing is said; the others as they write best.
