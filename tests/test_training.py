@@ -362,7 +362,8 @@ def test_titles_get_twins_if_nothing_is_said(files, tmp_path, caplog):
     with open(files["train_file"]) as file:
         rows = list(file)
     (tmp_path / "titles.jsonl").write_text("".join(rows[:20] * 5))
-    run({"train_file": str(tmp_path / "titles.jsonl")}, tmp_path / "run", **NO_VALIDATION)
+    titles = {"train_file": str(tmp_path / "titles.jsonl")}
+    run(titles, tmp_path / "run", model={"tokenizer_type": "char"}, **NO_VALIDATION)
     assert re.search(r"twin decoders, as \d+% of the titles' tokens are taken", caplog.text)
     config = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run").config
     assert config.decoder_directions == "both" and config.twin_partner == "own"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -9,6 +10,28 @@ from transformers import PreTrainedTokenizerFast
 
 # Ids 0 to 3, in this order.
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[START]", "eos_token": "[END]"}
+
+
+# Scripts that put no space between words: Thai, Lao, Tibetan, Burmese, Khmer, Kana, Han.
+UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+def suitable_tokenizer_type(texts: Iterable[str]) -> str:
+    """The kind of tokenizer if nothing is said.
+
+    Args:
+        texts: Some sources and targets.
+
+    Returns:
+        "bpe" for scripts with spaces between words, "char" where a tenth of the letters are of one without.
+    """
+    letters = unspaced = 0
+    for text in texts:
+        letters += sum(map(str.isalpha, text))
+        unspaced += len(UNSPACED.findall(text))
+    return "bpe" if 10 * unspaced < letters else "char"
 
 
 def suitable_vocabulary(num_pairs: int, tokenizer_type: str) -> tuple[int, int]:
@@ -183,5 +206,6 @@ __all__ = [
     "build_char_tokenizer",
     "build_word_tokenizer",
     "char_backend",
+    "suitable_tokenizer_type",
     "suitable_vocabulary",
 ]

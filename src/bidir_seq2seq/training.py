@@ -43,7 +43,13 @@ from .run_folder import (
 )
 from .sequence_training import BeamInputs, RiskInputs
 from .streaming import PairStream, StreamCollator, encoded_titles, log_survey, open_stream
-from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer, suitable_vocabulary
+from .tokenization import (
+    build_bpe_tokenizer,
+    build_char_tokenizer,
+    build_word_tokenizer,
+    suitable_tokenizer_type,
+    suitable_vocabulary,
+)
 from .trainer import (
     ElapsedTimeCallback,
     OwnPartnerCallback,
@@ -69,7 +75,7 @@ OWN_PARTNER_SHARE = 0.2
 TWINS_FROM = 0.1
 # What a checkpoint may be told anew: how it learns, not what it is made of.
 SET_ANEW = ("twin_dropout", "twin_partner", "dropout", "label_smoothing")
-# With fewer pairs the share says little.
+# Fewer pairs say little about what suits them.
 FEW_PAIRS = 100
 
 
@@ -110,6 +116,8 @@ def _train(
     keep_freed_memory()
     pairs = load_splits(data_args, training_args)
     train_pairs = pairs["train"]
+    if model_args.tokenizer_type is None:
+        model_args = replace(model_args, tokenizer_type=_tokenizer_type(train_pairs))
     with training_args.main_process_first(desc="comparing settings"):
         settings = run_settings(model_args, data_args, training_args, *count_and_fingerprint(train_pairs))
         keep_run_settings(training_args, settings)
@@ -343,7 +351,8 @@ def load_or_build_tokenizer(
     rows = (row for batch in pairs.iter(1000) for row in zip(batch["source"], batch["target"]))
     texts = (text for row in rows for text in row if text)
     num_pairs = pairs.survey.pairs if isinstance(pairs, PairStream) else len(pairs)
-    vocab_size, min_frequency = suitable_vocabulary(num_pairs, model_args.tokenizer_type)
+    kind = model_args.tokenizer_type or _tokenizer_type(pairs)
+    vocab_size, min_frequency = suitable_vocabulary(num_pairs, kind)
     if model_args.vocab_size is not None:
         vocab_size = model_args.vocab_size
     if model_args.min_frequency is not None:
@@ -354,16 +363,22 @@ def load_or_build_tokenizer(
         "lowercase": model_args.lowercase,
         "model_max_length": data_args.max_source_length,
     }
-    build = {"char": build_char_tokenizer, "bpe": build_bpe_tokenizer, "word": build_word_tokenizer}[
-        model_args.tokenizer_type
-    ]
+    build = {"char": build_char_tokenizer, "bpe": build_bpe_tokenizer, "word": build_word_tokenizer}[kind]
     tokenizer = build(texts, **settings)
     logger.warning_once(
-        f"vocabulary: {len(tokenizer):,} ids, of at most {vocab_size:,} for {num_pairs:,} pairs, of what was seen at "
-        f"least {min_frequency} times; vocab_size and min_frequency make it another"
+        f"vocabulary: {len(tokenizer):,} ids ({kind}), of at most {vocab_size:,} for {num_pairs:,} pairs, of what was "
+        f"seen at least {min_frequency} times; tokenizer_type, vocab_size and min_frequency make it another"
     )
     tokenizer.save_pretrained(output_dir)
     return tokenizer
+
+
+def _tokenizer_type(pairs: Dataset | PairStream) -> str:
+    some = next(iter(pairs.iter(1000)))
+    if len(some["source"]) < FEW_PAIRS:
+        # Too few to learn pieces from.
+        return "char"
+    return suitable_tokenizer_type(text or "" for side in ("source", "target") for text in some[side])
 
 
 def suitable_directions(pairs: Dataset | PairStream, tokenizer: PreTrainedTokenizerBase) -> str:

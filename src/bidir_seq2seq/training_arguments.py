@@ -31,11 +31,11 @@ class ModelArguments:
             "one built from the training pairs."
         },
     )
-    tokenizer_type: str = field(
-        default="char",
+    tokenizer_type: str | None = field(
+        default=None,
         metadata={
             "help": "What to build when there is no tokenizer: 'char' (Chinese, Japanese), 'bpe' (spaced text) or "
-            "'word' (what stands between spaces, as in pronunciations).",
+            "'word' (what stands between spaces, as in pronunciations). Default: char or bpe, by the script.",
             "choices": ["char", "bpe", "word"],
         },
     )

@@ -1,7 +1,7 @@
 """Trains a title model from pairs of texts.
 
     bidir-seq2seq train --train_file train.jsonl --validation_file validation.jsonl --output_dir my_model
-    bidir-seq2seq train --train_file corpus.en corpus.de --tokenizer_type bpe --output_dir my_model
+    bidir-seq2seq train --train_file corpus.en corpus.de --output_dir my_model
     bidir-seq2seq train settings.yaml
     bidir-seq2seq train settings.yaml --learning_rate 5e-4 --use_cpu
     torchrun --nproc_per_node 2 -m bidir_seq2seq train settings.yaml
