@@ -4,8 +4,6 @@ from transformers import AutoTokenizer
 from bidir_seq2seq.tokenization import (
     build_bpe_tokenizer,
     build_char_tokenizer,
-    suitable_tokenizer_type,
-    suitable_vocabulary,
 )
 
 CHINESE = ["我国今天发布 2023 年数据", "今天，我国\n发布新规！", "数据显示"]
@@ -78,34 +76,3 @@ def test_white_space_of_any_kind_is_one_boundary_to_bpe(lowercase, tmp_path):
     assert tokenizer.decode(ids, skip_special_tokens=True) == "red cat runs"
     assert tokenizer(" \n\u3000").input_ids == [tokenizer.eos_token_id]
     assert (tokenizer("RED Cat\nruns").input_ids == ids) == lowercase
-
-
-@pytest.mark.parametrize(
-    "num_pairs, kind, expected",
-    [
-        (24, "char", (8000, 2)),
-        (6_435, "char", (8000, 3)),
-        (6_435, "bpe", (1608, 3)),
-        (29_000, "bpe", (7250, 10)),
-        (10**9, "bpe", (8000, 10)),
-        (0, "word", (8000, 2)),
-    ],
-)
-def test_a_vocabulary_suits_the_number_of_pairs(num_pairs, kind, expected):
-    assert suitable_vocabulary(num_pairs, kind) == expected
-
-
-@pytest.mark.parametrize(
-    ("texts", "expected"),
-    [
-        (["A title of words", "ein Titel", "제목입니다"], "bpe"),
-        (["中国科学院公众科学日活动举办"], "char"),
-        (["これはペンです", "กรุงเทพมหานคร"], "char"),
-        (["Hunger is the best sauce.", "饥饿是最好的调味品"], "char"),
-        (["A paper about the word 言葉 and what became of it in later centuries"], "bpe"),
-        (["12 34", ""], "char"),
-        (["𠮷野家𠮷野家"], "char"),
-    ],
-)
-def test_the_script_tells_what_a_token_is(texts, expected):
-    assert suitable_tokenizer_type(iter(texts)) == expected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -10,46 +9,6 @@ from transformers import PreTrainedTokenizerFast
 
 # Ids 0 to 3, in this order.
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[START]", "eos_token": "[END]"}
-
-
-# Scripts that put no space between words: Thai, Lao, Tibetan, Burmese, Khmer, Kana, Han.
-UNSPACED = re.compile(
-    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
-
-
-def suitable_tokenizer_type(texts: Iterable[str]) -> str:
-    """The kind of tokenizer if nothing is said.
-
-    Args:
-        texts: Some sources and targets.
-
-    Returns:
-        "bpe" for scripts with spaces between words, "char" where a tenth of the letters are of one without.
-    """
-    letters = unspaced = 0
-    for text in texts:
-        letters += sum(map(str.isalpha, text))
-        unspaced += len(UNSPACED.findall(text))
-    return "bpe" if 10 * unspaced < letters else "char"
-
-
-def suitable_vocabulary(num_pairs: int, tokenizer_type: str) -> tuple[int, int]:
-    """What a vocabulary is limited to if nothing is said: by how much there is to learn its words from.
-
-    A word needs some examples, or a vector of its own is of no use; rarer ones can be copied all the same.
-
-    Args:
-        num_pairs: Of the training.
-        tokenizer_type: "char", "word" or "bpe".
-
-    Returns:
-        The largest number of ids: 8,000; of BPE pieces, which are as many as they may be, a quarter of the pairs,
-        from 1,000 on. And how often a character or word, or a pair of pieces, must have been seen: once in 2,000
-        pairs, 2 to 10 times.
-    """
-    vocab_size = 8000 if tokenizer_type != "bpe" else max(1000, min(num_pairs // 4, 8000))
-    return vocab_size, max(2, min(num_pairs // 2000, 10))
 
 
 def build_char_tokenizer(
@@ -206,6 +165,4 @@ __all__ = [
     "build_char_tokenizer",
     "build_word_tokenizer",
     "char_backend",
-    "suitable_tokenizer_type",
-    "suitable_vocabulary",
 ]

@@ -30,7 +30,8 @@ from .kernels_bidir_seq2seq import runs_under_autocast
 from .loading import load_model, load_tokenizer
 from .metrics import TitleScore
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
-from .pair_summary import log_summaries, taken_share
+from .pair_summary import log_summaries
+from .recipe import suitable_directions, suitable_tokenizer_type, suitable_vocabulary
 from .run_folder import (
     UNFINISHED,
     checkpoint_to_resume,
@@ -47,8 +48,6 @@ from .tokenization import (
     build_bpe_tokenizer,
     build_char_tokenizer,
     build_word_tokenizer,
-    suitable_tokenizer_type,
-    suitable_vocabulary,
 )
 from .trainer import (
     ElapsedTimeCallback,
@@ -70,13 +69,8 @@ logger = logging.get_logger(__name__)
 # The last updates of a new model's training, in which decoders that have learned alone read each other's writing: the
 # best of what was tried in as much time (docs/bidirectional.md).
 OWN_PARTNER_SHARE = 0.2
-# Twins are worth their time where at least so much of a title is taken from its text: 0.2 to 0.8 on titles, where they
-# gain, 0.01 to 0.03 in translation, where one direction that trains as long is ahead (docs/bidirectional.md).
-TWINS_FROM = 0.1
 # What a checkpoint may be told anew: how it learns, not what it is made of.
 SET_ANEW = ("twin_dropout", "twin_partner", "dropout", "label_smoothing")
-# Fewer pairs say little about what suits them.
-FEW_PAIRS = 100
 
 
 def train(
@@ -117,7 +111,7 @@ def _train(
     pairs = load_splits(data_args, training_args)
     train_pairs = pairs["train"]
     if model_args.tokenizer_type is None:
-        model_args = replace(model_args, tokenizer_type=_tokenizer_type(train_pairs))
+        model_args = replace(model_args, tokenizer_type=suitable_tokenizer_type(train_pairs))
     with training_args.main_process_first(desc="comparing settings"):
         settings = run_settings(model_args, data_args, training_args, *count_and_fingerprint(train_pairs))
         keep_run_settings(training_args, settings)
@@ -351,7 +345,7 @@ def load_or_build_tokenizer(
     rows = (row for batch in pairs.iter(1000) for row in zip(batch["source"], batch["target"]))
     texts = (text for row in rows for text in row if text)
     num_pairs = pairs.survey.pairs if isinstance(pairs, PairStream) else len(pairs)
-    kind = model_args.tokenizer_type or _tokenizer_type(pairs)
+    kind = model_args.tokenizer_type or suitable_tokenizer_type(pairs)
     vocab_size, min_frequency = suitable_vocabulary(num_pairs, kind)
     if model_args.vocab_size is not None:
         vocab_size = model_args.vocab_size
@@ -371,36 +365,6 @@ def load_or_build_tokenizer(
     )
     tokenizer.save_pretrained(output_dir)
     return tokenizer
-
-
-def _tokenizer_type(pairs: Dataset | PairStream) -> str:
-    some = next(iter(pairs.iter(1000)))
-    if len(some["source"]) < FEW_PAIRS:
-        # Too few to learn pieces from.
-        return "char"
-    return suitable_tokenizer_type(text or "" for side in ("source", "target") for text in some[side])
-
-
-def suitable_directions(pairs: Dataset | PairStream, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The `decoder_directions` of a new model if nothing is said, with a word about why.
-
-    Args:
-        pairs: Of the training; the first thousand are looked at.
-        tokenizer: The model's.
-    """
-    some = next(iter(pairs.iter(1000)))
-    if len(some["source"]) < FEW_PAIRS:
-        return "both"
-    share = taken_share(some["source"], some["target"], tokenizer)
-    directions = "both" if share >= TWINS_FROM else "l2r"
-    if directions == "both":
-        logger.warning_once(f"twin decoders, as {share:.0%} of the titles' tokens are taken from their texts")
-    else:
-        logger.warning_once(
-            f"one decoder, from left to right, as only {share:.0%} of the titles' tokens are taken from their texts: "
-            "it learns more in the same time than twins would; decoder_directions='both' makes twins"
-        )
-    return directions
 
 
 def load_or_build_model(
@@ -533,7 +497,6 @@ __all__ = [
     "load_splits",
     "save_finished",
     "skip_what_was_trained_on",
-    "suitable_directions",
     "title_metrics",
     "train",
 ]

@@ -1,0 +1,91 @@
+"""What suits a set of pairs, if nothing is said of it: tokens, vocabulary, and how many decoders."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .pair_summary import taken_share
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .streaming import PairStream
+
+logger = logging.get_logger(__name__)
+
+# Twins are worth their time where at least so much of a title is taken from its text: 0.2 to 0.8 on titles, where they
+# gain, 0.01 to 0.03 in translation, where one direction that trains as long is ahead (docs/bidirectional.md).
+TWINS_FROM = 0.1
+# Fewer pairs say little about what suits them.
+FEW_PAIRS = 100
+# Scripts that put no space between words: Thai, Lao, Tibetan, Burmese, Khmer, Kana, Han.
+UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+def suitable_tokenizer_type(pairs: Dataset | PairStream) -> str:
+    """The `tokenizer_type` of a new tokenizer.
+
+    Args:
+        pairs: Of the training; the first thousand are looked at.
+
+    Returns:
+        "bpe" for scripts with spaces between words; "char" where a tenth of the letters are of one without, and where
+        there are too few pairs to learn pieces from.
+    """
+    some = next(iter(pairs.iter(1000)))
+    if len(some["source"]) < FEW_PAIRS:
+        return "char"
+    letters = unspaced = 0
+    for text in (text or "" for side in ("source", "target") for text in some[side]):
+        letters += sum(map(str.isalpha, text))
+        unspaced += len(UNSPACED.findall(text))
+    return "bpe" if 10 * unspaced < letters else "char"
+
+
+def suitable_vocabulary(num_pairs: int, tokenizer_type: str) -> tuple[int, int]:
+    """What a vocabulary is limited to if nothing is said: by how much there is to learn its words from.
+
+    A word needs some examples, or a vector of its own is of no use; rarer ones can be copied all the same.
+
+    Args:
+        num_pairs: Of the training.
+        tokenizer_type: "char", "word" or "bpe".
+
+    Returns:
+        The largest number of ids: 8,000; of BPE pieces, which are as many as they may be, a quarter of the pairs,
+        from 1,000 on. And how often a character or word, or a pair of pieces, must have been seen: once in 2,000
+        pairs, 2 to 10 times.
+    """
+    vocab_size = 8000 if tokenizer_type != "bpe" else max(1000, min(num_pairs // 4, 8000))
+    return vocab_size, max(2, min(num_pairs // 2000, 10))
+
+
+def suitable_directions(pairs: Dataset | PairStream, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The `decoder_directions` of a new model if nothing is said, with a word about why.
+
+    Args:
+        pairs: Of the training; the first thousand are looked at.
+        tokenizer: The model's.
+    """
+    some = next(iter(pairs.iter(1000)))
+    if len(some["source"]) < FEW_PAIRS:
+        return "both"
+    share = taken_share(some["source"], some["target"], tokenizer)
+    directions = "both" if share >= TWINS_FROM else "l2r"
+    if directions == "both":
+        logger.warning_once(f"twin decoders, as {share:.0%} of the titles' tokens are taken from their texts")
+    else:
+        logger.warning_once(
+            f"one decoder, from left to right, as only {share:.0%} of the titles' tokens are taken from their texts: "
+            "it learns more in the same time than twins would; decoder_directions='both' makes twins"
+        )
+    return directions
+
+
+__all__ = ["suitable_directions", "suitable_tokenizer_type", "suitable_vocabulary"]
