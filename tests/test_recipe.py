@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from bidir_seq2seq.recipe import suitable_tokenizer_type, suitable_vocabulary
+from bidir_seq2seq.recipe import suitable_dropout, suitable_tokenizer_type, suitable_vocabulary
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,8 @@ def test_the_script_tells_what_a_token_is(texts, expected):
     assert suitable_tokenizer_type(Dataset.from_dict(rows)) == expected
     few = Dataset.from_dict({name: column[:99] for name, column in rows.items()})
     assert suitable_tokenizer_type(few) == "char"
+
+
+@pytest.mark.parametrize(("passes", "expected"), [(0.1, 0.0), (4.9, 0.0), (5, 0.2), (10.0, 0.2)])
+def test_who_sees_pairs_often_needs_dropout(passes, expected):
+    assert suitable_dropout(passes) == expected

@@ -369,6 +369,29 @@ def test_titles_get_twins_if_nothing_is_said(files, tmp_path, caplog):
     assert config.decoder_directions == "both" and config.twin_partner == "own"
 
 
+@pytest.mark.parametrize(
+    ("model", "training", "expected"),
+    [
+        # 24 pairs, 4 of them an update.
+        ({}, {"max_steps": 29}, 0.0),
+        ({}, {"max_steps": 30}, 0.2),
+        ({}, {"max_steps": 15, "gradient_accumulation_steps": 2}, 0.2),
+        ({}, {"max_steps": -1, "num_train_epochs": 5}, 0.2),
+        ({"dropout": 0.0}, {"max_steps": 30}, 0.0),
+        ({"dropout": 0.1}, {"max_steps": 1}, 0.1),
+    ],
+)
+def test_dropout_follows_from_how_often_pairs_are_seen(files, tmp_path, model, training, expected):
+    run({"train_file": files["train_file"]}, tmp_path, model=model, **{**NO_VALIDATION, **training})
+    assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path).config.dropout == expected
+
+
+def test_a_checkpoint_keeps_its_dropout(files, finished, tmp_path):
+    again = {"model_name_or_path": str(finished[0])}
+    run({"train_file": files["train_file"]}, tmp_path, model=again, **{**NO_VALIDATION, "max_steps": 30})
+    assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path).config.dropout == 0
+
+
 def test_a_tokenizer_with_more_tokens_makes_the_model_grow(files, finished, tmp_path):
     folder, _ = finished
     tokenizer = AutoTokenizer.from_pretrained(folder)

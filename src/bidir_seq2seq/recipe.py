@@ -1,4 +1,4 @@
-"""What suits a set of pairs, if nothing is said of it: tokens, vocabulary, and how many decoders."""
+"""What suits a set of pairs, if nothing is said of it: tokens, vocabulary, how many decoders, and dropout."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ logger = logging.get_logger(__name__)
 # Twins are worth their time where at least so much of a title is taken from its text: 0.2 to 0.8 on titles, where they
 # gain, 0.01 to 0.03 in translation, where one direction that trains as long is ahead (docs/bidirectional.md).
 TWINS_FROM = 0.1
+# A model that sees every pair so often learns some by heart without dropout; one that sees them less often has no time
+# to (docs/training.md).
+DROPOUT, DROPOUT_FROM = 0.2, 5
 # Fewer pairs say little about what suits them.
 FEW_PAIRS = 100
 # Scripts that put no space between words: Thai, Lao, Tibetan, Burmese, Khmer, Kana, Han.
@@ -88,4 +91,12 @@ def suitable_directions(pairs: Dataset | PairStream, tokenizer: PreTrainedTokeni
     return directions
 
 
-__all__ = ["suitable_directions", "suitable_tokenizer_type", "suitable_vocabulary"]
+def suitable_dropout(passes: float) -> float:
+    """The `dropout` of a new model that sees every pair so many times, with a word if it has any."""
+    if passes < DROPOUT_FROM:
+        return 0.0
+    logger.warning_once(f"dropout {DROPOUT}, as every pair is seen {passes:.3g} times; --dropout sets another")
+    return DROPOUT
+
+
+__all__ = ["suitable_directions", "suitable_dropout", "suitable_tokenizer_type", "suitable_vocabulary"]

@@ -60,20 +60,22 @@ def run_settings(
     names += ["encoder_learning_rate", "freeze_encoder"]
     if training_args.sequence_objective is not None:
         names += [field.name for field in fields(training_args) if field.name.startswith("sequence_")]
-    # However they are divided into processes and steps.
-    args = training_args
-    pairs_per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
         **asdict(model_args),
         "max_source_length": data_args.max_source_length,
         "max_target_length": data_args.max_target_length,
         **{name: getattr(training_args, name) for name in names},
-        "pairs per update": pairs_per_update,
+        "pairs per update": pairs_per_update(training_args),
         "streaming": data_args.streaming,
         "shuffle_buffer_size": data_args.shuffle_buffer_size if data_args.streaming else None,
         "number of training pairs": num_pairs,
         "fingerprint of the training pairs": pairs_fingerprint,
     }
+
+
+def pairs_per_update(args: TrainingArguments) -> int:
+    """However they are divided into processes and steps."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def fingerprint(batches: Iterable[dict[str, list]]) -> str:

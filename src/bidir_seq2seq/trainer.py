@@ -34,7 +34,14 @@ from transformers.utils import logging
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .extras import extra
 from .kernels_bidir_seq2seq import is_read_at_once
-from .run_folder import UNFINISHED, checkpoint_damage, publish_checkpoint, remove_old_checkpoints, told_in_a_line
+from .run_folder import (
+    UNFINISHED,
+    checkpoint_damage,
+    pairs_per_update,
+    publish_checkpoint,
+    remove_old_checkpoints,
+    told_in_a_line,
+)
 from .sequence_training import BeamInputs, RiskInputs
 
 with extra("train"):
@@ -308,8 +315,7 @@ class TitleTrainer(Seq2SeqTrainer):
         # `train_dataset` has lost the column of lengths, which the model does not take.
         lengths = self.train_dataset[self.args.length_column_name]
         # What one update reads, so that its pairs are the same however many processes and steps it is divided into.
-        args = self.args
-        batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        args, batch_size = self.args, pairs_per_update(self.args)
         seed = args.seed if args.data_seed is None else args.data_seed
         sampler = EpochLengthSampler(lengths, batch_size, seed)
         self.add_callback(EpochCallback(sampler))

@@ -31,12 +31,13 @@ from .loading import load_model, load_tokenizer
 from .metrics import TitleScore
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 from .pair_summary import log_summaries
-from .recipe import suitable_directions, suitable_tokenizer_type, suitable_vocabulary
+from .recipe import suitable_directions, suitable_dropout, suitable_tokenizer_type, suitable_vocabulary
 from .run_folder import (
     UNFINISHED,
     checkpoint_to_resume,
     fingerprint,
     keep_run_settings,
+    pairs_per_update,
     publish_model,
     run_lock,
     run_settings,
@@ -113,7 +114,8 @@ def _train(
     if model_args.tokenizer_type is None:
         model_args = replace(model_args, tokenizer_type=suitable_tokenizer_type(train_pairs))
     with training_args.main_process_first(desc="comparing settings"):
-        settings = run_settings(model_args, data_args, training_args, *count_and_fingerprint(train_pairs))
+        num_pairs, pairs_fingerprint = count_and_fingerprint(train_pairs)
+        settings = run_settings(model_args, data_args, training_args, num_pairs, pairs_fingerprint)
         keep_run_settings(training_args, settings)
     with training_args.main_process_first(desc="building the tokenizer"):
         tokenizer = load_or_build_tokenizer(model_args, data_args, train_pairs, training_args.output_dir)
@@ -124,6 +126,8 @@ def _train(
         )
         directions = "both" if asks_for_twins else suitable_directions(train_pairs, tokenizer)
         model_args = replace(model_args, decoder_directions=directions)
+    if model_args.dropout is None and model_args.model_name_or_path is None:
+        model_args = replace(model_args, dropout=suitable_dropout(_passes(training_args, num_pairs)))
     model = load_or_build_model(model_args, tokenizer)
     check_autocast(model, training_args)
     if training_args.freeze_encoder:
@@ -259,6 +263,13 @@ def count_and_fingerprint(pairs: Dataset | PairStream) -> tuple[int, str]:
     if isinstance(pairs, PairStream):
         return pairs.survey.pairs, pairs.survey.fingerprint
     return len(pairs), fingerprint(pairs.iter(1000))
+
+
+def _passes(training_args: TrainingArguments, num_pairs: int) -> float:
+    """How often each pair is seen."""
+    if training_args.max_steps <= 0:
+        return training_args.num_train_epochs
+    return training_args.max_steps * pairs_per_update(training_args) / max(num_pairs, 1)
 
 
 def skip_what_was_trained_on(stream: PairStream, checkpoint: str | None, training_args: TrainingArguments) -> None:

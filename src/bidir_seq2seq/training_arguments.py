@@ -113,7 +113,11 @@ class ModelArguments:
         },
     )
     dropout: float | None = field(
-        default=None, metadata={"help": "Dropout. Default: the checkpoint's; 0 for a new model."}
+        default=None,
+        metadata={
+            "help": "Dropout. Default: the checkpoint's; for a new model 0.2 if it sees every pair 5 times or more, "
+            "else 0."
+        },
     )
     label_smoothing: float | None = field(
         default=None,
