@@ -22,7 +22,6 @@ budget, and so are trained anew for each. Each searches in the ways of `WAYS`; t
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import subprocess
 import tempfile
@@ -459,8 +458,9 @@ def report(plot_file: Path) -> None:
                 # Ours as it writes if nothing is said; the others as they write best.
                 best = rows["default"][0] if "default" in rows else max(mean for mean, _ in rows.values())
                 curves.setdefault(system, []).append((budget / 60, best))
-        for system in CANDIDATES:
-            axis.plot(*zip(*curves.get(system, [(math.nan, math.nan)])), marker="o", label=system)
+        for number, system in enumerate(CANDIDATES):
+            if system in curves:
+                axis.plot(*zip(*curves[system]), marker="o", label=system, color=f"C{number}")
         axis.set(title=data, xlabel="training, minutes of one core", ylabel={"bleu": "BLEU"}.get(metric, "ROUGE-L"))
         axis.set_xlim(left=0)
         axis.legend()
