@@ -353,6 +353,7 @@ __all__ = [
     "keep_run_settings",
     "last_checkpoint",
     "numbered_checkpoints",
+    "pairs_per_update",
     "publish_checkpoint",
     "publish_model",
     "remove_old_checkpoints",
