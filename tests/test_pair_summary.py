@@ -53,9 +53,11 @@ def test_a_tokenizer_counts_tokens_cuts_and_unknown_ones(tokenizer):
 def test_what_is_taken_from_a_source_is_more_than_from_another(tokenizer):
     # Of 4 tokens 3 stand in their own source, and the "a" in the other one, too.
     assert taken_share(["abc", "ade"], ["ab", "ef"], tokenizer) == (3 - 1) / 4
-    # Letters that all texts have are taken from none, unknown and missing ones neither.
+    # Letters that all texts have are taken from none.
     assert taken_share(["ab", "ba"], ["a", "b"], tokenizer) == 0
-    assert taken_share(["abx", None], ["x", None], tokenizer) == 0
+    # Those outside the vocabulary are told apart.
+    assert taken_share(["abx", "abY"], ["x", "y"], tokenizer) == 1
+    assert taken_share(["abx", None], ["z", None], tokenizer) == 0
     assert taken_share(["abc", "d"], ["", ""], tokenizer) == 0
     with pytest.raises(ValueError, match="1 pairs have no other one"):
         taken_share(["abc"], ["a"], tokenizer)

@@ -110,7 +110,8 @@ def taken_share(
 
     Args:
         sources, targets: The two sides of some pairs, one as long as the other.
-        tokenizer: What a token is; special ones do not count.
+        tokenizer: What a token is, a fast one; special ones do not count, and one outside its vocabulary, such as a
+            name, is as good as any other.
 
     Returns:
         The share of the targets' tokens that stand in their own source, less the share that stand in the source of
@@ -121,11 +122,7 @@ def taken_share(
     """
     if len(sources) < 2:
         raise ValueError(f"{len(sources)} pairs have no other one to be compared with: give at least two")
-    special = set(tokenizer.all_special_ids)
-    read, written = (
-        [[token for token in row if token not in special] for row in _ids(texts, tokenizer)]
-        for texts in ([text or "" for text in sources], [text or "" for text in targets])
-    )
+    read, written = (_words(texts, tokenizer) for texts in (sources, targets))
     words = [set(row) for row in read]
     half = len(words) // 2
     # The other one is far away, as neighbours may be of one kind.
@@ -172,6 +169,23 @@ def _measure(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) ->
         return [len(text) for text in texts], 0
     ids = _ids(texts, tokenizer)
     return [len(row) for row in ids], sum(row.count(tokenizer.unk_token_id) for row in ids)
+
+
+def _words(texts: Sequence[str | None], tokenizer: PreTrainedTokenizerBase) -> list[list[int | str]]:
+    """The tokens of each text: ids, and what is outside the vocabulary as it stands there."""
+    given = [text or "" for text in texts]
+    encoding = tokenizer(
+        given, truncation=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+    )
+    no_words = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    return [
+        [
+            text[start:end].casefold() if token == tokenizer.unk_token_id else token
+            for token, (start, end) in zip(ids, offsets)
+            if token not in no_words
+        ]
+        for text, ids, offsets in zip(given, encoding["input_ids"], encoding["offset_mapping"])
+    ]
 
 
 def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
