@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 # Twins are worth their time where at least so much of a title is taken from its text: 0.2 to 0.8 on titles, where they
-# gain, 0.01 to 0.03 in translation, where one direction that trains as long is ahead (docs/bidirectional.md).
+# gain, 0.01 to 0.05 in translation, where one direction that trains as long is ahead (docs/bidirectional.md).
 TWINS_FROM = 0.1
 # A model that sees every pair so often learns some by heart without dropout; one that sees them less often has no time
 # to (docs/training.md).
