@@ -13,9 +13,10 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from comparison import machine
+from comparison import in_turns, machine
 
 from bidir_seq2seq import BidirSeq2SeqConfig, BidirSeq2SeqForConditionalGeneration
 from bidir_seq2seq.arguments import parse_arguments
@@ -39,6 +40,21 @@ class MiddleArguments:
     threads: int = field(default=1, metadata={"help": "CPU threads."})
 
 
+def seconds_of(model, documents: torch.LongTensor, direction: str, beams: int, steps: int) -> float:
+    """What writing so many tokens of each of `[B, S]` documents takes."""
+    asked = {"ranking": "own"} if direction == "both" else {}
+    start = time.perf_counter()
+    model.generate(
+        input_ids=documents,
+        decoding_direction=direction,
+        num_beams=beams,
+        min_new_tokens=steps,
+        max_new_tokens=steps,
+        **asked,
+    )
+    return time.perf_counter() - start
+
+
 def main(args: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(MiddleArguments, description=__doc__, args=args)
     torch.set_num_threads(arguments.threads)
@@ -49,25 +65,14 @@ def main(args: list[str] | None = None) -> None:
     print(machine())
     for batch_size in arguments.batch_sizes:
         documents = torch.randint(4, config.vocab_size, (batch_size, 110))
-        seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-        for _ in range(arguments.rounds + 1):
-            for name, (direction, beams, steps) in WAYS.items():
-                asked = {"ranking": "own"} if direction == "both" else {}
-                start = time.perf_counter()
-                model.generate(
-                    input_ids=documents,
-                    decoding_direction=direction,
-                    num_beams=beams,
-                    min_new_tokens=steps,
-                    max_new_tokens=steps,
-                    **asked,
-                )
-                seconds[name].append(time.perf_counter() - start)
-        base = seconds["one direction, beam 3"][1:]
+        runs = {name: partial(seconds_of, model, documents, *way) for name, way in WAYS.items()}
+        in_turns(runs, 1)
+        seconds = in_turns(runs, arguments.rounds)
+        base = seconds["one direction, beam 3"]
         print(f"\nbatches of {batch_size}{'':17}{'ms':>8}   as fast as one direction with a beam of 3")
         for name, found in seconds.items():
-            ratio = statistics.median(one / other for one, other in zip(base, found[1:]))
-            print(f"{name:30}{1000 * statistics.median(found[1:]):8.1f}{ratio:8.2f}")
+            ratio = statistics.median(one / other for one, other in zip(base, found))
+            print(f"{name:30}{1000 * statistics.median(found):8.1f}{ratio:8.2f}")
 
 
 if __name__ == "__main__":

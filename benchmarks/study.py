@@ -36,12 +36,7 @@ from seeds import train_seed
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from bidir_seq2seq.arguments import parse_arguments
-from bidir_seq2seq.commands.distil import (
-    DistillationArguments,
-    Sources,
-    write_pseudo_titles,
-    write_training_pairs,
-)
+from bidir_seq2seq.commands.distil import DistillationArguments, Sources, write_pseudo_titles, write_training_pairs
 from bidir_seq2seq.evaluation import listed_references, load_test_pairs
 from bidir_seq2seq.metrics import TitleScore, bleu_of_counts, pair_scores, paired_bootstrap, pronunciation_scores
 from bidir_seq2seq.pipeline import BidirSeq2SeqPipeline

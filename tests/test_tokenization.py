@@ -1,10 +1,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from bidir_seq2seq.tokenization import (
-    build_bpe_tokenizer,
-    build_char_tokenizer,
-)
+from bidir_seq2seq.tokenization import build_bpe_tokenizer, build_char_tokenizer
 
 CHINESE = ["我国今天发布 2023 年数据", "今天，我国\n发布新规！", "数据显示"]
 ENGLISH = ["A small model writes titles.", "Small models write small titles (and headlines)!"] * 3

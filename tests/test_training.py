@@ -328,7 +328,8 @@ def test_a_translation_gets_one_direction_if_nothing_is_said(translation, tmp_pa
     # What was said in another test is said again.
     training_module.logger.warning_once.cache_clear()
     data = {**translation, "streaming": streaming}
-    run(data, tmp_path / "run", model={"tokenizer_type": "word"}, **NO_VALIDATION)
+    run(data, tmp_path / "run", **NO_VALIDATION)
+    assert re.search(r"vocabulary: \d+ ids \(bpe\)", caplog.text)
     assert (
         "one decoder, from left to right, as only 0% of the titles' tokens are taken from their texts" in caplog.text
     )

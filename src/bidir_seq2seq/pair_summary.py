@@ -167,7 +167,7 @@ def _measure(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) ->
     """Lengths of texts, as training counts them, and how many of their tokens are unknown."""
     if tokenizer is None:
         return [len(text) for text in texts], 0
-    ids = _ids(texts, tokenizer)
+    ids = tokenizer(list(texts), truncation=False, split_special_tokens=True, verbose=False)["input_ids"]
     return [len(row) for row in ids], sum(row.count(tokenizer.unk_token_id) for row in ids)
 
 
@@ -186,10 +186,6 @@ def _words(texts: Sequence[str | None], tokenizer: PreTrainedTokenizerBase) -> l
         ]
         for text, ids, offsets in zip(given, encoding["input_ids"], encoding["offset_mapping"])
     ]
-
-
-def _ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    return tokenizer(list(texts), truncation=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 
 __all__ = ["PairSummary", "log_summaries", "shorten", "summarize_pairs", "taken_share"]

@@ -80,15 +80,14 @@ def suitable_directions(pairs: Dataset | PairStream, tokenizer: PreTrainedTokeni
     if len(some["source"]) < FEW_PAIRS:
         return "both"
     share = taken_share(some["source"], some["target"], tokenizer)
-    directions = "both" if share >= TWINS_FROM else "l2r"
-    if directions == "both":
+    if share >= TWINS_FROM:
         logger.warning_once(f"twin decoders, as {share:.0%} of the titles' tokens are taken from their texts")
-    else:
-        logger.warning_once(
-            f"one decoder, from left to right, as only {share:.0%} of the titles' tokens are taken from their texts: "
-            "it learns more in the same time than twins would; decoder_directions='both' makes twins"
-        )
-    return directions
+        return "both"
+    logger.warning_once(
+        f"one decoder, from left to right, as only {share:.0%} of the titles' tokens are taken from their texts: "
+        "it learns more in the same time than twins would; decoder_directions='both' makes twins"
+    )
+    return "l2r"
 
 
 def suitable_dropout(passes: float) -> float:

@@ -45,11 +45,7 @@ from .run_folder import (
 )
 from .sequence_training import BeamInputs, RiskInputs
 from .streaming import PairStream, StreamCollator, encoded_titles, log_survey, open_stream
-from .tokenization import (
-    build_bpe_tokenizer,
-    build_char_tokenizer,
-    build_word_tokenizer,
-)
+from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
 from .trainer import (
     ElapsedTimeCallback,
     OwnPartnerCallback,
