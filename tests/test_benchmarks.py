@@ -564,6 +564,13 @@ def test_what_twins_read_in_a_study_does_not_hang_on_defaults():
         assert "decoder_directions" in changes or "twin_partner" in changes, name
 
 
+def test_the_dropout_of_a_study_does_not_hang_on_defaults():
+    files = [file for study_dir in ("study", "strong") for file in (BENCHMARKS / study_dir).glob("*.yaml")]
+    assert len(files) == 7
+    for file in files:
+        assert "dropout" in yaml.safe_load(file.read_text()), file
+
+
 @pytest.mark.e2e
 def test_a_student_of_a_study_has_a_teacher_of_its_seed(pair_files, tmp_path, capsys):
     data = tmp_path / "data" / "xwlb_brief"
