@@ -604,6 +604,7 @@ def test_a_finished_run_goes_on_longer(files, begun):
     "model, overrides, message",
     [
         ({}, {"learning_rate": 0.01}, "learning_rate was 0.002 and is 0.01; use another output_dir, or delete"),
+        ({}, {"lr_scheduler_type": "linear"}, "lr_scheduler_type was 'warmup_stable_decay' and is 'linear'"),
         ({}, {"gradient_accumulation_steps": 2}, "pairs per update was 4 and is 8"),
         ({"tokenizer_type": "bpe"}, {}, "tokenizer_type was 'char' and is 'bpe'"),
         ({"lowercase": True, "vocab_size": 99}, {}, "vocab_size was None and is 99, lowercase was False and is True"),
@@ -636,6 +637,26 @@ def test_a_run_of_an_older_version_goes_on(files, begun):
     run(files, begun, learning_rate=0.01, max_steps=5)
     assert json.loads((begun / "trainer_state.json").read_text())["global_step"] == 5
     assert not (begun / "run_settings.json").exists()
+
+
+def test_a_run_from_before_the_schedule_was_recorded_goes_on_with_what_it_had(files, begun):
+    record = begun / "run_settings.json"
+    record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if "scheduler" not in k}))
+    with pytest.raises(ValueError, match="lr_scheduler_type was 'cosine' and is 'warmup_stable_decay'"):
+        run(files, begun, max_steps=6)
+    run(files, begun, max_steps=6, lr_scheduler_type="cosine")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "falling"), [({}, 2), ({"lr_scheduler_kwargs": {"num_decay_steps": 5, "decay_type": "linear"}}, 5)]
+)
+def test_the_learning_rate_stays_and_then_falls(files, tmp_path, kwargs, falling):
+    given = {"learning_rate": 0.01, "warmup_steps": 2, "max_steps": 10, **kwargs}
+    run({"train_file": files["train_file"]}, tmp_path, **given, own_partner_share=0)
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    rates = [line["learning_rate"] for line in log if "learning_rate" in line]
+    assert rates[:2] == [0.0, 0.005] and set(rates[2 : 11 - falling]) == {0.01}
+    assert len(rates) == 10 and rates[10 - falling :] == sorted(set(rates[10 - falling :]), reverse=True)
 
 
 @pytest.mark.e2e

@@ -43,6 +43,10 @@ TOKENIZER_SETTINGS = (
 )
 
 
+# What runs had that were begun before there was a choice, or a record of it.
+BEFORE = {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": None}
+
+
 def run_settings(
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -56,7 +60,8 @@ def run_settings(
         model_args, data_args, training_args: The run's.
         num_pairs, pairs_fingerprint: Of its training pairs.
     """
-    names = ["learning_rate", "seed", "own_partner_share", "sequence_objective"]
+    names = ["learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"]
+    names += ["seed", "own_partner_share", "sequence_objective"]
     names += ["encoder_learning_rate", "freeze_encoder"]
     if training_args.sequence_objective is not None:
         names += [field.name for field in fields(training_args) if field.name.startswith("sequence_")]
@@ -99,7 +104,7 @@ def keep_run_settings(training_args: TrainingArguments, settings: dict[str, obje
     folder = Path(training_args.output_dir)
     record = folder / "run_settings.json"
     if record.exists():
-        before = json.loads(record.read_text(encoding="utf-8"))
+        before = BEFORE | json.loads(record.read_text(encoding="utf-8"))
         # Through JSON, since that is how the others have come.
         now = json.loads(json.dumps(settings))
         trained = (folder / "model.safetensors").exists() or any(folder.glob("checkpoint-*"))

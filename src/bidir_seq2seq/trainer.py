@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, SchedulerType
 from transformers.utils import logging
 
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
@@ -55,6 +55,8 @@ logger = logging.get_logger(__name__)
 # Updates in a row that may have a gradient that is not finite. float16's loss scaling overflows by design, and skips
 # updates itself until its scale fits.
 MAX_BAD_UPDATES, MAX_BAD_UPDATES_FP16 = 3, 30
+# The last updates, this share of them, in which the learning rate of "warmup_stable_decay" falls (docs/training.md).
+DECAY_SHARE = 0.2
 # torchrun passes on a Ctrl-C that the terminal has sent already: so soon after the first, a signal is the same one.
 SAME_SIGNAL_SECONDS = 1.0
 
@@ -331,6 +333,19 @@ class TitleTrainer(Seq2SeqTrainer):
         if is_new and reader is not None and rate is not None:
             _give_rate(optimizer, set(reader.model.parameters()), rate)
         return optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """As every Trainer's; "warmup_stable_decay" needs no `num_decay_steps`: by default the last fifth are."""
+        given = self.args.lr_scheduler_kwargs
+        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and not given:
+            self.args.lr_scheduler_kwargs = {"num_decay_steps": math.ceil(DECAY_SHARE * num_training_steps)}
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        finally:
+            # Of another number of updates it would be another one.
+            self.args.lr_scheduler_kwargs = given
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # The Trainer would make one update more whenever a run that has ended is started again.

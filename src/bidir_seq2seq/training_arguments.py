@@ -201,7 +201,13 @@ class TrainingArguments(Seq2SeqTrainingArguments):
 
     output_dir: str = field(default="output", metadata={"help": "Folder for checkpoints and results."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    lr_scheduler_type: str = field(
+        default="warmup_stable_decay",
+        metadata={
+            "help": "Learning rate schedule. Default: it stays at its peak, and falls to 0 in the last fifth of the "
+            "updates (lr_scheduler_kwargs '{\"num_decay_steps\": 500}' says how many)."
+        },
+    )
     warmup_steps: float = field(default=200, metadata={"help": "Warm-up updates (or, below 1, their share)."})
     per_device_train_batch_size: int = field(
         default=32, metadata={"help": "Pairs per update and device; a GPU is faster with more."}
