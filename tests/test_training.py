@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer, TrainerControl, TrainerState
 
-from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
+from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, recipe
 from bidir_seq2seq import trainer as trainer_module
 from bidir_seq2seq import training as training_module
 from bidir_seq2seq.loading import load_model_and_tokenizer
 from bidir_seq2seq.plots import plot_training_curve
 from bidir_seq2seq.run_folder import UNFINISHED, last_checkpoint, numbered_checkpoints
 from bidir_seq2seq.tokenization import build_char_tokenizer
-from bidir_seq2seq.trainer import SharedProcessorsCallback, StopSignalCallback, TitleTrainer
+from bidir_seq2seq.trainer import EpochLengthSampler, SharedProcessorsCallback, StopSignalCallback, TitleTrainer
 from bidir_seq2seq.training import (
     DataArguments,
     ModelArguments,
@@ -341,6 +341,25 @@ def test_a_translation_gets_one_direction_if_nothing_is_said(translation, tmp_pa
     assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "again").config.decoder_directions == "l2r"
     with pytest.raises(ValueError, match="decoder_directions='both' is for a new model, and .* has 'l2r'"):
         run(data, tmp_path / "other", model={**again, "decoder_directions": "both"}, **NO_VALIDATION)
+
+
+def test_a_translation_that_is_seen_often_gets_twins_but_a_run_made_longer_stays_what_it_is(
+    translation, tmp_path, caplog, monkeypatch
+):
+    training_module.logger.warning_once.cache_clear()
+    monkeypatch.setattr(recipe, "TWINS_FROM_PASSES", 0.05)
+    monkeypatch.setattr(recipe, "DROPOUT_FROM", 0.05)
+
+    def kind(folder: str, updates: int) -> tuple[str, float]:
+        # An update is a thirtieth of a pass.
+        run(translation, tmp_path / folder, **{**NO_VALIDATION, "save_strategy": "steps", "max_steps": updates})
+        config = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / folder).config
+        return config.decoder_directions, config.dropout
+
+    assert kind("short", 1) == ("l2r", 0.0)
+    assert kind("long", 2) == ("both", 0.2)
+    assert "twin decoders, as every pair is seen 0.0667 times" in caplog.text
+    assert kind("short", 2) == ("l2r", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -929,6 +948,25 @@ def test_an_update_left_out_leaves_the_optimizer_as_it_was(files, tmp_path, pois
     states = torch.load(tmp_path / "checkpoint-4" / "optimizer.pt")["state"].values()
     assert {int(state["step"]) for state in states} == {2}
     assert all(bool(state["exp_avg"].isfinite().all()) for state in states)
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(1, 4), (3, 4), (4, 4), (5, 4), (23, 4), (1003, 8)])
+def test_batches_of_like_length_come_in_an_order_that_is_drawn_for_each_epoch(rows, batch_size):
+    lengths = torch.randint(1, 400, (rows,), generator=torch.Generator().manual_seed(0)).tolist()
+    sampler = EpochLengthSampler(lengths, batch_size, seed=3)
+    order = list(sampler)
+    assert sorted(order) == list(range(rows)) and list(sampler) == order
+    batches = [order[start : start + batch_size] for start in range(0, rows, batch_size)]
+    assert max(lengths[index] for index in batches[0]) == max(lengths)
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    padded = sum(max(lengths[index] for index in batch) * len(batch) for batch in batches)
+    if rows > 1000:
+        assert padded < 1.1 * sum(lengths)
+        # The longest text is not what comes first in any other stretch.
+        tops = [max(lengths[index] for index in batch) for batch in batches]
+        assert sum(one > two for one, two in zip(tops, tops[1:])) < 0.6 * len(tops)
+    sampler.epoch = 1
+    assert (list(sampler) == order) == (rows <= batch_size)
 
 
 def test_the_private_methods_that_are_overridden_are_there_and_take_what_is_passed_on():

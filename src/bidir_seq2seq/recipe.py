@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 # Twins are worth their time where at least so much of a title is taken from its text: 0.2 to 0.8 on titles, where they
-# gain, 0.01 to 0.05 in translation, where one direction that trains as long is ahead (docs/bidirectional.md).
-TWINS_FROM = 0.1
+# gain, 0.01 to 0.05 in translation. There one direction that trains as long is ahead, unless every pair is seen often
+# (docs/bidirectional.md).
+TWINS_FROM, TWINS_FROM_PASSES = 0.1, 20
 # A model that sees every pair so often learns some by heart without dropout; one that sees them less often has no time
 # to (docs/training.md).
 DROPOUT, DROPOUT_FROM = 0.2, 5
@@ -69,12 +70,13 @@ def suitable_vocabulary(num_pairs: int, tokenizer_type: str) -> tuple[int, int]:
     return vocab_size, max(2, min(num_pairs // 2000, 10))
 
 
-def suitable_directions(pairs: Dataset | PairStream, tokenizer: PreTrainedTokenizerBase) -> str:
+def suitable_directions(pairs: Dataset | PairStream, tokenizer: PreTrainedTokenizerBase, passes: float) -> str:
     """The `decoder_directions` of a new model if nothing is said, with a word about why.
 
     Args:
         pairs: Of the training; the first thousand are looked at.
         tokenizer: The model's.
+        passes: How often each pair is seen.
     """
     some = next(iter(pairs.iter(1000)))
     if len(some["source"]) < FEW_PAIRS:
@@ -83,9 +85,13 @@ def suitable_directions(pairs: Dataset | PairStream, tokenizer: PreTrainedTokeni
     if share >= TWINS_FROM:
         logger.warning_once(f"twin decoders, as {share:.0%} of the titles' tokens are taken from their texts")
         return "both"
+    if passes >= TWINS_FROM_PASSES:
+        logger.warning_once(f"twin decoders, as every pair is seen {passes:.3g} times")
+        return "both"
     logger.warning_once(
-        f"one decoder, from left to right, as only {share:.0%} of the titles' tokens are taken from their texts: "
-        "it learns more in the same time than twins would; decoder_directions='both' makes twins"
+        f"one decoder, from left to right, as only {share:.0%} of the titles' tokens are taken from their texts, and "
+        f"every pair is seen only {passes:.3g} times: it learns more in the same time than twins would; "
+        "decoder_directions='both' makes twins"
     )
     return "l2r"
 

@@ -115,7 +115,9 @@ class SharedProcessorsCallback(TrainerCallback):
 class EpochLengthSampler(Sampler[int]):
     """Groups pairs of like length, in an order that depends on the seed and the epoch alone.
 
-    transformers' sampler draws from the common random state, which is another one after a training is resumed.
+    transformers' sampler draws from the common random state, which is another one after a training is resumed; and it
+    goes from long texts to short ones, again and again. Here the batches are its, but their order is drawn, too. The
+    first one still holds the longest text, so that a training that needs too much memory fails at once.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int):
@@ -126,7 +128,13 @@ class EpochLengthSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        indices = torch.as_tensor(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        first, *batches = indices.split(self.batch_size)
+        # One that is not full stays the last, or all batches after it would be cut elsewhere.
+        full = len(self) // self.batch_size - 1
+        drawn = torch.randperm(max(full, 0), generator=generator).tolist()
+        order = [first, *(batches[place] for place in drawn), *batches[len(drawn) :]]
+        return iter(torch.cat(order).tolist())
 
 
 class EpochCallback(TrainerCallback):

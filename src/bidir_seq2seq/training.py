@@ -115,20 +115,14 @@ def _train(
         keep_run_settings(training_args, settings)
     with training_args.main_process_first(desc="building the tokenizer"):
         tokenizer = load_or_build_tokenizer(model_args, data_args, train_pairs, training_args.output_dir)
-    if model_args.decoder_directions is None and model_args.model_name_or_path is None:
-        asks_for_twins = any(
-            setting is not None
-            for setting in (model_args.twin_dropout, model_args.twin_partner, training_args.own_partner_share)
-        )
-        directions = "both" if asks_for_twins else suitable_directions(train_pairs, tokenizer)
-        model_args = replace(model_args, decoder_directions=directions)
-    if model_args.dropout is None and model_args.model_name_or_path is None:
-        model_args = replace(model_args, dropout=suitable_dropout(_passes(training_args, num_pairs)))
+    checkpoint = checkpoint_to_resume(training_args)
+    if model_args.model_name_or_path is None:
+        passes = _passes(training_args, num_pairs)
+        model_args = _chosen(model_args, training_args, train_pairs, tokenizer, passes, checkpoint)
     model = load_or_build_model(model_args, tokenizer)
     check_autocast(model, training_args)
     if training_args.freeze_encoder:
         freeze_encoder(model)
-    checkpoint = checkpoint_to_resume(training_args)
     limits = (data_args.max_source_length, data_args.max_target_length)
     encoder = PairEncoder(tokenizer, *limits, model.config.use_copy, model.source_tokenizer)
     encoded, reports = {}, {}
@@ -198,6 +192,30 @@ def _train(
     for name, report in reports.items():
         logger.warning_once(f"at the end, of {name}: {report}")
     return metrics
+
+
+def _chosen(
+    model_args: ModelArguments,
+    training_args: TrainingArguments,
+    pairs: Dataset | PairStream,
+    tokenizer: PreTrainedTokenizerBase,
+    passes: float,
+    checkpoint: str | None,
+) -> ModelArguments:
+    """With directions and dropout that suit the pairs of a new model, or that a run began with, if nothing is said."""
+    if checkpoint is not None:
+        # A run that is made longer sees its pairs more often than was meant when these were chosen.
+        began = BidirSeq2SeqConfig.from_pretrained(checkpoint)
+        left = [name for name in ("decoder_directions", "dropout") if getattr(model_args, name) is None]
+        return replace(model_args, **{name: getattr(began, name) for name in left})
+    if model_args.decoder_directions is None:
+        settings_of_twins = (model_args.twin_dropout, model_args.twin_partner, training_args.own_partner_share)
+        asked_for = any(setting is not None for setting in settings_of_twins)
+        directions = "both" if asked_for else suitable_directions(pairs, tokenizer, passes)
+        model_args = replace(model_args, decoder_directions=directions)
+    if model_args.dropout is None:
+        model_args = replace(model_args, dropout=suitable_dropout(passes))
+    return model_args
 
 
 def _say_how_to_write(
