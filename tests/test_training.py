@@ -902,6 +902,20 @@ def test_a_resumed_run_has_waited_as_long_for_a_better_model(files, tmp_path):
         assert numbered_checkpoints(tmp_path)[0].name == "checkpoint-6"
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"early_stopping_patience": 2}, True),
+        ({"early_stopping_patience": 2, "lr_scheduler_type": "cosine"}, False),
+        ({}, False),
+    ],
+)
+def test_an_early_stop_before_the_learning_rate_falls_is_warned_of(settings, said, tmp_path, caplog):
+    training_module.logger.warning_once.cache_clear()
+    TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+    assert ("early stopping may end the training before its last fifth" in caplog.text) == said
+
+
 def test_the_best_model_is_found_after_the_folder_was_moved(files, finished, tmp_path):
     moved = Path(shutil.copytree(finished[0], tmp_path / "moved"))
     best = Path(json.loads((moved / "trainer_state.json").read_text())["best_model_checkpoint"]).name
