@@ -667,10 +667,11 @@ def test_a_run_from_before_the_schedule_was_recorded_goes_on_with_what_it_had(fi
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "falling"), [({}, 2), ({"lr_scheduler_kwargs": {"num_decay_steps": 5, "decay_type": "linear"}}, 5)]
+    ("kwargs", "falling"),
+    [({}, 2), ({"num_decay_steps": 5, "decay_type": "linear"}, 5), ({"decay_type": "1-sqrt"}, 2)],
 )
 def test_the_learning_rate_stays_and_then_falls(files, tmp_path, kwargs, falling):
-    given = {"learning_rate": 0.01, "warmup_steps": 2, "max_steps": 10, **kwargs}
+    given = {"learning_rate": 0.01, "warmup_steps": 2, "max_steps": 10, "lr_scheduler_kwargs": kwargs}
     run({"train_file": files["train_file"]}, tmp_path, **given, own_partner_share=0)
     log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     rates = [line["learning_rate"] for line in log if "learning_rate" in line]

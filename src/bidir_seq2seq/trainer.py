@@ -347,8 +347,9 @@ class TitleTrainer(Seq2SeqTrainer):
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """As every Trainer's; "warmup_stable_decay" needs no `num_decay_steps`: by default the last fifth are."""
         given = self.args.lr_scheduler_kwargs
-        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and not given:
-            self.args.lr_scheduler_kwargs = {"num_decay_steps": math.ceil(DECAY_SHARE * num_training_steps)}
+        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
+            falling = math.ceil(DECAY_SHARE * num_training_steps)
+            self.args.lr_scheduler_kwargs = {"num_decay_steps": falling, **(given or {})}
         try:
             return super().create_scheduler(num_training_steps, optimizer)
         finally:
