@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 # Twins are worth their time where at least so much of a title is taken from its text: 0.2 to 0.8 on titles, where they
 # gain, 0.01 to 0.05 in translation. There one direction that trains as long is ahead, unless every pair is seen often
 # (docs/bidirectional.md).
-TWINS_FROM, TWINS_FROM_PASSES = 0.1, 20
+TWINS_FROM, TWINS_FROM_PASSES = 0.1, 10
 # A model that sees every pair so often learns some by heart without dropout; one that sees them less often has no time
 # to (docs/training.md).
 DROPOUT, DROPOUT_FROM = 0.2, 5

@@ -79,7 +79,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Twin decoders, or one. Default: the checkpoint's; for a new model 'both' where titles take their "
-            "words from their texts or every pair is seen 20 times, else 'l2r', as in translation.",
+            "words from their texts or every pair is seen 10 times, else 'l2r', as in translation.",
             "choices": ["both", "l2r", "r2l"],
         },
     )
