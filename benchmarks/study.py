@@ -12,7 +12,8 @@ with a paired bootstrap over the pairs, of whose scores the mean over the seeds 
 goes on from its newest checkpoint; its processor time is then not known.
 
 Another study is another folder of settings, which gets results of its own: `benchmarks/strong` is that of long
-trainings, whose settings are taken as they are (`--study_dir benchmarks/strong --recipes settled`).
+trainings, whose settings are taken as they are (`--study_dir benchmarks/strong --recipes settled`), and
+`benchmarks/ten_passes` of as many passes as `train` makes if nothing is said.
 
 Recipes have equal processor time, give or take what the table says: one direction makes more updates in it.
 """
