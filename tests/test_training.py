@@ -17,14 +17,16 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer, TrainerControl, TrainerState
 
-from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, recipe
+from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, callbacks, recipe
 from bidir_seq2seq import trainer as trainer_module
 from bidir_seq2seq import training as training_module
+from bidir_seq2seq.callbacks import PatienceCallback, SharedProcessorsCallback, StopSignalCallback
 from bidir_seq2seq.loading import load_model_and_tokenizer
 from bidir_seq2seq.plots import plot_training_curve
 from bidir_seq2seq.run_folder import UNFINISHED, last_checkpoint, numbered_checkpoints
+from bidir_seq2seq.sampler import EpochLengthSampler
 from bidir_seq2seq.tokenization import build_char_tokenizer
-from bidir_seq2seq.trainer import EpochLengthSampler, SharedProcessorsCallback, StopSignalCallback, TitleTrainer
+from bidir_seq2seq.trainer import TitleTrainer
 from bidir_seq2seq.training import (
     DataArguments,
     ModelArguments,
@@ -818,7 +820,7 @@ def test_a_second_signal_ends_the_process_at_once(files, tmp_path, monkeypatch):
         return step(*args, **kwargs)
 
     monkeypatch.setattr(Seq2SeqTrainer, "training_step", training_step)
-    monkeypatch.setattr("bidir_seq2seq.trainer.SAME_SIGNAL_SECONDS", 0.1)
+    monkeypatch.setattr("bidir_seq2seq.callbacks.SAME_SIGNAL_SECONDS", 0.1)
     assert in_process(files, tmp_path, **PARTS) == -signal.SIGTERM
     assert numbered_checkpoints(tmp_path) == []
 
@@ -889,32 +891,81 @@ def test_a_run_that_has_ended_makes_no_further_update(files, begun):
     assert (begun / "model.safetensors").read_bytes() == weights
 
 
-@pytest.mark.e2e
-def test_a_resumed_run_has_waited_as_long_for_a_better_model(files, tmp_path):
-    # A learning rate of next to nothing never gets better than the first validation.
-    patient = {"early_stopping_patience": 2, "learning_rate": 1e-30, "max_steps": 20, "save_total_limit": None}
-    run(files, tmp_path, **patient)
-    steps = [int(path.name.removeprefix("checkpoint-")) for path in numbered_checkpoints(tmp_path)]
-    assert steps == [6, 4, 2]
-    for gone in (0, 2):
-        for step in steps[:gone]:
-            shutil.rmtree(tmp_path / f"checkpoint-{step}")
-        run(files, tmp_path, **patient)
-        assert numbered_checkpoints(tmp_path)[0].name == "checkpoint-6"
+@pytest.fixture
+def never_better(monkeypatch):
+    """Validations of which the second and all after it are no better."""
+
+    def check_metric_value(callback, args, state, control, metric_value):
+        callback.early_stopping_patience_counter += state.best_metric is not None
+
+    monkeypatch.setattr(PatienceCallback, "check_metric_value", check_metric_value)
 
 
+# The patience of these is at its end after six updates.
+PATIENT = {"early_stopping_patience": 2, "max_steps": 20, "save_total_limit": None, "warmup_steps": 2}
+PATIENT |= {"predict_with_generate": False, "report": False}
+
+
+@pytest.mark.filterwarnings("ignore:Both num_training_steps and num_stable_steps")
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "ends"),
     [
-        ({"early_stopping_patience": 2}, True),
-        ({"early_stopping_patience": 2, "lr_scheduler_type": "cosine"}, False),
-        ({}, False),
+        ({}, 8),
+        ({"decoder_directions": "l2r"}, 8),
+        # Without anything that ends a training there is nothing to wait for.
+        ({"decoder_directions": "l2r", "lr_scheduler_type": "cosine"}, 6),
+        ({"own_partner_share": 0.0, "lr_scheduler_kwargs": {"num_decay_steps": 3, "num_stable_steps": 4}}, 6),
+        ({"own_partner_share": 0.0, "lr_scheduler_type": "cosine"}, 6),
+        ({"lr_scheduler_type": "cosine"}, 8),
+        ({"own_partner_share": 0.5}, 12),
+        ({"lr_scheduler_kwargs": {"num_decay_steps": 4}}, 10),
+        # The last stage is as long as what is left, or has begun.
+        ({"max_steps": 8}, 8),
+        ({"max_steps": 7, "decoder_directions": "l2r"}, 6),
+        ({"own_partner_share": 0.5, "max_steps": 10}, 10),
     ],
 )
-def test_an_early_stop_before_the_learning_rate_falls_is_warned_of(settings, said, tmp_path, caplog):
-    training_module.logger.warning_once.cache_clear()
-    TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
-    assert ("early stopping may end the training before its last fifth" in caplog.text) == said
+def test_a_training_that_ends_early_has_all_that_ends_one(settings, ends, files, tmp_path, never_better):
+    model = {"decoder_directions": settings.pop("decoder_directions", "both")}
+    settings = {**PATIENT, **settings}
+    run(files, tmp_path / "early", model, **settings)
+    last = numbered_checkpoints(tmp_path / "early")[0]
+    assert last.name == f"checkpoint-{ends}"
+    if ends > 6:
+        # It is the training that was meant to be so long; but a cosine would have been another one.
+        if "lr_scheduler_type" not in settings:
+            del settings["early_stopping_patience"]
+            run(files, tmp_path / "short", model, **{**settings, "max_steps": ends})
+            of_both = (tmp_path / name / last.name / "model.safetensors" for name in ("early", "short"))
+            weights, expected = map(load_file, of_both)
+            assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        if model["decoder_directions"] == "both" and settings.get("own_partner_share") != 0:
+            assert json.loads((last / "config.json").read_text())["twin_partner"] == "own"
+
+
+def test_a_training_stops_in_its_last_stage(files, tmp_path, never_better):
+    run(files, tmp_path, **{**PATIENT, "early_stopping_patience": 1, "own_partner_share": 0.8, "max_steps": 20})
+    # The patience ends at 4, where twins begin to read what they write; the rate falls from 16 on.
+    assert numbered_checkpoints(tmp_path)[0].name == "checkpoint-18"
+
+
+@pytest.mark.e2e
+def test_a_resumed_run_has_waited_as_long_for_a_better_model(files, tmp_path, never_better):
+    run(files, tmp_path, **PATIENT)
+    steps = [int(path.name.removeprefix("checkpoint-")) for path in numbered_checkpoints(tmp_path)]
+    assert steps == [8, 6, 4, 2]
+    expected = load_file(tmp_path / "checkpoint-8" / "model.safetensors")
+    for gone in (0, 1, 2, 3):
+        for step in steps[:gone]:
+            shutil.rmtree(tmp_path / f"checkpoint-{step}")
+        run(files, tmp_path, **PATIENT)
+        assert numbered_checkpoints(tmp_path)[0].name == "checkpoint-8"
+        weights = load_file(tmp_path / "checkpoint-8" / "model.safetensors")
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 8
+    # Who is told to wait longer does.
+    run(files, tmp_path, **{**PATIENT, "early_stopping_patience": 5})
+    assert numbered_checkpoints(tmp_path)[0].name != "checkpoint-8"
 
 
 def test_the_best_model_is_found_after_the_folder_was_moved(files, finished, tmp_path):
@@ -1018,10 +1069,10 @@ def test_threads_that_wait_for_shared_processors_are_told_of_once(monkeypatch, g
     # Updates of a second each, with another between them, of which the processor gave so many seconds.
     clocks = {"monotonic": 0.0, "process_time": 0.0}
     for name in clocks:
-        monkeypatch.setattr(trainer_module.time, name, lambda name=name: clocks[name])
-    monkeypatch.setattr(trainer_module.torch, "get_num_threads", lambda: threads)
+        monkeypatch.setattr(callbacks.time, name, lambda name=name: clocks[name])
+    monkeypatch.setattr(callbacks.torch, "get_num_threads", lambda: threads)
     told = []
-    monkeypatch.setattr(trainer_module.logger, "warning_once", told.append)
+    monkeypatch.setattr(callbacks.logger, "warning_once", told.append)
     callback = SharedProcessorsCallback(updates=3)
     for _ in range(9):
         callback.on_step_begin(None, None, None)

@@ -14,24 +14,17 @@ from __future__ import annotations
 
 import math
 import shutil
-import signal
-import threading
-import time
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_pt_utils import get_length_grouped_indices
-from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, SchedulerType
+from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.utils import logging
 
-from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
+from .callbacks import PunctualSaveCallback, find_best_checkpoint, updates_of_falling_rate
 from .extras import extra
 from .kernels_bidir_seq2seq import is_read_at_once
 from .run_folder import (
@@ -42,12 +35,12 @@ from .run_folder import (
     remove_old_checkpoints,
     told_in_a_line,
 )
+from .sampler import EpochCallback, EpochLengthSampler
 from .sequence_training import BeamInputs, RiskInputs
 
 with extra("train"):
     # Without it there is no Trainer, and transformers does not say why.
-    from accelerate import Accelerator
-    from accelerate.utils import send_to_device
+    import accelerate
     from transformers import Seq2SeqTrainer
 
 logger = logging.get_logger(__name__)
@@ -55,230 +48,6 @@ logger = logging.get_logger(__name__)
 # Updates in a row that may have a gradient that is not finite. float16's loss scaling overflows by design, and skips
 # updates itself until its scale fits.
 MAX_BAD_UPDATES, MAX_BAD_UPDATES_FP16 = 3, 30
-# The last updates, this share of them, in which the learning rate of "warmup_stable_decay" falls (docs/training.md).
-DECAY_SHARE = 0.2
-# torchrun passes on a Ctrl-C that the terminal has sent already: so soon after the first, a signal is the same one.
-SAME_SIGNAL_SECONDS = 1.0
-
-
-class ElapsedTimeCallback(TrainerCallback):
-    """Adds `elapsed_seconds` of training, earlier runs of a resumed training included, to every log entry."""
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Starts the clock, where an earlier run left it."""
-        before = max((entry.get("elapsed_seconds", 0.0) for entry in state.log_history), default=0.0)
-        self.start = time.monotonic() - before
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Reads the clock."""
-        if state.log_history and hasattr(self, "start"):
-            state.log_history[-1]["elapsed_seconds"] = round(time.monotonic() - self.start, 1)
-
-
-class SharedProcessorsCallback(TrainerCallback):
-    """Says once that other programs have the processors that the threads of a training on CPUs wait for.
-
-    A thread of OpenMP's that has done its part waits for the others at full speed, for milliseconds: two trainings of
-    two threads each on two processors may so be tens of times slower than one alone (`docs/training.md`). It shows in
-    processor time: alone, a training gets all of the time that its threads ask for.
-
-    Args:
-        updates: How many updates are looked at together.
-        share: Of the time asked for; less of it is worth a word.
-    """
-
-    def __init__(self, updates: int = 50, share: float = 0.8):
-        self.updates, self.share = updates, share
-        self.got = self.asked = 0.0
-        self.seen = 0
-
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Starts the clocks: what comes between updates waits for files, too."""
-        self.start = time.monotonic(), time.process_time()
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Reads them."""
-        threads = torch.get_num_threads()
-        if args.n_gpu or threads == 1 or self.seen == self.updates:
-            return
-        self.seen += 1
-        self.asked += threads * (time.monotonic() - self.start[0])
-        self.got += time.process_time() - self.start[1]
-        if self.seen == self.updates and self.got < self.share * self.asked:
-            logger.warning_once(
-                f"other programs are using the processors: the {threads} threads of this training get "
-                f"{self.got / self.asked:.0%} of the time they ask for, and wait for each other. OMP_NUM_THREADS=1 or "
-                "GOMP_SPINCOUNT=1000 before the command, and before that of any other training here, makes all faster"
-            )
-
-
-class EpochLengthSampler(Sampler[int]):
-    """Groups pairs of like length, in an order that depends on the seed and the epoch alone.
-
-    transformers' sampler draws from the common random state, which is another one after a training is resumed; and it
-    goes from long texts to short ones, again and again. Here the batches are its, but their order is drawn, too. The
-    first one still holds the longest text, so that a training that needs too much memory fails at once.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        indices = torch.as_tensor(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
-        first, *batches = indices.split(self.batch_size)
-        # One that is not full stays the last, or all batches after it would be cut elsewhere.
-        full = len(self) // self.batch_size - 1
-        drawn = torch.randperm(max(full, 0), generator=generator).tolist()
-        order = [first, *(batches[place] for place in drawn), *batches[len(drawn) :]]
-        return iter(torch.cat(order).tolist())
-
-
-class EpochCallback(TrainerCallback):
-    """Tells the sampler the epoch; accelerate does not when it skips the batches before a checkpoint."""
-
-    def __init__(self, sampler: EpochLengthSampler):
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The epoch as a whole number; resumed in its middle, it is the same one."""
-        self.sampler.epoch = int(state.epoch or 0)
-
-
-class PatienceCallback(EarlyStoppingCallback):
-    """Early stopping that, in a resumed run, has waited as long as before."""
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Takes the count from the checkpoint, but not the patience: that may have been changed."""
-        super().on_train_begin(args, state, control, **kwargs)
-        if state.global_step:
-            before = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
-            self.early_stopping_patience_counter = before.get("early_stopping_patience_counter", 0)
-            control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
-
-
-class PunctualSaveCallback(TrainerCallback):
-    """Saves when everything that happens at an update has happened, so that a resumed run repeats none of it.
-
-    The log's running mean of the loss ends with a save, since a resumed run begins a new one; and a save at an epoch's
-    last update, or the training's, waits for the epoch's end, where a validation may come.
-    """
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Makes the run's folder, and looks for the best checkpoint in it: the folder may have been moved."""
-        if args.should_save:
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        find_best_checkpoint(Path(args.output_dir), state)
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """At the last update of an epoch or of the training nothing is saved yet."""
-        self.waits = control.should_save and (is_whole(state.epoch) or control.should_training_stop)
-        control.should_save = control.should_save and not self.waits
-        control.should_log = control.should_log or control.should_save
-
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Saves what has waited."""
-        control.should_save = control.should_save or getattr(self, "waits", False)
-        control.should_log = control.should_log or control.should_save
-        self.waits = False
-
-
-class OwnPartnerCallback(TrainerCallback):
-    """Lets decoders read what their twins write themselves (`twin_partner="own"`) in the last updates.
-
-    The best model is then one of these: an earlier one could not be searched in both directions at once.
-
-    Args:
-        config: The model's.
-        share: Of all updates.
-
-    Raises:
-        ValueError: If the model cannot learn so.
-    """
-
-    def __init__(self, config: BidirSeq2SeqConfig, share: float):
-        if config.decoder_directions != "both":
-            raise ValueError(
-                f"own_partner_share={share} is for decoders that read each other, and this model has "
-                f"decoder_directions={config.decoder_directions!r}: leave it out"
-            )
-        # The config knows what else goes together.
-        type(config).from_dict({**config.to_dict(), "twin_partner": "own"})
-        self.config, self.share = config, share
-
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Goes by the number of the update, so that a resumed run changes at the same one."""
-        start = state.max_steps - math.ceil(self.share * state.max_steps)
-        if state.global_step >= start:
-            self.config.twin_partner = "own"
-        if state.global_step == start:
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
-
-
-class StopSignalCallback(TrainerCallback):
-    """Saves and ends the training after SIGTERM or Ctrl-C. A second one ends the process at once.
-
-    Use it as a context around the training. Of several processes all stop at the same update, an update after one of
-    them was told to.
-
-    Attributes:
-        number: The signal that the training was ended by; `None` if it was not.
-    """
-
-    def __init__(self, accelerator: Accelerator | None = None):
-        self.number: int | None = None
-        self._noted, self._noted_at, self.pending, self.accelerator = 0, 0.0, 0, accelerator
-        self._answer: torch.Tensor | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignalCallback:
-        """Listens to the signals, which only the main thread may."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Gives the signals back to whom they belonged."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._noted and time.monotonic() - self._noted_at > SAME_SIGNAL_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        if not self._noted:
-            self._noted, self._noted_at = number, time.monotonic()
-            logger.warning(f"{signal.Signals(number).name}: saving after this update; once more to leave at once")
-
-    def _agreed(self) -> int:
-        """The signal that some process had noted at the update before, which all agree on; without waiting for it."""
-        if self.accelerator is None or self.accelerator.num_processes == 1:
-            return self._noted
-        answer = 0 if self._answer is None else int(self._answer.max())
-        self._answer = self.accelerator.gather(torch.tensor([self._noted], device=self.accelerator.device))
-        return answer
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stops, unless a save waits for the epoch's end or for a validation that decides about it."""
-        self.pending = self._agreed()
-        if not is_whole(state.epoch):
-            self._stop(args, control)
-
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stops; where that was done in the middle of an epoch, this is not its end, and nothing is due."""
-        if self.number is not None:
-            control.should_evaluate = control.should_save = False
-        else:
-            self._stop(args, control)
-
-    def _stop(self, args: Any, control: TrainerControl) -> None:
-        decides = control.should_evaluate and args.save_strategy == SaveStrategy.BEST
-        if self.pending and not decides and not control.should_training_stop:
-            self.number = self.pending
-            control.should_log = control.should_save = control.should_training_stop = True
 
 
 def _give_rate(optimizer: torch.optim.Optimizer, weights: set[nn.Parameter], rate: float) -> None:
@@ -287,11 +56,6 @@ def _give_rate(optimizer: torch.optim.Optimizer, weights: set[nn.Parameter], rat
         theirs = [weight for weight in group["params"] if weight in weights]
         group["params"] = [weight for weight in group["params"] if weight not in weights]
         optimizer.add_param_group({**group, "params": theirs, "lr": rate})
-
-
-def is_whole(epoch: float) -> bool:
-    """Whether so many epochs end with an update just made."""
-    return epoch == int(epoch)
 
 
 class TitleTrainer(Seq2SeqTrainer):
@@ -348,8 +112,8 @@ class TitleTrainer(Seq2SeqTrainer):
         """As every Trainer's; "warmup_stable_decay" needs no `num_decay_steps`: by default the last fifth are."""
         given = self.args.lr_scheduler_kwargs
         if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
-            falling = math.ceil(DECAY_SHARE * num_training_steps)
-            self.args.lr_scheduler_kwargs = {"num_decay_steps": falling, **(given or {})}
+            falling = updates_of_falling_rate(self.args, num_training_steps)
+            self.args.lr_scheduler_kwargs = {**(given or {}), "num_decay_steps": falling}
         try:
             return super().create_scheduler(num_training_steps, optimizer)
         finally:
@@ -408,7 +172,7 @@ class TitleTrainer(Seq2SeqTrainer):
     def _bad_pairs(self) -> str:
         """The pairs of the last update whose loss by itself is not finite, in words for a message."""
         pairs = []
-        for batch in send_to_device(list(self._batches), self.args.device):
+        for batch in accelerate.utils.send_to_device(list(self._batches), self.args.device):
             for row in range(len(batch["labels"])):
                 alone = {name: tensor[row : row + 1] for name, tensor in batch.items()}
                 with torch.no_grad():
@@ -547,35 +311,9 @@ class TitleTrainer(Seq2SeqTrainer):
         )
 
 
-def find_best_checkpoint(run: Path, state: TrainerState, unfinished: str | None = None) -> None:
-    """Makes a run's state name its best checkpoint where it is or will be, also after the run's folder was moved.
-
-    Args:
-        run: The folder.
-        state: The Trainer's, changed in place.
-        unfinished: The name of a checkpoint that is about to be published there.
-    """
-    best = run / f"checkpoint-{state.best_global_step}"
-    if state.best_global_step and (best.name == unfinished or best.is_dir()):
-        state.best_model_checkpoint = str(best)
-
-
 def finite_or_none(values: dict) -> dict:
     """A copy whose floats are finite or None."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
-__all__ = [
-    "ElapsedTimeCallback",
-    "EpochCallback",
-    "EpochLengthSampler",
-    "OwnPartnerCallback",
-    "PatienceCallback",
-    "PunctualSaveCallback",
-    "SharedProcessorsCallback",
-    "StopSignalCallback",
-    "TitleTrainer",
-    "find_best_checkpoint",
-    "finite_or_none",
-    "is_whole",
-]
+__all__ = ["TitleTrainer", "finite_or_none"]

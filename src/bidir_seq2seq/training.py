@@ -24,6 +24,13 @@ from transformers import (
 from transformers.utils import logging
 
 from .allocator import keep_freed_memory
+from .callbacks import (
+    ElapsedTimeCallback,
+    OwnPartnerCallback,
+    PatienceCallback,
+    SharedProcessorsCallback,
+    StopSignalCallback,
+)
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .data import EncodingReport, PairEncoder, encode_pairs, load_pairs
 from .kernels_bidir_seq2seq import runs_under_autocast
@@ -46,15 +53,7 @@ from .run_folder import (
 from .sequence_training import BeamInputs, RiskInputs
 from .streaming import PairStream, StreamCollator, encoded_titles, log_survey, open_stream
 from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
-from .trainer import (
-    ElapsedTimeCallback,
-    OwnPartnerCallback,
-    PatienceCallback,
-    SharedProcessorsCallback,
-    StopSignalCallback,
-    TitleTrainer,
-    finite_or_none,
-)
+from .trainer import TitleTrainer, finite_or_none
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments, settle_streaming
 from .unknown_words import TitleCollator, decode_to_compare
 
@@ -153,10 +152,10 @@ def _train(
         training_args.eval_strategy = "no"
         training_args.load_best_model_at_end = False
     callbacks: list[TrainerCallback] = [ElapsedTimeCallback(), SharedProcessorsCallback(), *extra_callbacks]
-    if training_args.early_stopping_patience is not None:
-        callbacks.append(PatienceCallback(training_args.early_stopping_patience))
     if share := _own_partner_share(model_args, training_args, model.config):
         callbacks.append(OwnPartnerCallback(model.config, share))
+    if training_args.early_stopping_patience is not None:
+        callbacks.append(PatienceCallback(training_args.early_stopping_patience, share))
     trainer = TitleTrainer(
         model=model,
         args=training_args,

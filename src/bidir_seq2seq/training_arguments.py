@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import Seq2SeqTrainingArguments
-from transformers.trainer_utils import SchedulerType
 from transformers.utils import logging
 
 from .arguments import check_numbers
@@ -248,8 +247,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     early_stopping_patience: int | None = field(
         default=None,
         metadata={
-            "help": "Stop after so many validations without a better one; lr_scheduler_type 'cosine' suits a training "
-            "that may end early."
+            "help": "End the training after so many validations without a better one. What ends any training, the "
+            "fall of the learning rate and what twins learn last, begins then if it has not yet."
         },
     )
 
@@ -322,11 +321,6 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         self._choose_metric()
         self._choose_best_model()
         super().__post_init__()
-        if self.early_stopping_patience is not None and self.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
-            logger.warning_once(
-                "early stopping may end the training before its last fifth, in which the learning rate falls and much "
-                "is learned: with lr_scheduler_type='cosine' it falls from the beginning"
-            )
         if not 0 <= (self.own_partner_share or 0) <= 1:
             raise ValueError(f"own_partner_share={self.own_partner_share} is a share of the updates: 0 to 1")
         if self.label_smoothing_factor:
