@@ -15,8 +15,9 @@ without data, prints the table from these files and draws the plot.
 decoders, and with a left-to-right one alone, whose updates are cheaper, both with ours' chosen options. All have the
 same tokens and the same width, and BART as many layers as give about as many parameters. A budget is of the training
 alone, in processor seconds of one thread: making batches counts, starting and writing titles does not.
-OpenNMT-py has a constant learning rate and is looked at on its way; ours and BART have a schedule that ends at the
-budget, and so are trained anew for each. Each searches in the ways of `WAYS`; the table has them all.
+OpenNMT-py has a constant learning rate, with which it is looked at on its way, or one that falls at the end, whichever
+is better; that one, ours' and BART's end at the budget, and so are trained anew for each. Each searches in the ways of
+`WAYS`; the table has them all.
 """
 
 from __future__ import annotations
@@ -81,8 +82,15 @@ CANDIDATES: dict[str, list[dict]] = {
     "twins": [],
     "one direction": [],
     "OpenNMT-py": [
-        {"optim": "adam", "learning_rate": rate, "global_attention": "mlp", "dropout": 0.0, "batch_size": size}
-        for rate, size in ((1e-3, 64), (2e-3, 64), (2e-3, 32))
+        {"optim": "adam", "learning_rate": rate, "global_attention": "mlp", "dropout": 0.0, "batch_size": size, **more}
+        for rate, size, more in (
+            (1e-3, 64, {}),
+            (2e-3, 64, {}),
+            (2e-3, 32, {}),
+            # A rate that falls at the end, as ours does: it has none for a training of so many seconds.
+            (2e-3, 64, {"falling_share": 0.2}),
+            (2e-3, 32, {"falling_share": 0.2}),
+        )
     ],
     "BART": [
         {"learning_rate": rate, "dropout": 0.0, "per_device_train_batch_size": size}
@@ -331,6 +339,7 @@ def learn_opennmt(job: Job) -> list[dict]:
         "hidden_size": SETTINGS[job.data].get("hidden_size", 128),
         "num_layers": 2,
         "batch_size": options.pop("batch_size"),
+        "falling_share": options.pop("falling_share", 0.0),
         "options": options,
         "ways": WAYS["OpenNMT-py"],
         "budgets": job.budgets,

@@ -4,21 +4,23 @@
 
 The job holds `train` and `test` (files of JSON lines, each a list of two texts of tokens with spaces between),
 `vocab` (tokens), `hidden_size`, `num_layers`, `batch_size`, `options` (of `onmt_train`), `ways` (options of
-`onmt_translate` by name), `budgets` (processor seconds), `max_length`, `seed` and `threads`. One training passes all
-budgets; at each it writes about all test sources, whose time does not count. The last line of the output is JSON: for
-each budget the `seconds`, the `updates`, and for each way the `titles` and `search_seconds`; and the `parameters` and
-`version`.
+`onmt_translate` by name), `budgets` (processor seconds), `max_length`, `seed`, `threads` and `falling_share`. One
+training passes all budgets; at each it writes about all test sources, whose time does not count. With a
+`falling_share` there is a training for each budget, in whose last seconds, that share of them, the learning rate falls
+to 0 as half a cosine. The last line of the output is JSON: for each budget the `seconds`, the `updates`, and for each
+way the `titles` and `search_seconds`; and the `parameters` and `version`.
 
 Its own command line cannot search a model that copies, so that its `Translator` is given the model as it was trained,
 one document at a time: in a batch it goes on with the words of the wrong document once a title is finished.
 """
 
 import json
+import math
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onmt
@@ -83,6 +85,16 @@ def batches_of(vocabs: dict, pairs: list, batch_size: int, seed: int, stop: floa
             yield to_batch(vocabs, [pairs[index] for index in batch]), 0
 
 
+def falling(stop: float, seconds: float) -> Callable[[int], float]:
+    """What the learning rate is multiplied by, update after update: 1, and then half a cosine that ends at `stop`."""
+
+    def share(update: int) -> float:
+        progress = min(max(1 - (stop - time.process_time()) / seconds, 0), 1)
+        return (1 + math.cos(math.pi * progress)) / 2
+
+    return share
+
+
 def write(model, vocabs: dict, train_options, job: dict, way: dict, sources: list[str]) -> list[str]:
     """A title of each source, as tokens with spaces between."""
     options = parse(opts.translate_opts, model="unused", src="unused", max_length=job["max_length"], **way)
@@ -118,12 +130,20 @@ def main(job_file: str) -> None:
     }
     spent = updates = 0.0
     for number, budget in enumerate(job["budgets"]):
+        if job["falling_share"]:
+            torch.manual_seed(job["seed"])
+            options, vocabs, model = build(job)
+            trainer = build_trainer(options, -1, model, vocabs, Optimizer.from_opt(model, options))
+            spent = updates = 0.0
         start = time.process_time()
         before = trainer.optim.training_step
         model.train()
         # Another order of the pairs after each stop.
-        seed = job["seed"] + 1000 * number
+        seed = job["seed"] + (0 if job["falling_share"] else 1000 * number)
         stop = start + budget - spent
+        if job["falling_share"]:
+            # It has no such schedule of its own; this is where all of its schedules go.
+            trainer.optim._learning_rate_decay_fn = falling(stop, job["falling_share"] * budget)
         trainer.train(batches_of(vocabs, texts["train"], job["batch_size"], seed, stop), train_steps=0)
         spent += time.process_time() - start
         updates += trainer.optim.training_step - before
