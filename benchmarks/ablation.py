@@ -7,8 +7,9 @@
 For each seed one model learns with the settings as they are, and one with each change (several settings of one change
 are separated by commas). Then they write titles of the test pairs in every way. Printed are ROUGE-L of each seed, its
 mean, and the difference to the settings as they are: with its standard error over the seeds, and with a paired
-bootstrap over the pairs, of whose scores the mean over the seeds is taken; the share of words outside the vocabulary
-that are written where the reference took them from the document; and the processor time of a training. A run that was
+bootstrap over the pairs, of whose scores the mean over the seeds is taken; of the words that the reference took from
+the document, the share that is written, of those outside the vocabulary and of others; and the processor time of a
+training. A run that was
 stopped goes on when the same command is given again; each model and its titles are a file of their own.
 """
 
@@ -76,22 +77,28 @@ def run(arguments: AblationArguments, pairs, seed: int, change: str) -> dict:
     return {
         "seconds": seconds,
         "titles": titles,
-        "unknown": {system: unknown_words_written(tokenizer, pairs, written) for system, written in titles.items()},
+        "taken": {system: taken_words_written(tokenizer, pairs, written) for system, written in titles.items()},
     }
 
 
-def unknown_words_written(tokenizer, pairs, titles: list[str]) -> list[int]:
-    """Of the words outside the vocabulary that stand in a document and in its reference: how many stand in the title,
-    and how many there are. A word that occurs twice in one text counts once."""
+def taken_words_written(tokenizer, pairs, titles: list[str]) -> dict[str, list[int]]:
+    """Of the words that stand in a document and in its reference, how many stand in the title, and how many there are:
+    of those outside the vocabulary (`unknown`), by their letters, and of others (`known`), by their ids. A word that
+    occurs twice in one text counts once."""
 
-    def unknown(text: str | None) -> set[str]:
-        encoded = tokenizer(text or "", return_offsets_mapping=True)
-        places = zip(encoded["input_ids"], encoded["offset_mapping"])
-        return {text[start:end] for token, (start, end) in places if token == tokenizer.unk_token_id}
+    def words(text: str | None) -> tuple[set[str], set[int]]:
+        encoded = tokenizer(text or "", return_offsets_mapping=True, add_special_tokens=False)
+        places = list(zip(encoded["input_ids"], encoded["offset_mapping"]))
+        unknown = {text[start:end] for token, (start, end) in places if token == tokenizer.unk_token_id}
+        return unknown, {token for token, _ in places} - {tokenizer.unk_token_id}
 
-    wanted = [unknown(source) & unknown(target) for source, target in zip(pairs["source"], pairs["target"])]
-    written = [words & unknown(title) for words, title in zip(wanted, titles)]
-    return [sum(map(len, written)), sum(map(len, wanted))]
+    texts = [[words(text) for text in column] for column in (pairs["source"], pairs["target"], titles)]
+    counts = {}
+    for index, name in enumerate(("unknown", "known")):
+        of_kind = [[text[index] for text in column] for column in texts]
+        rows = [(len(source & target & title), len(source & target)) for source, target, title in zip(*of_kind)]
+        counts[name] = [sum(column) for column in zip(*rows)]
+    return counts
 
 
 def report(
@@ -116,10 +123,12 @@ def report(
                 test = paired_bootstrap(by_pair, first[1])
                 row |= asdict(test)
                 line += f"  [{test.low:+.2f}, {test.high:+.2f}] p={test.p_value:.4f}"
-            written, wanted = map(sum, zip(*(runs[seed, change]["unknown"][system] for seed in seeds)))
-            if wanted:
-                row["unknown_written"] = written / wanted
-                line += f"  {written} of {wanted} unknown words ({written / wanted:.0%})"
+            taken = [runs[seed, change]["taken"][system] for seed in seeds]
+            for name in ("unknown", "known"):
+                written, wanted = map(sum, zip(*(counts[name] for counts in taken)))
+                if wanted and sum(counts["unknown"][1] for counts in taken):
+                    row[f"{name}_written"] = written / wanted
+                    line += f"  {written} of {wanted} {name} words ({written / wanted:.0%})"
             rows.append(row)
             print(line)
     print(f"\n{'processor seconds of training':32}{heading}")

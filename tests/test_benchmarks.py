@@ -542,18 +542,19 @@ def test_our_systems_run_from_another_checkout_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("titles", "written"),
+    ("titles", "unknown", "known"),
     [
-        (["Ada saw it", "Ada"], 1),
-        (["it saw Ada Lovelace Ada", "Lovelace"], 2),
-        (["saw", ""], 0),
-        (["Babbage", "Zuse"], 0),
+        (["Ada saw it", "Ada"], 1, 1),
+        (["it saw Ada Lovelace Ada", "Lovelace"], 2, 1),
+        (["saw Lovelace", "saw saw"], 1, 2),
+        (["it", ""], 0, 0),
+        (["Babbage", "Zuse"], 0, 0),
     ],
 )
-def test_words_outside_the_vocabulary_are_counted_where_the_reference_took_them(titles, written):
+def test_words_are_counted_where_the_reference_took_them(titles, unknown, known):
     tokenizer = build_word_tokenizer(["it saw"], min_frequency=1)
-    pairs = {"source": ["Ada Lovelace saw it Ada", "Zuse saw"], "target": ["Ada Lovelace Babbage", "it"]}
-    assert ablation.unknown_words_written(tokenizer, pairs, titles) == [written, 2]
+    pairs = {"source": ["Ada Lovelace saw it Ada", "Zuse saw"], "target": ["Ada Lovelace saw Babbage", "it saw"]}
+    assert ablation.taken_words_written(tokenizer, pairs, titles) == {"unknown": [unknown, 2], "known": [known, 2]}
 
 
 def test_what_twins_read_in_a_study_does_not_hang_on_defaults():
