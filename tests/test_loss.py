@@ -43,6 +43,28 @@ def assert_cross_entropy(inputs, documents, targets, label_smoothing, atol=1e-5)
         )
 
 
+@pytest.mark.parametrize("weighed", [False, True])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_a_mixture_is_smoothed_by_the_share_of_the_vocabulary(label_smoothing, weighed):
+    inputs, documents, targets = random_inputs()
+    targets[::4] = 31  # Outside the vocabulary: to be copied, or not at all.
+    copied, rest = (torch.rand(len(targets)) / 2 for _ in range(2))
+    mixture = [copied.requires_grad_(), (1 - copied.detach() - rest).requires_grad_()]
+    weights = torch.randn(len(targets)) if weighed else None
+    ours = projected_cross_entropy(*inputs, documents, targets, label_smoothing, *mixture, weights)
+    features, weight, base = inputs
+    log_probs = (features @ weight.T + base[documents]).log_softmax(-1)
+    of_vocabulary = mixture[1] * log_probs.exp().gather(1, targets.clamp(max=29)[:, None]).squeeze(1) * (targets < 30)
+    total = mixture[0] + of_vocabulary
+    smoothed = label_smoothing * (of_vocabulary / total).detach()
+    plain = -(1 - smoothed) * total.log() - smoothed * log_probs.mean(-1)
+    plain = (plain if weights is None else plain * weights).sum()
+    torch.testing.assert_close(ours, plain)
+    wanted = [*inputs, *mixture]
+    for ours_grad, plain_grad in zip(torch.autograd.grad(ours, wanted), torch.autograd.grad(plain, wanted)):
+        torch.testing.assert_close(ours_grad, plain_grad, rtol=1e-4, atol=1e-5)
+
+
 def test_extreme_logits_stay_finite():
     inputs, documents, targets = random_inputs()
     scaled = [1e4 * x.detach() for x in inputs]

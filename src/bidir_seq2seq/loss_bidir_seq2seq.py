@@ -35,7 +35,8 @@ def projected_cross_entropy(
 
     Equal to `F.cross_entropy(..., reduction="sum")` of those logits, without keeping them. Products run in the dtype
     of `features` (or of autocast), everything else in float32. Of a model that copies, a target's probability is
-    `copied + generated * softmax(logits)[target]`; smoothing is of the softmax.
+    `copied + generated * softmax(logits)[target]`. Smoothing is of the softmax, and only of its share in that: what
+    a model copies it does not have to find in its vocabulary, even a little.
 
     Args:
         features: `[P, E]`.
@@ -43,7 +44,8 @@ def projected_cross_entropy(
         base: `[B, V]`, what is added to the logits of each document's tokens: bias and prior.
         documents: `[P]`, which document each token belongs to.
         targets: `[P]`, its id; V and above (only to be copied) with `copied`.
-        label_smoothing: Share of the target distribution that is spread evenly over the vocabulary.
+        label_smoothing: Share of the target distribution that is spread evenly over the vocabulary; of a target that
+            the softmax has only a share in, as small a share of it.
         copied: `[P]`, the probability that a copy gives the target.
         generated: `[P]`, the probability of no copy.
         weights: `[P]`, float32, how much each token counts in the sum; may be negative. Default: 1.
@@ -138,24 +140,24 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             log_total = logits.amax(1) - probs.amax(1).log()
             wanted = logits.gather(1, target).squeeze(1) - log_total
             # The share of the vocabulary in a target's probability: all of it, or what copies leave.
-            share = 1.0
+            share, smoothing = torch.ones_like(wanted), label_smoothing
             if copied is not None:
                 wanted, share = _mix(wanted.where(is_known[rows, 0], float("-inf")), copied[rows], generated[rows])
-                grad_generated[rows] = counts * (label_smoothing - 1) * share / generated[rows]
-                grad_copied[rows] = counts * (label_smoothing - 1) * (1 - share) / copied[rows]
-                share = share[:, None]
-            total -= (counts * wanted).sum() * (1 - label_smoothing)
+                smoothing = label_smoothing * share
+                grad_generated[rows] = counts * (smoothing - 1) * share / generated[rows]
+                grad_copied[rows] = counts * (smoothing - 1) * (1 - share) / copied[rows]
+            total -= (counts * (1 - smoothing) * wanted).sum()
             if label_smoothing:
-                total -= (counts * (logits.mean(1) - log_total)).sum() * label_smoothing
+                total -= (counts * smoothing * (logits.mean(1) - log_total)).sum()
             if not wants_grad:
                 continue
             # From here on the probabilities are the gradient in the logits.
-            share = (1 - label_smoothing) * share
+            known = (1 - smoothing) * share
             if copied is not None:
-                probs.mul_(share + label_smoothing)
-            probs.scatter_add_(1, target, probs.new_full(target.shape, -1) * share)
+                probs.mul_((known + smoothing)[:, None])
+            probs.scatter_add_(1, target, -known[:, None])
             if label_smoothing:
-                probs.sub_(label_smoothing / vocab_size)
+                probs.sub_((label_smoothing * share / vocab_size)[:, None])
             if weights is not None:
                 probs.mul_(counts[:, None])
             grad_base.index_add_(0, document, probs)

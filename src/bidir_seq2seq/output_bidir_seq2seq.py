@@ -282,7 +282,7 @@ class Words:
             written: By each direction.
             targets: Of each direction, `[R, T]`, -100 where there is none; a scalar of mean nats comes of them.
             num_items: Targets of one direction to average over. Default: those that are there.
-            smoothing: Share of the targets that is spread evenly over the vocabulary.
+            smoothing: Share of the targets that is spread evenly over the vocabulary, as far as they are not copied.
         """
         return self.weighed_sum(written, targets, None, smoothing) / _number(targets, num_items)
 
@@ -399,8 +399,12 @@ class Words:
             )
             return losses.view(targets.shape)
         log_probs = logits.float().log_softmax(-1)
-        found = _mixed(self._gather(log_probs, targets), *self._copies_of(written, targets))
-        losses = -(1 - smoothing) * found - smoothing * log_probs.mean(-1)
+        known = self._gather(log_probs, targets)
+        copied, generated = self._copies_of(written, targets)
+        found = _mixed(known, copied, generated)
+        # As far as a target is copied, it is not the vocabulary's to be smoothed.
+        smoothed = smoothing * (generated.log() + known - found).detach().exp()
+        losses = -(1 - smoothed) * found - smoothed * log_probs.mean(-1)
         return losses.where(targets != IGNORE_INDEX, 0)
 
     def _gather(self, log_probs: torch.Tensor, targets: torch.LongTensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What suits a set of pairs, if nothing is said of it: tokens, vocabulary, how many decoders, and dropout."""
+"""What suits a set of pairs, if nothing is said of it: tokens, vocabulary, how many decoders, dropout, smoothing."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ TWINS_FROM, TWINS_FROM_PASSES = 0.1, 10
 # A model that sees every pair so often learns some by heart without dropout; one that sees them less often has no time
 # to (docs/training.md).
 DROPOUT, DROPOUT_FROM = 0.2, 5
+# Of a new model; helps whatever is written, and however long is trained (docs/training.md).
+LABEL_SMOOTHING = 0.1
 # Fewer pairs say little about what suits them.
 FEW_PAIRS = 100
 # Scripts that put no space between words: Thai, Lao, Tibetan, Burmese, Khmer, Kana, Han.
@@ -104,4 +106,10 @@ def suitable_dropout(passes: float) -> float:
     return DROPOUT
 
 
-__all__ = ["suitable_directions", "suitable_dropout", "suitable_tokenizer_type", "suitable_vocabulary"]
+__all__ = [
+    "LABEL_SMOOTHING",
+    "suitable_directions",
+    "suitable_dropout",
+    "suitable_tokenizer_type",
+    "suitable_vocabulary",
+]

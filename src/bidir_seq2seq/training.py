@@ -38,7 +38,13 @@ from .loading import load_model, load_tokenizer
 from .metrics import TitleScore
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 from .pair_summary import log_summaries
-from .recipe import suitable_directions, suitable_dropout, suitable_tokenizer_type, suitable_vocabulary
+from .recipe import (
+    LABEL_SMOOTHING,
+    suitable_directions,
+    suitable_dropout,
+    suitable_tokenizer_type,
+    suitable_vocabulary,
+)
 from .run_folder import (
     UNFINISHED,
     checkpoint_to_resume,
@@ -201,11 +207,12 @@ def _chosen(
     passes: float,
     checkpoint: str | None,
 ) -> ModelArguments:
-    """With directions and dropout that suit the pairs of a new model, or that a run began with, if nothing is said."""
+    """With directions, dropout and smoothing that suit a new model, or that a run began with, if nothing is said."""
     if checkpoint is not None:
         # A run that is made longer sees its pairs more often than was meant when these were chosen.
         began = BidirSeq2SeqConfig.from_pretrained(checkpoint)
-        left = [name for name in ("decoder_directions", "dropout") if getattr(model_args, name) is None]
+        chosen = ("decoder_directions", "dropout", "label_smoothing")
+        left = [name for name in chosen if getattr(model_args, name) is None]
         return replace(model_args, **{name: getattr(began, name) for name in left})
     if model_args.decoder_directions is None:
         settings_of_twins = (model_args.twin_dropout, model_args.twin_partner, training_args.own_partner_share)
@@ -214,6 +221,8 @@ def _chosen(
         model_args = replace(model_args, decoder_directions=directions)
     if model_args.dropout is None:
         model_args = replace(model_args, dropout=suitable_dropout(passes))
+    if model_args.label_smoothing is None:
+        model_args = replace(model_args, label_smoothing=LABEL_SMOOTHING)
     return model_args
 
 

@@ -121,7 +121,7 @@ class ModelArguments:
     )
     label_smoothing: float | None = field(
         default=None,
-        metadata={"help": "Label smoothing, in both directions. Default: the checkpoint's; 0 for a new model."},
+        metadata={"help": "Label smoothing, in both directions. Default: the checkpoint's; 0.1 for a new model."},
     )
 
     def __post_init__(self) -> None:
