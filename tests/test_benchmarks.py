@@ -565,11 +565,11 @@ def test_what_twins_read_in_a_study_does_not_hang_on_defaults():
         assert "decoder_directions" in changes or "twin_partner" in changes, name
 
 
-def test_dropout_and_schedule_of_a_study_do_not_hang_on_defaults():
+def test_how_a_study_learns_does_not_hang_on_defaults():
     files = [*BENCHMARKS.glob("*/*.yaml")]
     assert len(files) == 8
     for file in files:
-        assert {"dropout", "lr_scheduler_type"} <= set(yaml.safe_load(file.read_text())), file
+        assert {"dropout", "label_smoothing", "lr_scheduler_type"} <= set(yaml.safe_load(file.read_text())), file
 
 
 @pytest.mark.e2e

@@ -414,6 +414,22 @@ def test_a_checkpoint_keeps_its_dropout(files, finished, tmp_path):
     assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path).config.dropout == 0
 
 
+def test_labels_are_smoothed_unless_told_otherwise_or_begun_otherwise(files, tmp_path, monkeypatch):
+    def smoothing(folder: str, model: dict, updates: int = 1) -> float:
+        settings = {**NO_VALIDATION, "save_strategy": "steps", "save_steps": 1, "max_steps": updates}
+        run({"train_file": files["train_file"]}, tmp_path / folder, model=model, **settings)
+        return AutoModelForSeq2SeqLM.from_pretrained(tmp_path / folder).config.label_smoothing
+
+    assert smoothing("new", {}) == 0.1
+    assert smoothing("asked", {"label_smoothing": 0.0}) == 0
+    assert smoothing("again", {"model_name_or_path": str(tmp_path / "asked")}) == 0
+    # A run of before there was such a default.
+    monkeypatch.setattr(training_module, "LABEL_SMOOTHING", 0.0)
+    assert smoothing("before", {}) == 0
+    monkeypatch.undo()
+    assert smoothing("before", {}, updates=2) == 0
+
+
 def test_a_tokenizer_with_more_tokens_makes_the_model_grow(files, finished, tmp_path):
     folder, _ = finished
     tokenizer = AutoTokenizer.from_pretrained(folder)
