@@ -54,6 +54,7 @@ PAGE = {
             "training": "train",
             "training_arguments": "ModelArguments DataArguments TrainingArguments",
             "trainer": "TitleTrainer",
+            "callbacks": "OwnPartnerCallback PatienceCallback",
             "sequence_training": "RiskInputs Risk rouge_cost chrf_cost edit_cost BeamInputs BeamMargin rivals Rival",
             "unknown_words": "TitleCollator extend_ids decode",
             "data": "load_pairs encode_pairs PairEncoder EncodingReport",
@@ -92,7 +93,7 @@ PAGE = {
 # Methods that transformers or other modules call, and users do not.
 HOOKS = (
     "init_generation_defaults direction_decoder start_steps words directions get_iterator preprocess postprocess "
-    "evaluation_loop prediction_step write_alone"
+    "evaluation_loop prediction_step write_alone on_train_begin on_step_begin on_evaluate state"
 )
 
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):\n((?: +.*\n|\n)+)", re.MULTILINE)

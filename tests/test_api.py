@@ -24,6 +24,7 @@ INTERNAL_MODULES = {
     "__main__",
     "manifest",
     "run_folder",
+    "sampler",
     "arguments",
     "charset",
     "demo",

@@ -482,8 +482,8 @@ def _at(searched: SearchHistory, direction: str, place: tuple[int, int]) -> Choi
 
 
 _CAPTIONS = {
-    "loss": "Validation loss is of each direction alone. Training loss is with dropout, and where decoders read their "
-    "twin, with what it shows them: true words of the answer make it lower than an honest one.",
+    "loss": "Validation loss is of each direction alone. Training loss is with dropout and smoothed labels, and where "
+    "decoders read their twin, with what it shows them: true words of the answer make it lower than an honest one.",
     "positions": "How often the n-th token is the reference's n-th, counted from the start (left) and from the end "
     "(right). A left-to-right writer is good at openings, a right-to-left writer at endings.",
     "prior": "While known titles are read: the probability that the next token is a word of the document, with the "
