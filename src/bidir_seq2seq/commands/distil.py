@@ -42,6 +42,7 @@ from ..titles import stream_titles, window_size
 from ..training import DataArguments, ModelArguments, TrainingArguments, train
 from ..version import __version__
 from .generate import as_lines, source_column
+from .train import leave_processes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -340,3 +341,4 @@ def main(argv: list[str] | None = None) -> None:
     )
     for name, value in distil(*arguments).items():
         print(f"{name:32} {value:.4f}")
+    leave_processes()

@@ -10,6 +10,8 @@ All settings may stand in one YAML or JSON file; flags after it override it. A r
 last complete checkpoint when the same command is given again; in a folder of a run with other settings it does not.
 """
 
+import torch.distributed
+
 from ..arguments import parse_arguments
 from ..training import DataArguments, ModelArguments, TrainingArguments, train
 
@@ -19,3 +21,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(ModelArguments, DataArguments, TrainingArguments, description=__doc__, args=argv)
     for name, value in train(*arguments).items():
         print(f"{name:32} {value:.4f}")
+    leave_processes()
+
+
+def leave_processes() -> None:
+    """Of several processes each lets go of the others before it ends, as torch asks; else one may be aborted."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
