@@ -9,8 +9,8 @@ are separated by commas). Then they write titles of the test pairs in every way.
 mean, and the difference to the settings as they are: with its standard error over the seeds, and with a paired
 bootstrap over the pairs, of whose scores the mean over the seeds is taken; of the words that the reference took from
 the document, the share that is written, of those outside the vocabulary and of others; and the processor time of a
-training. A run that was
-stopped goes on when the same command is given again; each model and its titles are a file of their own.
+training. A run that was stopped goes on when the same command is given again; each model and its titles are a file of
+their own.
 """
 
 import json

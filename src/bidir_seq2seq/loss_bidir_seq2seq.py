@@ -140,10 +140,11 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
             log_total = logits.amax(1) - probs.amax(1).log()
             wanted = logits.gather(1, target).squeeze(1) - log_total
             # The share of the vocabulary in a target's probability: all of it, or what copies leave.
-            share, smoothing = torch.ones_like(wanted), label_smoothing
+            share = torch.ones_like(wanted)
             if copied is not None:
                 wanted, share = _mix(wanted.where(is_known[rows, 0], float("-inf")), copied[rows], generated[rows])
-                smoothing = label_smoothing * share
+            smoothing = label_smoothing * share
+            if copied is not None:
                 grad_generated[rows] = counts * (smoothing - 1) * share / generated[rows]
                 grad_copied[rows] = counts * (smoothing - 1) * (1 - share) / copied[rows]
             total -= (counts * (1 - smoothing) * wanted).sum()
@@ -157,7 +158,7 @@ class _ProjectedCrossEntropy(torch.autograd.Function):
                 probs.mul_((known + smoothing)[:, None])
             probs.scatter_add_(1, target, -known[:, None])
             if label_smoothing:
-                probs.sub_((label_smoothing * share / vocab_size)[:, None])
+                probs.sub_((smoothing / vocab_size)[:, None])
             if weights is not None:
                 probs.mul_(counts[:, None])
             grad_base.index_add_(0, document, probs)
