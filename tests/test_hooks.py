@@ -31,6 +31,7 @@ PUBLIC_HOOKS = {
     "RecurrentStateLayer": {"update", "get_mask_sizes", "get_max_length", "reorder_cache"},
     "TitleTrainer": {"training_step", "evaluate", "evaluation_loop", "prediction_step", "log"},
     "EpochCallback": {"on_epoch_begin"},
+    "MovableEndCallback": {"on_step_end"},
     "PatienceCallback": {"on_train_begin", "on_evaluate", "state"},
     "PunctualSaveCallback": {"on_train_begin", "on_step_end", "on_epoch_end"},
     "StopSignalCallback": {"on_step_end", "on_epoch_end"},

@@ -959,6 +959,13 @@ def test_a_training_that_ends_early_has_all_that_ends_one(settings, ends, files,
             assert json.loads((last / "config.json").read_text())["twin_partner"] == "own"
 
 
+@pytest.mark.filterwarnings("ignore:Both num_training_steps and num_stable_steps")
+def test_the_progress_bar_of_a_training_that_ends_early_comes_to_its_end(files, tmp_path, never_better, capsys):
+    run(files, tmp_path, {"decoder_directions": "l2r"}, **PATIENT, disable_tqdm=False)
+    bars = capsys.readouterr().err
+    assert "6/20" in bars and "8/8" in bars
+
+
 def test_a_training_stops_in_its_last_stage(files, tmp_path, never_better):
     run(files, tmp_path, **{**PATIENT, "early_stopping_patience": 1, "own_partner_share": 0.8, "max_steps": 20})
     # The patience ends at 4, where twins begin to read what they write; the rate falls from 16 on.

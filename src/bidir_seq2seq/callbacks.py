@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.utils import logging
 
@@ -138,7 +138,7 @@ class PatienceCallback(EarlyStoppingCallback):
 
     def _last_updates(self, args: Any, total: int) -> list[int]:
         """How many of `total` updates each of the things takes that a training ends with."""
-        last = [math.ceil(self.own_partner_share * total)] if 0 < self.own_partner_share < 1 else []
+        last = [last_updates(self.own_partner_share, total)] if 0 < self.own_partner_share < 1 else []
         if falls_at_the_end(args):
             last.append(updates_of_falling_rate(args, total))
         return last
@@ -157,6 +157,16 @@ class PatienceCallback(EarlyStoppingCallback):
             stable = update - falling - rates[0].keywords["num_warmup_steps"]
             stages = {"num_stable_steps": stable, "num_decay_steps": falling}
             lr_scheduler.lr_lambdas = [partial(rate.func, **{**rate.keywords, **stages}) for rate in rates]
+
+
+class MovableEndCallback(ProgressCallback):
+    """transformers' progress bar, for a training whose end may come earlier than was planned."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Moves the bar, and its end to where that is by now."""
+        if self.training_bar is not None:
+            self.training_bar.total = state.max_steps
+        super().on_step_end(args, state, control, **kwargs)
 
 
 class PunctualSaveCallback(TrainerCallback):
@@ -210,7 +220,7 @@ class OwnPartnerCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Goes by the number of the update, so that a resumed run changes at the same one."""
-        start = state.max_steps - math.ceil(self.share * state.max_steps)
+        start = state.max_steps - last_updates(self.share, state.max_steps)
         if state.global_step >= start:
             self.config.twin_partner = "own"
         if state.global_step == start:
@@ -285,9 +295,14 @@ def is_whole(epoch: float) -> bool:
     return epoch == int(epoch)
 
 
+def last_updates(share: float, total: int) -> int:
+    """How many of `total` updates the last ones are, of which there is to be this share: rounded up."""
+    return math.ceil(share * total)
+
+
 def updates_of_falling_rate(args: Any, total: int) -> int:
     """In how many of `total` updates the rate of "warmup_stable_decay" falls: as said, or the last fifth."""
-    return (args.lr_scheduler_kwargs or {}).get("num_decay_steps", math.ceil(DECAY_SHARE * total))
+    return (args.lr_scheduler_kwargs or {}).get("num_decay_steps", last_updates(DECAY_SHARE, total))
 
 
 def falls_at_the_end(args: Any) -> bool:
@@ -311,6 +326,7 @@ def find_best_checkpoint(run: Path, state: TrainerState, unfinished: str | None 
 
 __all__ = [
     "ElapsedTimeCallback",
+    "MovableEndCallback",
     "OwnPartnerCallback",
     "PatienceCallback",
     "PunctualSaveCallback",
@@ -319,5 +335,6 @@ __all__ = [
     "falls_at_the_end",
     "find_best_checkpoint",
     "is_whole",
+    "last_updates",
     "updates_of_falling_rate",
 ]

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import (
     EvalPrediction,
     PreTrainedTokenizerBase,
+    ProgressCallback,
     TrainerCallback,
     TrainerState,
     set_seed,
@@ -26,6 +27,7 @@ from transformers.utils import logging
 from .allocator import keep_freed_memory
 from .callbacks import (
     ElapsedTimeCallback,
+    MovableEndCallback,
     OwnPartnerCallback,
     PatienceCallback,
     SharedProcessorsCallback,
@@ -173,6 +175,8 @@ def _train(
         callbacks=callbacks,
         sequence_inputs=_sequence_inputs(model_args, training_args, tokenizer),
     )
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(MovableEndCallback)
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.warning_once(f"model: {num_parameters:,} parameters, vocabulary {len(tokenizer):,}")
     config = model.config
