@@ -31,6 +31,7 @@ from bidir_seq2seq.training import (
     DataArguments,
     ModelArguments,
     TrainingArguments,
+    check_autocast,
     load_or_build_model,
     train,
 )
@@ -468,6 +469,24 @@ def test_half_precision_that_the_processor_cannot_compute_is_refused_at_once(fil
     monkeypatch.setattr(torch.nn.LSTM, "forward", fails_under_autocast)
     with pytest.raises(ValueError, match=f"leave {name} out"):
         run(files, tmp_path, **{name: True})
+
+
+@pytest.mark.parametrize(
+    ("has", "settings", "is_said"),
+    [
+        ("avx512_bf16", {}, True),
+        ("amx_bf16", {}, True),
+        ("avx512_vnni", {}, False),
+        ("avx512_bf16", {"bf16": True}, False),
+    ],
+)
+def test_half_precision_is_named_where_the_processor_has_it(has, settings, is_said, tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(training_module.logger, "warning_once", said.append)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {has: True})
+    monkeypatch.setattr(training_module, "runs_under_autocast", lambda *args: True)
+    check_autocast(torch.nn.LSTM(2, 2), TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings))
+    assert ["--bf16" in line for line in said] == [True] * is_said
 
 
 def test_missing_training_pairs(files, tmp_path):

@@ -105,6 +105,14 @@ def runs_under_autocast(rnn: nn.RNNBase, dtype: torch.dtype, device: torch.devic
     return True
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device is a CPU that multiplies bfloat16 by itself, and so faster than float32."""
+    if device.type != "cpu":
+        return False
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def block_size(x: torch.Tensor) -> int:
     """How many rows `[V]` of logits that are made of `x`, `[rows, E]`, to work on at a time."""
     return BLOCK_ROWS.get(x.device.type, DEFAULT_BLOCK_ROWS)
@@ -499,6 +507,7 @@ __all__ = [
     "block_size",
     "can_pack",
     "column_multiple",
+    "has_bfloat16",
     "is_direct",
     "is_plain",
     "is_read_at_once",

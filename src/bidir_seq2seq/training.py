@@ -35,7 +35,7 @@ from .callbacks import (
 )
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .data import EncodingReport, PairEncoder, encode_pairs, load_pairs
-from .kernels_bidir_seq2seq import runs_under_autocast
+from .kernels_bidir_seq2seq import has_bfloat16, runs_under_autocast
 from .loading import load_model, load_tokenizer
 from .metrics import TitleScore
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
@@ -492,7 +492,7 @@ def freeze_encoder(model: BidirSeq2SeqForConditionalGeneration) -> None:
 
 
 def check_autocast(model: nn.Module, training_args: TrainingArguments) -> None:
-    """Refuses half precision on a CPU that cannot run the model's recurrent layers in it.
+    """Refuses half precision where a CPU cannot run the model's recurrent layers in it, and names it where it can.
 
     Raises:
         ValueError: Naming the remedy, where oneDNN would fail in the first training step.
@@ -503,6 +503,10 @@ def check_autocast(model: nn.Module, training_args: TrainingArguments) -> None:
             raise ValueError(
                 f"{name}=True: oneDNN has no {name} LSTM for this processor; leave {name} out, float32 is faster on it"
             )
+    if not (training_args.bf16 or training_args.fp16) and has_bfloat16(training_args.device):
+        logger.warning_once(
+            "this processor has bfloat16, in which a training takes less time: --bf16 (docs/training.md: how much)"
+        )
 
 
 def title_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
