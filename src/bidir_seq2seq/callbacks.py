@@ -126,17 +126,17 @@ class PatienceCallback(EarlyStoppingCallback):
         """Counts; where the patience ends, stops, or lets begin what has not."""
         stopped = control.should_training_stop
         super().on_evaluate(args, state, control, metrics, **kwargs)
-        last = self._last_updates(args, state.max_steps)
-        everything_has_begun = not last or state.global_step > state.max_steps - min(last)
+        stages = self._last_stages(args, state.max_steps)
+        everything_has_begun = not stages or state.global_step > state.max_steps - min(stages)
         if stopped or not control.should_training_stop or everything_has_begun:
             return
         control.should_training_stop, self.early_stopping_patience_counter = False, 0
         totals = itertools.count(state.global_step)
-        total = next(total for total in totals if total - max(self._last_updates(args, total)) >= state.global_step)
+        total = next(total for total in totals if total - max(self._last_stages(args, total)) >= state.global_step)
         if total < state.max_steps:
             self._end(total, args, state, kwargs["lr_scheduler"])
 
-    def _last_updates(self, args: Any, total: int) -> list[int]:
+    def _last_stages(self, args: Any, total: int) -> list[int]:
         """How many of `total` updates each of the things takes that a training ends with."""
         last = [last_updates(self.own_partner_share, total)] if 0 < self.own_partner_share < 1 else []
         if falls_at_the_end(args):

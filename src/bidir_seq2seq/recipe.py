@@ -24,7 +24,7 @@ TWINS_FROM, TWINS_FROM_PASSES = 0.1, 10
 # A model that sees every pair so often learns some by heart without dropout; one that sees them less often has no time
 # to (docs/training.md).
 DROPOUT, DROPOUT_FROM = 0.2, 5
-# Of a new model; helps whatever is written, and however long is trained (docs/training.md).
+# Of a new model; better in all trials but one (docs/training.md).
 LABEL_SMOOTHING = 0.1
 # Fewer pairs say little about what suits them.
 FEW_PAIRS = 100
