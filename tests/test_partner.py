@@ -6,7 +6,7 @@ from conftest import random_pairs, tiny_model
 from transformers import TrainerState
 
 from bidir_seq2seq import BidirSeq2SeqConfig
-from bidir_seq2seq.callbacks import OwnPartnerCallback
+from bidir_seq2seq.ending import OwnPartnerCallback
 from bidir_seq2seq.kernels_bidir_seq2seq import runs_under_autocast
 from bidir_seq2seq.partner_bidir_seq2seq import visible
 from bidir_seq2seq.training_arguments import TrainingArguments

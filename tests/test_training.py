@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer, TrainerControl, TrainerState
 
-from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, callbacks, recipe
+from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, callbacks, ending, recipe
 from bidir_seq2seq import trainer as trainer_module
 from bidir_seq2seq import training as training_module
-from bidir_seq2seq.callbacks import PatienceCallback, SharedProcessorsCallback, StopSignalCallback
+from bidir_seq2seq.callbacks import SharedProcessorsCallback, StopSignalCallback
+from bidir_seq2seq.ending import PatienceCallback
 from bidir_seq2seq.loading import load_model_and_tokenizer
 from bidir_seq2seq.plots import plot_training_curve
 from bidir_seq2seq.run_folder import UNFINISHED, last_checkpoint, numbered_checkpoints
@@ -1008,6 +1009,118 @@ def test_a_resumed_run_has_waited_as_long_for_a_better_model(files, tmp_path, ne
     # Who is told to wait longer does.
     run(files, tmp_path, **{**PATIENT, "early_stopping_patience": 5})
     assert numbered_checkpoints(tmp_path)[0].name != "checkpoint-8"
+
+
+class Ticks:
+    """A clock by which every update takes a second, and which stood still before the first one."""
+
+    def __init__(self, monkeypatch):
+        self.now = -1.0
+        monkeypatch.setattr(ending, "time", SimpleNamespace(monotonic=self.tick))
+        # By the same clock.
+        monkeypatch.setattr(ending, "seconds_before", lambda state: float(state.global_step))
+
+    def tick(self) -> float:
+        self.now += 1
+        return self.now
+
+
+# Nothing is left to a trial.
+IN_TIME = {"eval_strategy": "no", "save_total_limit": None, "warmup_steps": 2, "max_steps": 40, "report": False}
+CHOSEN = {"decoder_directions": "both", "dropout": 0.0}
+
+
+@pytest.mark.filterwarnings("ignore:Both num_training_steps and num_stable_steps")
+@pytest.mark.parametrize(
+    ("settings", "ends"),
+    [
+        # Of 19 updates the last 4 take 1.4 times as long.
+        ({}, 19),
+        ({"decoder_directions": "l2r"}, 20),
+        ({"decoder_directions": "l2r", "lr_scheduler_type": "linear"}, 20),
+        ({"own_partner_share": 0.5}, 17),
+        ({"lr_scheduler_kwargs": {"num_decay_steps": 9}}, 19),
+        # There is time for all that was planned.
+        ({"max_steps": 12}, 12),
+    ],
+)
+def test_a_training_ends_in_time_as_one_that_was_meant_to_be_so_long(settings, ends, files, tmp_path, monkeypatch):
+    model = {**CHOSEN, "decoder_directions": settings.pop("decoder_directions", "both")}
+    Ticks(monkeypatch)
+    run(files, tmp_path / "limited", model, **{**IN_TIME, **settings, "max_train_minutes": 20 / 60})
+    last = numbered_checkpoints(tmp_path / "limited")[0]
+    assert last.name == f"checkpoint-{ends}"
+    # A linear rate falls from the first update on, and would have been another one.
+    if settings.get("lr_scheduler_type") != "linear":
+        run(files, tmp_path / "short", model, **{**IN_TIME, **settings, "max_steps": ends})
+        of_both = (tmp_path / name / last.name / "model.safetensors" for name in ("limited", "short"))
+        weights, expected = map(load_file, of_both)
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("stopped_at", [2, 14, 16, 18])
+def test_a_resumed_training_ends_in_the_same_time(stopped_at, files, tmp_path, monkeypatch):
+    settings = {**IN_TIME, "max_train_minutes": 20 / 60}
+    Ticks(monkeypatch)
+    run(files, tmp_path, CHOSEN, **settings)
+    expected = load_file(tmp_path / "checkpoint-19" / "model.safetensors")
+    for path in numbered_checkpoints(tmp_path):
+        if int(path.name.removeprefix("checkpoint-")) > stopped_at:
+            shutil.rmtree(path)
+    Ticks(monkeypatch)
+    run(files, tmp_path, CHOSEN, **settings)
+    assert numbered_checkpoints(tmp_path)[0].name == "checkpoint-19"
+    weights = load_file(tmp_path / "checkpoint-19" / "model.safetensors")
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    # More time is more updates.
+    run(files, tmp_path, CHOSEN, **{**settings, "max_train_minutes": 30 / 60})
+    assert int(numbered_checkpoints(tmp_path)[0].name.removeprefix("checkpoint-")) > 20
+
+
+def test_patience_and_time_may_both_end_a_training(files, tmp_path, never_better, monkeypatch):
+    for name, seconds, ends in (("patience", 30, "checkpoint-8"), ("time", 7, "checkpoint-6")):
+        Ticks(monkeypatch)
+        settings = {**PATIENT, "max_train_minutes": seconds / 60}
+        run(files, tmp_path / name, {"decoder_directions": "l2r", "dropout": 0.0}, **settings)
+        assert numbered_checkpoints(tmp_path / name)[0].name == ends
+
+
+def test_what_suits_a_new_model_follows_from_how_often_there_is_time_to_see_each_pair(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "FEW_PAIRS", 1)
+    monkeypatch.setattr(recipe, "TWINS_FROM", 2.0)
+    tried = []
+
+    def seconds_per_update(model, pairs, encoder, training_args):
+        tried.append(model.config.decoder_directions)
+        return 1.0
+
+    monkeypatch.setattr(training_module, "seconds_per_update", seconds_per_update)
+    # 24 pairs, 4 an update.
+    for minutes, directions, dropout in ((1, "l2r", 0.2), (0.4, "l2r", 0.0), (2, "both", 0.2)):
+        Ticks(monkeypatch)
+        folder = tmp_path / str(minutes)
+        settings = {**IN_TIME, "max_steps": -1, "num_train_epochs": 50.0, "save_strategy": "no"}
+        run(files, folder, **settings, max_train_minutes=minutes)
+        config = json.loads((folder / "config.json").read_text())
+        assert (config["decoder_directions"], config["dropout"]) == (directions, dropout)
+    assert tried == ["both", "l2r", "both", "l2r", "both"]
+
+
+def test_a_trial_leaves_no_trace_in_the_training(files, tmp_path):
+    # So much time that only the trial tells these from each other.
+    settings = {**IN_TIME, "max_steps": 6}
+    run(files, tmp_path / "tried", **settings, max_train_minutes=1000.0)
+    run(files, tmp_path / "plain", **settings)
+    tried, plain = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("tried", "plain"))
+    assert tried == plain
+    names = [{path.name for path in (tmp_path / name).iterdir()} for name in ("tried", "plain")]
+    assert names[0] == names[1]
+
+
+def test_no_time_is_refused():
+    with pytest.raises(ValueError, match="max_train_minutes=0 is no time"):
+        TrainingArguments(max_train_minutes=0.0)
 
 
 def test_the_best_model_is_found_after_the_folder_was_moved(files, finished, tmp_path):

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import signal
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import SaveStrategy, SchedulerType
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
-
-from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.get_logger(__name__)
 
-# The last updates, this share of them, in which the learning rate of "warmup_stable_decay" falls (docs/training.md).
-DECAY_SHARE = 0.2
 # torchrun passes on a Ctrl-C that the terminal has sent already: so soon after the first, a signal is the same one.
 SAME_SIGNAL_SECONDS = 1.0
 
@@ -35,8 +28,7 @@ class ElapsedTimeCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Starts the clock, where an earlier run left it."""
-        before = max((entry.get("elapsed_seconds", 0.0) for entry in state.log_history), default=0.0)
-        self.start = time.monotonic() - before
+        self.start = time.monotonic() - seconds_before(state)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Reads the clock."""
@@ -81,86 +73,8 @@ class SharedProcessorsCallback(TrainerCallback):
             )
 
 
-class PatienceCallback(EarlyStoppingCallback):
-    """Early stopping that leaves out nothing of what ends a training, and that a resumed run goes on with.
-
-    Before a model is finished the rate of "warmup_stable_decay" has to fall, and twins have to read what they write.
-    If the patience ends before both have begun, they begin at once, and the training becomes one that was meant to be
-    so long; once they have begun, it stops as any. A resumed run has waited as long as before.
-
-    Args:
-        early_stopping_patience: So many validations without a better one.
-        own_partner_share: That of [`OwnPartnerCallback`]; 0 without it.
-
-    Attributes:
-        ends_at: The update after which the training ends, if that was made earlier; else `None`.
-    """
-
-    def __init__(self, early_stopping_patience: int = 1, own_partner_share: float = 0.0):
-        super().__init__(early_stopping_patience)
-        self.own_partner_share = own_partner_share
-        self.ends_at: int | None = None
-
-    def state(self) -> dict:
-        """What a checkpoint keeps of it."""
-        args = {name: getattr(self, name) for name in ("early_stopping_patience", "own_partner_share")}
-        attributes = {name: getattr(self, name) for name in ("early_stopping_patience_counter", "ends_at")}
-        return {"args": args, "attributes": attributes}
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Takes count and end from the checkpoint, but not the patience: that may have been changed."""
-        super().on_train_begin(args, state, control, **kwargs)
-        if not state.global_step:
-            return
-        before = state.stateful_callbacks.get(type(self).__name__, {})
-        attributes = before.get("attributes", {})
-        self.early_stopping_patience_counter = attributes.get("early_stopping_patience_counter", 0)
-        control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
-        ends_at, patience = attributes.get("ends_at"), before.get("args", {}).get("early_stopping_patience", 0)
-        if ends_at is not None and patience >= self.early_stopping_patience:
-            self._end(ends_at, args, state, kwargs["lr_scheduler"])
-
-    def on_evaluate(
-        self, args: Any, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **kwargs: Any
-    ) -> None:
-        """Counts; where the patience ends, stops, or lets begin what has not."""
-        stopped = control.should_training_stop
-        super().on_evaluate(args, state, control, metrics, **kwargs)
-        stages = self._last_stages(args, state.max_steps)
-        everything_has_begun = not stages or state.global_step > state.max_steps - min(stages)
-        if stopped or not control.should_training_stop or everything_has_begun:
-            return
-        control.should_training_stop, self.early_stopping_patience_counter = False, 0
-        totals = itertools.count(state.global_step)
-        total = next(total for total in totals if total - max(self._last_stages(args, total)) >= state.global_step)
-        if total < state.max_steps:
-            self._end(total, args, state, kwargs["lr_scheduler"])
-
-    def _last_stages(self, args: Any, total: int) -> list[int]:
-        """How many of `total` updates each of the things takes that a training ends with."""
-        last = [last_updates(self.own_partner_share, total)] if 0 < self.own_partner_share < 1 else []
-        if falls_at_the_end(args):
-            last.append(updates_of_falling_rate(args, total))
-        return last
-
-    def _end(self, update: int, args: Any, state: TrainerState, lr_scheduler: Any) -> None:
-        logger.warning_once(
-            f"no better validation for a while: the last stage begins, and the training ends after {update} updates "
-            f"instead of {state.max_steps}; early_stopping_patience={self.early_stopping_patience}, a greater one "
-            "waits longer"
-        )
-        self.ends_at = state.max_steps = update
-        if falls_at_the_end(args):
-            falling = updates_of_falling_rate(args, update)
-            # They are partials of one function of transformers, which goes by these numbers.
-            rates = lr_scheduler.lr_lambdas
-            stable = update - falling - rates[0].keywords["num_warmup_steps"]
-            stages = {"num_stable_steps": stable, "num_decay_steps": falling}
-            lr_scheduler.lr_lambdas = [partial(rate.func, **{**rate.keywords, **stages}) for rate in rates]
-
-
 class MovableEndCallback(ProgressCallback):
-    """transformers' progress bar, for a training whose end may come earlier than was planned."""
+    """transformers' progress bar, for a training whose end may move."""
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Moves the bar, and its end to where that is by now."""
@@ -195,36 +109,24 @@ class PunctualSaveCallback(TrainerCallback):
         self.waits = False
 
 
-class OwnPartnerCallback(TrainerCallback):
-    """Lets decoders read what their twins write themselves (`twin_partner="own"`) in the last updates.
-
-    The best model is then one of these: an earlier one could not be searched in both directions at once.
+class Agreement:
+    """A number that all processes go by, where each has one of its own; nobody waits for it.
 
     Args:
-        config: The model's.
-        share: Of all updates.
-
-    Raises:
-        ValueError: If the model cannot learn so.
+        accelerator: The Trainer's; `None` for one process.
     """
 
-    def __init__(self, config: BidirSeq2SeqConfig, share: float):
-        if config.decoder_directions != "both":
-            raise ValueError(
-                f"own_partner_share={share} is for decoders that read each other, and this model has "
-                f"decoder_directions={config.decoder_directions!r}: leave it out"
-            )
-        # The config knows what else goes together.
-        type(config).from_dict({**config.to_dict(), "twin_partner": "own"})
-        self.config, self.share = config, share
+    def __init__(self, accelerator: Accelerator | None = None):
+        self.accelerator = accelerator
+        self._answer: torch.Tensor | None = None
 
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Goes by the number of the update, so that a resumed run changes at the same one."""
-        start = state.max_steps - last_updates(self.share, state.max_steps)
-        if state.global_step >= start:
-            self.config.twin_partner = "own"
-        if state.global_step == start:
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+    def greatest(self, number: int) -> int:
+        """The greatest number that was given the time before, 0 the first time; of one process the one given now."""
+        if self.accelerator is None or self.accelerator.num_processes == 1:
+            return number
+        answer = 0 if self._answer is None else int(self._answer.max())
+        self._answer = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
+        return answer
 
 
 class StopSignalCallback(TrainerCallback):
@@ -239,8 +141,8 @@ class StopSignalCallback(TrainerCallback):
 
     def __init__(self, accelerator: Accelerator | None = None):
         self.number: int | None = None
-        self._noted, self._noted_at, self.pending, self.accelerator = 0, 0.0, 0, accelerator
-        self._answer: torch.Tensor | None = None
+        self._noted, self._noted_at, self.pending = 0, 0.0, 0
+        self.agreement = Agreement(accelerator)
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignalCallback:
@@ -262,17 +164,9 @@ class StopSignalCallback(TrainerCallback):
             self._noted, self._noted_at = number, time.monotonic()
             logger.warning(f"{signal.Signals(number).name}: saving after this update; once more to leave at once")
 
-    def _agreed(self) -> int:
-        """The signal that some process had noted at the update before, which all agree on; without waiting for it."""
-        if self.accelerator is None or self.accelerator.num_processes == 1:
-            return self._noted
-        answer = 0 if self._answer is None else int(self._answer.max())
-        self._answer = self.accelerator.gather(torch.tensor([self._noted], device=self.accelerator.device))
-        return answer
-
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stops, unless a save waits for the epoch's end or for a validation that decides about it."""
-        self.pending = self._agreed()
+        self.pending = self.agreement.greatest(self._noted)
         if not is_whole(state.epoch):
             self._stop(args, control)
 
@@ -290,25 +184,14 @@ class StopSignalCallback(TrainerCallback):
             control.should_log = control.should_save = control.should_training_stop = True
 
 
+def seconds_before(state: TrainerState) -> float:
+    """How long earlier runs of a resumed training have trained, by its log."""
+    return max((entry.get("elapsed_seconds", 0.0) for entry in state.log_history), default=0.0)
+
+
 def is_whole(epoch: float) -> bool:
     """Whether so many epochs end with an update just made."""
     return epoch == int(epoch)
-
-
-def last_updates(share: float, total: int) -> int:
-    """How many of `total` updates the last ones are, of which there is to be this share: rounded up."""
-    return math.ceil(share * total)
-
-
-def updates_of_falling_rate(args: Any, total: int) -> int:
-    """In how many of `total` updates the rate of "warmup_stable_decay" falls: as said, or the last fifth."""
-    return (args.lr_scheduler_kwargs or {}).get("num_decay_steps", last_updates(DECAY_SHARE, total))
-
-
-def falls_at_the_end(args: Any) -> bool:
-    """Whether the rate falls when a training ends, whenever that is: not if it is said how long it stays."""
-    kind, settings = args.lr_scheduler_type, args.lr_scheduler_kwargs or {}
-    return kind == SchedulerType.WARMUP_STABLE_DECAY and "num_stable_steps" not in settings
 
 
 def find_best_checkpoint(run: Path, state: TrainerState, unfinished: str | None = None) -> None:
@@ -325,16 +208,13 @@ def find_best_checkpoint(run: Path, state: TrainerState, unfinished: str | None 
 
 
 __all__ = [
+    "Agreement",
     "ElapsedTimeCallback",
     "MovableEndCallback",
-    "OwnPartnerCallback",
-    "PatienceCallback",
     "PunctualSaveCallback",
     "SharedProcessorsCallback",
     "StopSignalCallback",
-    "falls_at_the_end",
     "find_best_checkpoint",
     "is_whole",
-    "last_updates",
-    "updates_of_falling_rate",
+    "seconds_before",
 ]

@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.utils import logging
 
-from .callbacks import PunctualSaveCallback, find_best_checkpoint, updates_of_falling_rate
+from .callbacks import PunctualSaveCallback, find_best_checkpoint
+from .ending import updates_of_falling_rate
 from .extras import extra
 from .kernels_bidir_seq2seq import is_read_at_once
 from .run_folder import (
@@ -300,6 +301,10 @@ class TitleTrainer(Seq2SeqTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Logs; what is not finite becomes None, since JSON has no word for it."""
+        if "train_samples_per_second" in logs:
+            # transformers counts what was planned, of a training that may have ended early.
+            pairs = self.state.global_step * pairs_per_update(self.args)
+            logs["train_samples_per_second"] = round(pairs / logs["train_runtime"], 3)
         super().log(finite_or_none(logs), *args, **kwargs)
         self._look_at_updates(self.state.global_step)
 

@@ -6,8 +6,10 @@ import copy
 import importlib.util
 import json
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +27,10 @@ from transformers import (
 from transformers.utils import logging
 
 from .allocator import keep_freed_memory
-from .callbacks import (
-    ElapsedTimeCallback,
-    MovableEndCallback,
-    OwnPartnerCallback,
-    PatienceCallback,
-    SharedProcessorsCallback,
-    StopSignalCallback,
-)
+from .callbacks import ElapsedTimeCallback, MovableEndCallback, SharedProcessorsCallback, StopSignalCallback
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .data import EncodingReport, PairEncoder, encode_pairs, load_pairs
+from .ending import OwnPartnerCallback, PatienceCallback, TimeLimitCallback, updates_in
 from .kernels_bidir_seq2seq import has_bfloat16, runs_under_autocast
 from .loading import load_model, load_tokenizer
 from .metrics import TitleScore
@@ -63,6 +59,7 @@ from .streaming import PairStream, StreamCollator, encoded_titles, log_survey, o
 from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
 from .trainer import TitleTrainer, finite_or_none
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments, settle_streaming
+from .trial import seconds_per_update
 from .unknown_words import TitleCollator, decode_to_compare
 
 if TYPE_CHECKING:
@@ -123,9 +120,11 @@ def _train(
     with training_args.main_process_first(desc="building the tokenizer"):
         tokenizer = load_or_build_tokenizer(model_args, data_args, train_pairs, training_args.output_dir)
     checkpoint = checkpoint_to_resume(training_args)
+    began = time.monotonic()
     if model_args.model_name_or_path is None:
-        passes = _passes(training_args, num_pairs)
+        passes = _passes(model_args, data_args, training_args, train_pairs, num_pairs, tokenizer)
         model_args = _chosen(model_args, training_args, train_pairs, tokenizer, passes, checkpoint)
+    spent = time.monotonic() - began
     model = load_or_build_model(model_args, tokenizer)
     check_autocast(model, training_args)
     if training_args.freeze_encoder:
@@ -177,6 +176,8 @@ def _train(
     )
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(MovableEndCallback)
+    if (minutes := training_args.max_train_minutes) is not None:
+        trainer.add_callback(TimeLimitCallback(60 * minutes, share, spent, trainer.accelerator))
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.warning_once(f"model: {num_parameters:,} parameters, vocabulary {len(tokenizer):,}")
     config = model.config
@@ -208,23 +209,27 @@ def _chosen(
     training_args: TrainingArguments,
     pairs: Dataset | PairStream,
     tokenizer: PreTrainedTokenizerBase,
-    passes: float,
+    passes: Callable[[str], float],
     checkpoint: str | None,
 ) -> ModelArguments:
-    """With directions, dropout and smoothing that suit a new model, or that a run began with, if nothing is said."""
+    """With directions, dropout and smoothing that suit a new model, or that a run began with, if nothing is said.
+
+    `passes` tells how often a model of given directions sees each pair.
+    """
     if checkpoint is not None:
         # A run that is made longer sees its pairs more often than was meant when these were chosen.
         began = BidirSeq2SeqConfig.from_pretrained(checkpoint)
         chosen = ("decoder_directions", "dropout", "label_smoothing")
         left = [name for name in chosen if getattr(model_args, name) is None]
         return replace(model_args, **{name: getattr(began, name) for name in left})
-    if model_args.decoder_directions is None:
+    directions = model_args.decoder_directions
+    if directions is None:
         settings_of_twins = (model_args.twin_dropout, model_args.twin_partner, training_args.own_partner_share)
         asked_for = any(setting is not None for setting in settings_of_twins)
-        directions = "both" if asked_for else suitable_directions(pairs, tokenizer, passes)
+        directions = "both" if asked_for else suitable_directions(pairs, tokenizer, passes("both"))
         model_args = replace(model_args, decoder_directions=directions)
     if model_args.dropout is None:
-        model_args = replace(model_args, dropout=suitable_dropout(passes))
+        model_args = replace(model_args, dropout=suitable_dropout(passes(directions)))
     if model_args.label_smoothing is None:
         model_args = replace(model_args, label_smoothing=LABEL_SMOOTHING)
     return model_args
@@ -291,11 +296,48 @@ def count_and_fingerprint(pairs: Dataset | PairStream) -> tuple[int, str]:
     return len(pairs), fingerprint(pairs.iter(1000))
 
 
-def _passes(training_args: TrainingArguments, num_pairs: int) -> float:
-    """How often each pair is seen."""
-    if training_args.max_steps <= 0:
-        return training_args.num_train_epochs
-    return training_args.max_steps * pairs_per_update(training_args) / max(num_pairs, 1)
+def _passes(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    pairs: Dataset | PairStream,
+    num_pairs: int,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Callable[[str], float]:
+    """How often a new model of given directions sees each pair: as planned, or as often as there is time for."""
+    share_of_update = pairs_per_update(training_args) / max(num_pairs, 1)
+    planned = training_args.num_train_epochs
+    if training_args.max_steps > 0:
+        planned = training_args.max_steps * share_of_update
+    minutes = training_args.max_train_minutes
+
+    @cache
+    def passes(directions: str) -> float:
+        if minutes is None:
+            return planned
+        tried = replace(model_args, decoder_directions=directions, dropout=model_args.dropout or 0.0)
+        model = load_or_build_model(tried, tokenizer)
+        check_autocast(model, training_args)
+        if training_args.freeze_encoder:
+            freeze_encoder(model)
+        encoder = PairEncoder(
+            tokenizer,
+            data_args.max_source_length,
+            data_args.max_target_length,
+            model.config.use_copy,
+            model.source_tokenizer,
+        )
+        pace = seconds_per_update(model, pairs, encoder, training_args)
+        # As if there had been no trial.
+        set_seed(training_args.seed)
+        updates = updates_in(60 * minutes, pace, _own_partner_share(model_args, training_args, model.config))
+        logger.warning_once(
+            f"trial of decoder_directions={directions!r}: {pace:.2g} s an update, so that {minutes:g} minutes see "
+            f"every pair {updates * share_of_update:.3g} times, if no time is spent on validations"
+        )
+        return min(planned, updates * share_of_update)
+
+    return passes
 
 
 def skip_what_was_trained_on(stream: PairStream, checkpoint: str | None, training_args: TrainingArguments) -> None:

@@ -252,6 +252,16 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         },
     )
 
+    max_train_minutes: float | None = field(
+        default=None,
+        metadata={
+            "help": "End the training after about so many minutes, with validations on its way and without what comes "
+            "before and after: what ends any training begins in time. num_train_epochs or max_steps say how long it "
+            "is at most. What suits a new model is chosen by how often there is time to see each pair, as a trial of "
+            "some updates shows. Default: no limit."
+        },
+    )
+
     encoder_learning_rate: float = field(
         default=5e-5, metadata={"help": "Peak learning rate of a pretrained encoder, below that of all that is new."}
     )
@@ -321,6 +331,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         self._choose_metric()
         self._choose_best_model()
         super().__post_init__()
+        if self.max_train_minutes is not None and not self.max_train_minutes > 0:
+            raise ValueError(f"max_train_minutes={self.max_train_minutes:g} is no time to learn in: give more than 0")
         if not 0 <= (self.own_partner_share or 0) <= 1:
             raise ValueError(f"own_partner_share={self.own_partner_share} is a share of the updates: 0 to 1")
         if self.label_smoothing_factor:
