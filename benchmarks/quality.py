@@ -14,10 +14,10 @@ without data, prints the table from these files and draws the plot.
 "ours" has the directions that `train` gives it for these pairs; "twins" and "one direction" are ours with two
 decoders, and with a left-to-right one alone, whose updates are cheaper, both with ours' chosen options. All have the
 same tokens and the same width, and BART as many layers as give about as many parameters. A budget is of the training
-alone, in processor seconds of one thread: making batches counts, starting and writing titles does not. Ours goes by the
-clock (`--max_train_minutes`), and so needs a core of its own. OpenNMT-py has a constant learning rate, with which it is
-looked at on its way, or one that falls at the end, whichever is better; that one, ours' and BART's end at the budget,
-and so are trained anew for each. Each searches in the ways of `WAYS`; the table has them all.
+alone, in processor seconds of one thread: making batches counts, starting and writing titles does not. Ours goes by
+the clock (`--max_train_minutes`), and so needs a core of its own. OpenNMT-py has a constant learning rate, with which
+it is looked at on its way, or one that falls at the end, whichever is better; that one, ours' and BART's end at the
+budget, and so are trained anew for each. Each searches in the ways of `WAYS`; the table has them all.
 """
 
 from __future__ import annotations

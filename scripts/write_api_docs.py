@@ -54,6 +54,7 @@ PAGE = {
             "training": "train",
             "training_arguments": "ModelArguments DataArguments TrainingArguments",
             "trainer": "TitleTrainer",
+            "callbacks": "StopSignalCallback",
             "ending": "OwnPartnerCallback PatienceCallback TimeLimitCallback",
             "trial": "seconds_per_update",
             "sequence_training": "RiskInputs Risk rouge_cost chrf_cost edit_cost BeamInputs BeamMargin rivals Rival",

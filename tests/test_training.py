@@ -1086,6 +1086,24 @@ def test_patience_and_time_may_both_end_a_training(files, tmp_path, never_better
         assert numbered_checkpoints(tmp_path / name)[0].name == ends
 
 
+@pytest.mark.e2e
+def test_two_processes_end_at_the_same_update(files, tmp_path):
+    # They would wait for each other for ever, or have other weights, if they did not.
+    settings = {**TINY, **files, **RUN, **IN_TIME, "num_train_epochs": 100_000, "max_steps": -1}
+    settings |= {"output_dir": str(tmp_path / "two"), "save_strategy": "no", "max_train_minutes": 0.1}
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(settings))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [*torchrun, str(ROOT / "scripts" / "train.py"), str(path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert result.returncode == 0, result.stderr[-2000:]
+    state = json.loads((tmp_path / "two" / "trainer_state.json").read_text())
+    assert 10 < state["global_step"] == state["max_steps"] < 100_000
+    assert state["log_history"][-1]["elapsed_seconds"] < 30
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["twin_partner"] == "own"
+
+
 def test_what_suits_a_new_model_follows_from_how_often_there_is_time_to_see_each_pair(files, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "FEW_PAIRS", 1)
     monkeypatch.setattr(recipe, "TWINS_FROM", 2.0)
