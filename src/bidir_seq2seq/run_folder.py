@@ -42,9 +42,8 @@ TOKENIZER_SETTINGS = (
     "fingerprint of the training pairs",
 )
 
-
-# What runs had that were begun before there was a choice, or a record of it.
-BEFORE = {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": None}
+# What runs without a record of it had if nothing was said.
+SCHEDULE_BEFORE = "cosine"
 
 
 def run_settings(
@@ -104,9 +103,12 @@ def keep_run_settings(training_args: TrainingArguments, settings: dict[str, obje
     folder = Path(training_args.output_dir)
     record = folder / "run_settings.json"
     if record.exists():
-        before = BEFORE | json.loads(record.read_text(encoding="utf-8"))
+        before = json.loads(record.read_text(encoding="utf-8"))
         # Through JSON, since that is how the others have come.
         now = json.loads(json.dumps(settings))
+        if now["lr_scheduler_type"] == type(training_args).lr_scheduler_type:
+            # What is said now was said then, too; but the default has changed.
+            before.setdefault("lr_scheduler_type", SCHEDULE_BEFORE)
         trained = (folder / "model.safetensors").exists() or any(folder.glob("checkpoint-*"))
         # Before there is a checkpoint, only the tokenizer is kept.
         binding = now if trained else TOKENIZER_SETTINGS

@@ -127,6 +127,7 @@ def _train(
     spent = time.monotonic() - began
     model = load_or_build_model(model_args, tokenizer)
     check_autocast(model, training_args)
+    propose_bfloat16(training_args)
     if training_args.freeze_encoder:
         freeze_encoder(model)
     limits = (data_args.max_source_length, data_args.max_target_length)
@@ -534,7 +535,7 @@ def freeze_encoder(model: BidirSeq2SeqForConditionalGeneration) -> None:
 
 
 def check_autocast(model: nn.Module, training_args: TrainingArguments) -> None:
-    """Refuses half precision where a CPU cannot run the model's recurrent layers in it, and names it where it can.
+    """Refuses half precision where a CPU cannot run the model's recurrent layers in it.
 
     Raises:
         ValueError: Naming the remedy, where oneDNN would fail in the first training step.
@@ -545,6 +546,10 @@ def check_autocast(model: nn.Module, training_args: TrainingArguments) -> None:
             raise ValueError(
                 f"{name}=True: oneDNN has no {name} LSTM for this processor; leave {name} out, float32 is faster on it"
             )
+
+
+def propose_bfloat16(training_args: TrainingArguments) -> None:
+    """Says so where a CPU has bfloat16 and the training does not use it."""
     if not (training_args.bf16 or training_args.fp16) and has_bfloat16(training_args.device):
         logger.warning_once(
             "this processor has bfloat16, in which a training takes less time: --bf16 (docs/training.md: how much)"
@@ -578,6 +583,7 @@ __all__ = [
     "load_or_build_model",
     "load_or_build_tokenizer",
     "load_splits",
+    "propose_bfloat16",
     "save_finished",
     "skip_what_was_trained_on",
     "title_metrics",
