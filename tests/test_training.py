@@ -993,6 +993,12 @@ def test_a_training_stops_in_its_last_stage(files, tmp_path, never_better):
     assert numbered_checkpoints(tmp_path)[0].name == "checkpoint-18"
 
 
+def test_a_run_goes_on_with_patience_that_it_began_without(files, begun):
+    run(files, begun, max_steps=6, early_stopping_patience=5)
+    state = json.loads((begun / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["PatienceCallback"]["args"]["early_stopping_patience"] == 5
+
+
 @pytest.mark.e2e
 def test_a_resumed_run_has_waited_as_long_for_a_better_model(files, tmp_path, never_better):
     run(files, tmp_path, **PATIENT)
@@ -1074,9 +1080,21 @@ def test_a_resumed_training_ends_in_the_same_time(stopped_at, files, tmp_path, m
     assert numbered_checkpoints(tmp_path)[0].name == "checkpoint-19"
     weights = load_file(tmp_path / "checkpoint-19" / "model.safetensors")
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    # More time is more updates.
+    # Less time than has gone changes nothing, and more is more updates.
+    run(files, tmp_path, CHOSEN, **{**settings, "max_train_minutes": 1 / 60})
+    assert numbered_checkpoints(tmp_path)[0].name == "checkpoint-19"
     run(files, tmp_path, CHOSEN, **{**settings, "max_train_minutes": 30 / 60})
     assert int(numbered_checkpoints(tmp_path)[0].name.removeprefix("checkpoint-")) > 20
+
+
+def test_a_training_whose_time_is_over_ends_at_once_with_all_that_ends_one(files, tmp_path, monkeypatch):
+    Ticks(monkeypatch)
+    run(files, tmp_path, CHOSEN, **{**IN_TIME, "max_steps": 8})
+    # After one more update nothing but what ends a training is left, a fifth of 12.
+    Ticks(monkeypatch)
+    monkeypatch.setattr(ending, "seconds_before", lambda state: 80.0)
+    run(files, tmp_path, CHOSEN, **{**IN_TIME, "max_train_minutes": 20 / 60})
+    assert numbered_checkpoints(tmp_path)[0].name == "checkpoint-12"
 
 
 def test_patience_and_time_may_both_end_a_training(files, tmp_path, never_better, monkeypatch):

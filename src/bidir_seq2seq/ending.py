@@ -219,7 +219,7 @@ class TimeLimitCallback(EarlyEnd, TrainerCallback, ExportableState):
 
 
 def updates_in(seconds: float, pace: float, own_partner_share: float = 0.0, before: int = 0) -> int:
-    """How many updates a training comes to, rounded.
+    """How many updates a training comes to, rounded; one at least.
 
     Args:
         seconds: That it may still take.
@@ -227,7 +227,7 @@ def updates_in(seconds: float, pace: float, own_partner_share: float = 0.0, befo
         own_partner_share: The share of all updates in which decoders read what their twins write, which takes longer.
         before: Updates that it has made, none of them such.
     """
-    return max(0, round((before + seconds / pace) / (1 + (OWN_PARTNER_COST - 1) * own_partner_share)))
+    return max(1, round((before + seconds / pace) / (1 + (OWN_PARTNER_COST - 1) * own_partner_share)))
 
 
 def last_updates(share: float, total: int) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.utils import logging
 
@@ -272,6 +273,11 @@ class TitleTrainer(Seq2SeqTrainer):
         if self.args.should_save and not Path(self.args.output_dir).is_dir():
             # It was there when the run began: on a drive that is gone, say, it must not be made anew.
             raise FileNotFoundError(f"{run} is no longer there")
+        for callback in self.callback_handler.callbacks:
+            # transformers looks for the state of each in what it has read from a checkpoint, which knows none of a
+            # callback that is new to the run.
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks.setdefault(type(callback).__name__, {})
         self._aside = aside = run / UNFINISHED
         try:
             if self.args.should_save:
