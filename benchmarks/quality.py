@@ -15,9 +15,9 @@ without data, prints the table from these files and draws the plot.
 decoders, and with a left-to-right one alone, whose updates are cheaper, both with ours' chosen options. All have the
 same tokens and the same width, and BART as many layers as give about as many parameters. A budget is of the training
 alone, in processor seconds of one thread: making batches counts, starting and writing titles does not. Ours goes by
-the clock (`--max_train_minutes`), and so needs a core of its own. OpenNMT-py has a constant learning rate, with which
-it is looked at on its way, or one that falls at the end, whichever is better; that one, ours' and BART's end at the
-budget, and so are trained anew for each. Each searches in the ways of `WAYS`; the table has them all.
+the clock (`--max_train_minutes`), and so needs a core of its own. OpenNMT-py has a constant learning rate, or one that
+falls at the end, as ours' and BART's do, whichever is better. Each searches in the ways of `WAYS`; the table has them
+all.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from bidir_seq2seq.arguments import parse_arguments
 from bidir_seq2seq.data import encode_pairs, load_pairs
 from bidir_seq2seq.evaluation import listed_references, load_test_pairs
 from bidir_seq2seq.metrics import bleu_of_counts, paired_bootstrap
+from bidir_seq2seq.recipe import DROPOUT
 from bidir_seq2seq.training import (
     DataArguments,
     ModelArguments,
@@ -116,6 +117,8 @@ WAYS: dict[str, dict[str, dict]] = {
     "BART": {"beam 3, mean": {"num_beams": 3}, "beam 5, sum": {"num_beams": 5, "length_penalty": 0.0}},
 }
 DIRECTIONS = {"twins": "both", "one direction": "l2r"}
+# From about so many seconds on OpenNMT-py sees each pair five times.
+DROPOUT_FROM = {"xwlb_brief": 3300, "csl": 600, "multi30k_en_de": 2200}
 # The updates from which the time of an update is taken: a whole pool of batches of all lengths, twice.
 TRIAL_UPDATES = 100
 HEADING = (
@@ -154,13 +157,13 @@ class QualityArguments:
 
 @dataclass
 class Job:
-    """What is to be learned: a data set, the candidate's options, and for how long."""
+    """What is to be learned: a data set, the candidate's options, and for how many seconds."""
 
     data: str
     system: str
     files: dict[str, str]
     options: dict
-    budgets: list[int]
+    budget: int
     seed: int
     folder: Path
     arguments: QualityArguments
@@ -193,32 +196,29 @@ def within(seconds: float, learn: Callable[[int, Budget], None], note: Path) -> 
     return budget
 
 
-def learn_ours(job: Job) -> list[dict]:
+def learn_ours(job: Job) -> dict:
     """Trains ours, as `bidir-seq2seq train --max_train_minutes` does, whose trial is part of the budget."""
-    found = []
-    for seconds in job.budgets:
-        folder = job.folder / str(seconds)
-        settings = {
-            **SETTINGS[job.data],
-            **job.options,
-            "train_file": job.files["train"],
-            "output_dir": str(folder),
-            "seed": job.seed,
-            "max_train_minutes": seconds / 60,
-            # More than there is time for.
-            "num_train_epochs": 1000.0,
-            "eval_strategy": "no",
-            "save_strategy": "no",
-            "report": False,
-            "use_cpu": True,
-        }
-        parsed = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_dict(settings)
-        account = Budget(float("inf"))
-        train(*parsed, callbacks=[account])
-        model = AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        found.append(written(model, tokenizer, job, account))
-    return found
+    folder = job.folder / str(job.budget)
+    settings = {
+        **SETTINGS[job.data],
+        **job.options,
+        "train_file": job.files["train"],
+        "output_dir": str(folder),
+        "seed": job.seed,
+        "max_train_minutes": job.budget / 60,
+        # More than there is time for.
+        "num_train_epochs": 1000.0,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "report": False,
+        "use_cpu": True,
+    }
+    account = Budget(float("inf"))
+    train(
+        *HfArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_dict(settings), callbacks=[account]
+    )
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True).eval()
+    return written(model, AutoTokenizer.from_pretrained(folder), job, account)
 
 
 def written(model, tokenizer, job: Job, budget: Budget) -> dict:
@@ -238,7 +238,7 @@ def written(model, tokenizer, job: Job, budget: Budget) -> dict:
     }
 
 
-def learn_bart(job: Job) -> list[dict]:
+def learn_bart(job: Job) -> dict:
     """Trains a BART from nothing by transformers' own Trainer."""
     tokenizer = tokenizer_of(job)
     pairs = load_pairs({"train": job.files["train"]})["train"]
@@ -263,39 +263,36 @@ def learn_bart(job: Job) -> list[dict]:
         decoder_start_token_id=tokenizer.bos_token_id,
         forced_eos_token_id=None,
     )
-    found = []
-    for seconds in job.budgets:
-        set_seed(job.seed)
-        model = BartForConditionalGeneration(config)
-        fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    set_seed(job.seed)
+    model = BartForConditionalGeneration(config)
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-        def learn(updates: int, budget: Budget, model=model, fresh=fresh) -> None:
-            model.load_state_dict(fresh)
-            arguments = Seq2SeqTrainingArguments(
-                output_dir=str(job.folder / "unused"),
-                max_steps=updates,
-                train_sampling_strategy="group_by_length",
-                lr_scheduler_type="linear",
-                warmup_steps=min(200, updates // 10),
-                save_strategy="no",
-                report_to=[],
-                use_cpu=True,
-                seed=job.seed,
-                dataloader_pin_memory=False,
-                **options,
-            )
-            Seq2SeqTrainer(
-                model=model,
-                args=arguments,
-                train_dataset=encoded,
-                data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
-                callbacks=[budget],
-            ).train()
+    def learn(updates: int, budget: Budget) -> None:
+        model.load_state_dict(fresh)
+        arguments = Seq2SeqTrainingArguments(
+            output_dir=str(job.folder / "unused"),
+            max_steps=updates,
+            train_sampling_strategy="group_by_length",
+            lr_scheduler_type="linear",
+            warmup_steps=min(200, updates // 10),
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            seed=job.seed,
+            dataloader_pin_memory=False,
+            **options,
+        )
+        Seq2SeqTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=encoded,
+            data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+            callbacks=[budget],
+        ).train()
 
-        budget = within(seconds, learn, job.folder / "rate.json")
-        model.generation_config.max_length = 65
-        found.append(written(model.eval(), tokenizer, job, budget))
-    return found
+    budget = within(job.budget, learn, job.folder / "rate.json")
+    model.generation_config.max_length = 65
+    return written(model.eval(), tokenizer, job, budget)
 
 
 def tokenizer_of(job: Job):
@@ -309,7 +306,7 @@ def tokenizer_of(job: Job):
     return AutoTokenizer.from_pretrained(folder)
 
 
-def learn_opennmt(job: Job) -> list[dict]:
+def learn_opennmt(job: Job) -> dict:
     """Trains OpenNMT-py's LSTM with copies, in its own environment."""
     tokenizer = tokenizer_of(job)
     by_character = SETTINGS[job.data]["tokenizer_type"] == "char"
@@ -343,7 +340,7 @@ def learn_opennmt(job: Job) -> list[dict]:
         "falling_share": options.pop("falling_share", 0.0),
         "options": options,
         "ways": WAYS["OpenNMT-py"],
-        "budgets": job.budgets,
+        "budget": job.budget,
         "max_length": 64,
         "seed": job.seed,
         "threads": job.arguments.threads,
@@ -354,14 +351,12 @@ def learn_opennmt(job: Job) -> list[dict]:
     command = [str(python_of(job.arguments.peers_dir, "opennmt_lstm")), str(program), str(task_file)]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
     found = json.loads(answer)
-    for row in found["budgets"]:
-        row["parameters"] = found["parameters"]
-        for way in row["ways"].values():
-            way["titles"] = [text(title) for title in way["titles"]]
-    return found["budgets"]
+    for way in found["ways"].values():
+        way["titles"] = [text(title) for title in way["titles"]]
+    return {name: found[name] for name in ("seconds", "updates", "parameters", "ways")}
 
 
-LEARN: dict[str, Callable[[Job], list[dict]]] = {
+LEARN: dict[str, Callable[[Job], dict]] = {
     "ours": learn_ours,
     "twins": learn_ours,
     "one direction": learn_ours,
@@ -370,40 +365,36 @@ LEARN: dict[str, Callable[[Job], list[dict]]] = {
 }
 
 
-def chosen_options(data: str, system: str) -> dict:
-    """What `tune` has found best."""
+def chosen_options(data: str, system: str, budget: int) -> dict:
+    """What `tune` has found best; and from five passes on the dropout that ours has then by itself."""
     if system in DIRECTIONS:
-        return {**chosen_options(data, "ours"), "decoder_directions": DIRECTIONS[system]}
+        return {**chosen_options(data, "ours", budget), "decoder_directions": DIRECTIONS[system]}
     chosen = RESULTS / data / f"{system}-tuned.json"
     if not chosen.exists():
         raise ValueError(f"{chosen} is missing: choose among the candidates with --tune SECONDS first")
-    return json.loads(chosen.read_text(encoding="utf-8"))["options"]
+    options = json.loads(chosen.read_text(encoding="utf-8"))["options"]
+    if "dropout" in options and budget >= DROPOUT_FROM[data]:
+        options["dropout"] = DROPOUT
+    return options
 
 
-def run(arguments: QualityArguments, data: str, system: str, seed: int, budgets: list[int]) -> None:
-    """Trains a system for each budget that has no file yet of the options chosen, and writes the files."""
-    options = chosen_options(data, system)
-    files = {budget: RESULTS / data / f"{system}-{budget}-{seed}.json" for budget in budgets}
-    budgets = [
-        budget
-        for budget, file in files.items()
-        if not file.exists() or json.loads(file.read_text(encoding="utf-8"))["options"] != options
-    ]
-    if not budgets:
+def run(arguments: QualityArguments, data: str, system: str, seed: int, budget: int) -> None:
+    """Trains a system for so long, unless there is a file of the options chosen, and writes the file."""
+    options = chosen_options(data, system, budget)
+    result_file = RESULTS / data / f"{system}-{budget}-{seed}.json"
+    if result_file.exists() and json.loads(result_file.read_text(encoding="utf-8"))["options"] == options:
         return
     folder = Path(arguments.data_dir) / data
     files = {name: str(folder / f"{name}.jsonl") for name in ("train", "test")}
     where = Path(arguments.output_dir) / data / f"{system}-{seed}"
-    job = Job(data, system, files, options, budgets, seed, where, arguments)
     references = listed_references(load_test_pairs(files["test"]))
-    for budget, found in zip(budgets, LEARN[system](job)):
-        ways = {
-            name: {"search_seconds": way["search_seconds"], **scores_of(data, way["titles"], references)}
-            for name, way in found["ways"].items()
-        }
-        result = {"data": data, "system": system, "seed": seed, "budget": budget, **found, "ways": ways}
-        result |= {"options": options, "machine": machine()}
-        save(RESULTS / data / f"{system}-{budget}-{seed}.json", result)
+    found = LEARN[system](Job(data, system, files, options, budget, seed, where, arguments))
+    ways = {
+        name: {"search_seconds": way["search_seconds"], **scores_of(data, way["titles"], references)}
+        for name, way in found["ways"].items()
+    }
+    result = {"data": data, "system": system, "seed": seed, "budget": budget, **found, "ways": ways}
+    save(result_file, result | {"options": options, "machine": machine()})
 
 
 def tune(arguments: QualityArguments, data: str, system: str) -> None:
@@ -426,8 +417,8 @@ def tune(arguments: QualityArguments, data: str, system: str) -> None:
     for number, options in enumerate(CANDIDATES[system]):
         if options in done:
             continue
-        job = Job(data, system, files, options, [arguments.tune], 0, where / f"{system}-tune-{number}", arguments)
-        (found,) = LEARN[system](job)
+        job = Job(data, system, files, options, arguments.tune, 0, where / f"{system}-tune-{number}", arguments)
+        found = LEARN[system](job)
         metric = METRICS.get(data, "rougeL")
         best = max(scores_of(data, way["titles"], references)[metric] for way in found["ways"].values())
         tried.append({"options": options, "updates": found["updates"], metric: best})
@@ -508,8 +499,9 @@ def main(args: list[str] | None = None) -> None:
             for system in arguments.systems:
                 if arguments.tune is not None:
                     tune(arguments, data, system)
-                else:
-                    run(arguments, data, system, seed, arguments.budgets)
+                    continue
+                for budget in arguments.budgets:
+                    run(arguments, data, system, seed, budget)
     if arguments.tune is None:
         report(ROOT / "docs" / "images" / "quality.png")
 

@@ -4,11 +4,10 @@
 
 The job holds `train` and `test` (files of JSON lines, each a list of two texts of tokens with spaces between),
 `vocab` (tokens), `hidden_size`, `num_layers`, `batch_size`, `options` (of `onmt_train`), `ways` (options of
-`onmt_translate` by name), `budgets` (processor seconds), `max_length`, `seed`, `threads` and `falling_share`. One
-training passes all budgets; at each it writes about all test sources, whose time does not count. With a
-`falling_share` there is a training for each budget, in whose last seconds, that share of them, the learning rate falls
-to 0 as half a cosine. The last line of the output is JSON: for each budget the `seconds`, the `updates`, and for each
-way the `titles` and `search_seconds`; and the `parameters` and `version`.
+`onmt_translate` by name), `budget` (processor seconds), `max_length`, `seed`, `threads` and `falling_share`: in the
+last seconds of the training, that share of them, the learning rate falls to 0 as half a cosine. Then it writes about
+all test sources, whose time does not count. The last line of the output is JSON: the `seconds`, the `updates`, for
+each way the `titles` and `search_seconds`, and the `parameters` and `version`.
 
 Its own command line cannot search a model that copies, so that its `Translator` is given the model as it was trained,
 one document at a time: in a batch it goes on with the words of the wrong document once a title is finished.
@@ -123,36 +122,25 @@ def main(job_file: str) -> None:
     }
     options, vocabs, model = build(job)
     trainer = build_trainer(options, -1, model, vocabs, Optimizer.from_opt(model, options))
+    model.train()
+    start = time.process_time()
+    stop = start + job["budget"]
+    if job["falling_share"]:
+        # It has no such schedule of its own; this is where all of its schedules go.
+        trainer.optim._learning_rate_decay_fn = falling(stop, job["falling_share"] * job["budget"])
+    first = trainer.optim.training_step
+    trainer.train(batches_of(vocabs, texts["train"], job["batch_size"], job["seed"], stop), train_steps=0)
     result = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "version": onmt.__version__,
-        "budgets": [],
+        "seconds": time.process_time() - start,
+        "updates": trainer.optim.training_step - first,
+        "ways": {},
     }
-    spent = updates = 0.0
-    for number, budget in enumerate(job["budgets"]):
-        if job["falling_share"]:
-            torch.manual_seed(job["seed"])
-            options, vocabs, model = build(job)
-            trainer = build_trainer(options, -1, model, vocabs, Optimizer.from_opt(model, options))
-            spent = updates = 0.0
+    for name, way in job["ways"].items():
         start = time.process_time()
-        before = trainer.optim.training_step
-        model.train()
-        # Another order of the pairs after each stop.
-        seed = job["seed"] + (0 if job["falling_share"] else 1000 * number)
-        stop = start + budget - spent
-        if job["falling_share"]:
-            # It has no such schedule of its own; this is where all of its schedules go.
-            trainer.optim._learning_rate_decay_fn = falling(stop, job["falling_share"] * budget)
-        trainer.train(batches_of(vocabs, texts["train"], job["batch_size"], seed, stop), train_steps=0)
-        spent += time.process_time() - start
-        updates += trainer.optim.training_step - before
-        ways = {}
-        for name, way in job["ways"].items():
-            start = time.process_time()
-            titles = write(model, vocabs, options, job, way, [source for source, _ in texts["test"]])
-            ways[name] = {"titles": titles, "search_seconds": time.process_time() - start}
-        result["budgets"].append({"seconds": spent, "updates": updates, "ways": ways})
+        titles = write(model, vocabs, options, job, way, [source for source, _ in texts["test"]])
+        result["ways"][name] = {"titles": titles, "search_seconds": time.process_time() - start}
     print(json.dumps(result))
 
 
