@@ -1155,9 +1155,10 @@ def test_a_trial_leaves_no_trace_in_the_training(files, tmp_path):
     assert names[0] == names[1]
 
 
-def test_no_time_is_refused():
-    with pytest.raises(ValueError, match="max_train_minutes=0 is no time"):
-        TrainingArguments(max_train_minutes=0.0)
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf")])
+def test_no_time_is_refused(minutes):
+    with pytest.raises(ValueError, match=f"max_train_minutes={minutes:g} is no time"):
+        TrainingArguments(max_train_minutes=minutes)
 
 
 def test_the_best_model_is_found_after_the_folder_was_moved(files, finished, tmp_path):
