@@ -334,8 +334,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         super().__post_init__()
         if self.max_train_minutes is not None and not 0 < self.max_train_minutes < math.inf:
             raise ValueError(
-                f"max_train_minutes={self.max_train_minutes:g} is no time to learn in: give a number above 0, or leave "
-                "it out"
+                f"max_train_minutes={self.max_train_minutes:g} is no time to learn in: give a number above 0, or "
+                "leave it out"
             )
         if not 0 <= (self.own_partner_share or 0) <= 1:
             raise ValueError(f"own_partner_share={self.own_partner_share} is a share of the updates: 0 to 1")
