@@ -1155,6 +1155,25 @@ def test_a_trial_leaves_no_trace_in_the_training(files, tmp_path):
     assert names[0] == names[1]
 
 
+@pytest.mark.parametrize("best", [2, 4])
+def test_the_model_that_is_kept_is_validated_once(best, files, tmp_path, monkeypatch):
+    looks, before = [], Seq2SeqTrainer.evaluate
+
+    def evaluate(trainer, *args, **kwargs):
+        looks.append(trainer.state.global_step)
+        metrics = before(trainer, *args, **kwargs)
+        # By which the best one is chosen.
+        return {**metrics, "eval_loss": 0.0 if trainer.state.global_step == best else 1.0 + len(looks)}
+
+    monkeypatch.setattr(Seq2SeqTrainer, "evaluate", evaluate)
+    metrics = run(files, tmp_path, {"decoder_directions": "l2r"}, predict_with_generate=False)
+    assert metrics["eval_loss"] >= 0
+    assert looks == ([2, 4] if best == 4 else [2, 4, 4])
+    # Another process looks again, perhaps at other pairs.
+    run(files, tmp_path, {"decoder_directions": "l2r"}, predict_with_generate=False)
+    assert len(looks) == (3 if best == 4 else 4)
+
+
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan"), float("inf")])
 def test_no_time_is_refused(minutes):
     with pytest.raises(ValueError, match=f"max_train_minutes={minutes:g} is no time"):

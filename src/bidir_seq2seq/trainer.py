@@ -83,6 +83,8 @@ class TitleTrainer(Seq2SeqTrainer):
         # On the device, where counting costs no waiting: bad updates in a row up to now, and the most there have been.
         self._bad_updates = torch.zeros((), device=self.args.device)
         self._most_bad_updates = torch.zeros((), device=self.args.device)
+        # The last validation of this process: after which update, and what it found.
+        self._validated: tuple[int, dict[str, float]] = (-1, {})
         self.add_callback(PunctualSaveCallback())
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
@@ -245,7 +247,15 @@ class TitleTrainer(Seq2SeqTrainer):
         metrics = super().evaluate(*args, **kwargs)
         if not math.isfinite(metrics.get("eval_loss", 0.0)):
             raise self._diverged(f"update {self.state.global_step}: the validation has a loss")
+        self._validated = self.state.global_step, metrics
         return metrics
+
+    def evaluate_kept(self) -> dict[str, float]:
+        """Metrics of the model that a training has left: of the last validation, if that was of the same weights."""
+        update, metrics = self._validated
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        is_kept = update == self.state.global_step and best in (None, update)
+        return metrics if is_kept else self.evaluate()
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._aside is None else str(self._aside)

@@ -197,7 +197,7 @@ def _train(
         )
         raise SystemExit(128 + stop.number)
 
-    metrics = trainer.evaluate() if validates else {}
+    metrics = trainer.evaluate_kept() if validates else {}
     model.generation_config = generation_config
     save_finished(trainer, metrics)
     for name, report in reports.items():
