@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer, TrainerControl, TrainerState
 
-from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, callbacks, ending, recipe
+from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, callbacks, ending, recipe, trial
 from bidir_seq2seq import trainer as trainer_module
 from bidir_seq2seq import training as training_module
 from bidir_seq2seq.callbacks import SharedProcessorsCallback, StopSignalCallback
@@ -1019,10 +1019,13 @@ def test_a_resumed_run_has_waited_as_long_for_a_better_model(files, tmp_path, ne
 
 
 class Ticks:
-    """A clock by which every update takes a second, and which stood still before the first one."""
+    """A clock by which every update takes a second, and a trial says that one beside own writing takes 1.4."""
 
     def __init__(self, monkeypatch):
         self.now = -1.0
+        self.tried: list[str] = []
+        monkeypatch.setattr(training_module, "time", SimpleNamespace(monotonic=lambda: 0.0))
+        monkeypatch.setattr(training_module, "try_out", self.try_out)
         monkeypatch.setattr(ending, "time", SimpleNamespace(monotonic=self.tick))
         # By the same clock.
         monkeypatch.setattr(ending, "seconds_before", lambda state: float(state.global_step))
@@ -1031,8 +1034,11 @@ class Ticks:
         self.now += 1
         return self.now
 
+    def try_out(self, model, own_partner_share, pairs, encoder, training_args) -> ending.Pace:
+        self.tried.append(model.config.decoder_directions)
+        return ending.Pace(1.0, own_partner_share, 1.4)
 
-# Nothing is left to a trial.
+
 IN_TIME = {"eval_strategy": "no", "save_total_limit": None, "warmup_steps": 2, "max_steps": 40, "report": False}
 CHOSEN = {"decoder_directions": "both", "dropout": 0.0}
 
@@ -1126,25 +1132,25 @@ def test_two_processes_end_at_the_same_update(files, tmp_path):
 def test_what_suits_a_new_model_follows_from_how_often_there_is_time_to_see_each_pair(files, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "FEW_PAIRS", 1)
     monkeypatch.setattr(recipe, "TWINS_FROM", 2.0)
-    tried = []
-
-    def seconds_per_update(model, pairs, encoder, training_args):
-        tried.append(model.config.decoder_directions)
-        return 1.0
-
-    monkeypatch.setattr(training_module, "seconds_per_update", seconds_per_update)
     # 24 pairs, 4 an update.
-    for minutes, directions, dropout in ((1, "l2r", 0.2), (0.4, "l2r", 0.0), (2, "both", 0.2)):
-        Ticks(monkeypatch)
-        folder = tmp_path / str(minutes)
+    cases = ((1, "l2r", 0.2, ["both", "l2r"]), (0.4, "l2r", 0.0, ["both", "l2r"]), (2, "both", 0.2, ["both"]))
+    for minutes, directions, dropout, tried in cases:
+        clock, folder = Ticks(monkeypatch), tmp_path / str(minutes)
         settings = {**IN_TIME, "max_steps": -1, "num_train_epochs": 50.0, "save_strategy": "no"}
         run(files, folder, **settings, max_train_minutes=minutes)
         config = json.loads((folder / "config.json").read_text())
         assert (config["decoder_directions"], config["dropout"]) == (directions, dropout)
-    assert tried == ["both", "l2r", "both", "l2r", "both"]
+        assert clock.tried == tried
 
 
-def test_a_trial_leaves_no_trace_in_the_training(files, tmp_path):
+def test_a_trial_leaves_no_trace_in_the_training(files, tmp_path, monkeypatch):
+    paces = []
+
+    def try_out(*args):
+        paces.append(trial.try_out(*args))
+        return paces[-1]
+
+    monkeypatch.setattr(training_module, "try_out", try_out)
     # So much time that only the trial tells these from each other.
     settings = {**IN_TIME, "max_steps": 6}
     run(files, tmp_path / "tried", **settings, max_train_minutes=1000.0)
@@ -1153,6 +1159,8 @@ def test_a_trial_leaves_no_trace_in_the_training(files, tmp_path):
     assert tried == plain
     names = [{path.name for path in (tmp_path / name).iterdir()} for name in ("tried", "plain")]
     assert names[0] == names[1]
+    (pace,) = paces
+    assert pace.seconds > 0 and pace.own_partner_share == 0.2 and pace.own_partner_cost > 1
 
 
 @pytest.mark.parametrize("best", [2, 4])

@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
@@ -28,8 +28,8 @@ logger = logging.get_logger(__name__)
 
 # The last updates, this share of them, in which the learning rate of "warmup_stable_decay" falls (docs/training.md).
 DECAY_SHARE = 0.2
-# An update in which decoders read what their twins write takes so many times as long (docs/bidirectional.md).
-OWN_PARTNER_COST = 1.4
+# An update in which decoders read what their twins write takes about so many times as long (docs/bidirectional.md).
+OWN_PARTNER_COST = 1.5
 
 
 class OwnPartnerCallback(TrainerCallback):
@@ -62,6 +62,31 @@ class OwnPartnerCallback(TrainerCallback):
             self.config.twin_partner = "own"
         if state.global_step == start:
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+
+class Pace(NamedTuple):
+    """How fast a model learns.
+
+    Attributes:
+        seconds: Of an update.
+        own_partner_share: The share of all updates in which decoders read what their twins write.
+        own_partner_cost: So many times as long takes such an update.
+    """
+
+    seconds: float
+    own_partner_share: float = 0.0
+    own_partner_cost: float = OWN_PARTNER_COST
+
+    def updates_in(self, seconds: float, before: int = 0) -> int:
+        """How many updates a training comes to, rounded; one at least.
+
+        Args:
+            seconds: That it may still take.
+            before: Updates that it has made, none of them beside own writing.
+        """
+        # Where all are, they are what has been timed.
+        extra = (self.own_partner_cost - 1) * self.own_partner_share if self.own_partner_share < 1 else 0.0
+        return max(1, round((before + seconds / self.seconds) / (1 + extra)))
 
 
 class EarlyEnd:
@@ -173,6 +198,7 @@ class TimeLimitCallback(EarlyEnd, TrainerCallback, ExportableState):
     Args:
         seconds: Of the whole training, validations on its way included.
         own_partner_share: That of [`OwnPartnerCallback`]; 0 without it.
+        own_partner_cost: So many times as long takes an update of that share. A resumed run has it from before.
         spent: Seconds that have gone before the first update.
         accelerator: The Trainer's: its processes end at the same update.
     """
@@ -181,22 +207,25 @@ class TimeLimitCallback(EarlyEnd, TrainerCallback, ExportableState):
         self,
         seconds: float,
         own_partner_share: float = 0.0,
+        own_partner_cost: float = OWN_PARTNER_COST,
         spent: float = 0.0,
         accelerator: Accelerator | None = None,
     ):
         self.seconds, self.own_partner_share, self.spent = seconds, own_partner_share, spent
+        self.own_partner_cost = own_partner_cost
         self.agreement = Agreement(accelerator)
 
     def state(self) -> dict:
         """What a checkpoint keeps of it."""
         args = {"seconds": self.seconds, "own_partner_share": self.own_partner_share}
-        return {"args": args, "attributes": {"ends_at": self.ends_at}}
+        return {"args": args, "attributes": {"ends_at": self.ends_at, "own_partner_cost": self.own_partner_cost}}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Starts the clock; a resumed run whose end is set keeps it."""
         self.planned, self.first = state.max_steps, state.global_step
         self.start, self.spent = time.monotonic(), self.spent + seconds_before(state)
-        _, ends_at = self.end_of_before("seconds", state)
+        attributes, ends_at = self.end_of_before("seconds", state)
+        self.own_partner_cost = attributes.get("own_partner_cost", self.own_partner_cost)
         if ends_at is not None and ends_at < self.planned:
             self.end(ends_at, "the time was nearly over, before", args, state, kwargs["lr_scheduler"])
 
@@ -204,9 +233,8 @@ class TimeLimitCallback(EarlyEnd, TrainerCallback, ExportableState):
         """Moves the end to where it will be, until a last stage has begun."""
         update = state.global_step
         gone = time.monotonic() - self.start
-        possible = updates_in(
-            self.seconds - self.spent - gone, gone / (update - self.first), self.own_partner_share, update
-        )
+        pace = Pace(gone / (update - self.first), self.own_partner_share, self.own_partner_cost)
+        possible = pace.updates_in(self.seconds - self.spent - gone, before=update)
         # The processes' clocks differ.
         possible = self.agreement.greatest(possible)
         if update > state.max_steps - max(self.last_stages(args, state.max_steps), default=1) or not possible:
@@ -216,18 +244,6 @@ class TimeLimitCallback(EarlyEnd, TrainerCallback, ExportableState):
         if total < self.planned and update >= total - max(self.last_stages(args, total), default=1):
             why = f"the time is nearly over (max_train_minutes={self.seconds / 60:g})"
             self.end(total, why, args, state, kwargs["lr_scheduler"])
-
-
-def updates_in(seconds: float, pace: float, own_partner_share: float = 0.0, before: int = 0) -> int:
-    """How many updates a training comes to, rounded; one at least.
-
-    Args:
-        seconds: That it may still take.
-        pace: Seconds of an update.
-        own_partner_share: The share of all updates in which decoders read what their twins write, which takes longer.
-        before: Updates that it has made, none of them such.
-    """
-    return max(1, round((before + seconds / pace) / (1 + (OWN_PARTNER_COST - 1) * own_partner_share)))
 
 
 def last_updates(share: float, total: int) -> int:
@@ -247,12 +263,13 @@ def falls_at_the_end(args: Any) -> bool:
 
 
 __all__ = [
+    "OWN_PARTNER_COST",
     "EarlyEnd",
     "OwnPartnerCallback",
+    "Pace",
     "PatienceCallback",
     "TimeLimitCallback",
     "falls_at_the_end",
     "last_updates",
-    "updates_in",
     "updates_of_falling_rate",
 ]

@@ -30,7 +30,7 @@ from .allocator import keep_freed_memory
 from .callbacks import ElapsedTimeCallback, MovableEndCallback, SharedProcessorsCallback, StopSignalCallback
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .data import EncodingReport, PairEncoder, encode_pairs, load_pairs
-from .ending import OwnPartnerCallback, PatienceCallback, TimeLimitCallback, updates_in
+from .ending import OWN_PARTNER_COST, OwnPartnerCallback, Pace, PatienceCallback, TimeLimitCallback
 from .kernels_bidir_seq2seq import has_bfloat16, runs_under_autocast
 from .loading import load_model, load_tokenizer
 from .metrics import TitleScore
@@ -59,7 +59,7 @@ from .streaming import PairStream, StreamCollator, encoded_titles, log_survey, o
 from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
 from .trainer import TitleTrainer, finite_or_none
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments, settle_streaming
-from .trial import seconds_per_update
+from .trial import try_out
 from .unknown_words import TitleCollator, decode_to_compare
 
 if TYPE_CHECKING:
@@ -120,10 +120,13 @@ def _train(
     with training_args.main_process_first(desc="building the tokenizer"):
         tokenizer = load_or_build_tokenizer(model_args, data_args, train_pairs, training_args.output_dir)
     checkpoint = checkpoint_to_resume(training_args)
-    began = time.monotonic()
+    began, minutes, own_partner_cost = time.monotonic(), training_args.max_train_minutes, OWN_PARTNER_COST
     if model_args.model_name_or_path is None:
-        passes = _passes(model_args, data_args, training_args, train_pairs, num_pairs, tokenizer)
+        pace = _trial(model_args, data_args, training_args, train_pairs, tokenizer)
+        passes = _passes(training_args, num_pairs, pace)
         model_args = _chosen(model_args, training_args, train_pairs, tokenizer, passes, checkpoint)
+        if minutes is not None and checkpoint is None:
+            own_partner_cost = pace(model_args.decoder_directions or "both").own_partner_cost
     spent = time.monotonic() - began
     model = load_or_build_model(model_args, tokenizer)
     check_autocast(model, training_args)
@@ -177,8 +180,8 @@ def _train(
     )
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(MovableEndCallback)
-    if (minutes := training_args.max_train_minutes) is not None:
-        trainer.add_callback(TimeLimitCallback(60 * minutes, share, spent, trainer.accelerator))
+    if minutes is not None:
+        trainer.add_callback(TimeLimitCallback(60 * minutes, share, own_partner_cost, spent, trainer.accelerator))
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.warning_once(f"model: {num_parameters:,} parameters, vocabulary {len(tokenizer):,}")
     config = model.config
@@ -297,46 +300,45 @@ def count_and_fingerprint(pairs: Dataset | PairStream) -> tuple[int, str]:
     return len(pairs), fingerprint(pairs.iter(1000))
 
 
-def _passes(
+def _trial(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
     pairs: Dataset | PairStream,
-    num_pairs: int,
     tokenizer: PreTrainedTokenizerBase,
-) -> Callable[[str], float]:
-    """How often a new model of given directions sees each pair: as planned, or as often as there is time for."""
-    share_of_update = pairs_per_update(training_args) / max(num_pairs, 1)
-    planned = training_args.num_train_epochs
-    if training_args.max_steps > 0:
-        planned = training_args.max_steps * share_of_update
-    minutes = training_args.max_train_minutes
+) -> Callable[[str], Pace]:
+    """How fast a new model of given directions learns here."""
 
     @cache
-    def passes(directions: str) -> float:
-        if minutes is None:
-            return planned
+    def pace(directions: str) -> Pace:
         tried = replace(model_args, decoder_directions=directions, dropout=model_args.dropout or 0.0)
         model = load_or_build_model(tried, tokenizer)
         check_autocast(model, training_args)
         if training_args.freeze_encoder:
             freeze_encoder(model)
-        encoder = PairEncoder(
-            tokenizer,
-            data_args.max_source_length,
-            data_args.max_target_length,
-            model.config.use_copy,
-            model.source_tokenizer,
-        )
-        pace = seconds_per_update(model, pairs, encoder, training_args)
+        share = _own_partner_share(model_args, training_args, model.config)
+        limits = (data_args.max_source_length, data_args.max_target_length)
+        encoder = PairEncoder(tokenizer, *limits, model.config.use_copy, model.source_tokenizer)
+        found = try_out(model, share, pairs, encoder, training_args)
         # As if there had been no trial.
         set_seed(training_args.seed)
-        updates = updates_in(60 * minutes, pace, _own_partner_share(model_args, training_args, model.config))
-        logger.warning_once(
-            f"trial of decoder_directions={directions!r}: {pace:.2g} s an update, so that {minutes:g} minutes see "
-            f"every pair {updates * share_of_update:.3g} times, if no time is spent on validations"
-        )
-        return min(planned, updates * share_of_update)
+        logger.warning_once(f"trial of decoder_directions={directions!r}: {found.seconds:.2g} s an update")
+        return found
+
+    return pace
+
+
+def _passes(training_args: TrainingArguments, num_pairs: int, pace: Callable[[str], Pace]) -> Callable[[str], float]:
+    """How often a new model of given directions sees each pair: as planned, or as often as there is time for."""
+    in_an_update, minutes = pairs_per_update(training_args) / max(num_pairs, 1), training_args.max_train_minutes
+    planned = training_args.num_train_epochs
+    if training_args.max_steps > 0:
+        planned = training_args.max_steps * in_an_update
+
+    def passes(directions: str) -> float:
+        if minutes is None:
+            return planned
+        return min(planned, pace(directions).updates_in(60 * minutes) * in_an_update)
 
     return passes
 

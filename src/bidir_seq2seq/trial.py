@@ -1,4 +1,4 @@
-"""How fast a model learns on this machine, as a trial of some updates shows."""
+"""How fast a model learns on this machine: a trial of some updates."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from .data import PairEncoder, encode_pairs
+from .ending import Pace
 from .extras import extra
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 from .run_folder import pairs_per_update
@@ -34,20 +35,37 @@ class _Clock(TrainerCallback):
             self.start = time.monotonic()
 
 
-def seconds_per_update(
+def try_out(
+    model: BidirSeq2SeqForConditionalGeneration,
+    own_partner_share: float,
+    pairs: Dataset | PairStream,
+    encoder: PairEncoder,
+    training_args: TrainingArguments,
+) -> Pace:
+    """Lets a model learn for some updates, all processes of the training taking part; the slowest one's time.
+
+    Args:
+        model: Learns, and is of no use afterwards.
+        own_partner_share: The share of the updates in which its decoders will read what their twins write.
+        pairs: Of the training; some are drawn.
+        encoder: Makes ids of them.
+        training_args: Those of the training; left as they are.
+    """
+    if own_partner_share == 1:
+        model.config.twin_partner = "own"
+    seconds = _seconds_per_update(model, pairs, encoder, training_args)
+    if not 0 < own_partner_share < 1:
+        return Pace(seconds, own_partner_share)
+    model.config.twin_partner = "own"
+    return Pace(seconds, own_partner_share, _seconds_per_update(model, pairs, encoder, training_args) / seconds)
+
+
+def _seconds_per_update(
     model: BidirSeq2SeqForConditionalGeneration,
     pairs: Dataset | PairStream,
     encoder: PairEncoder,
     training_args: TrainingArguments,
 ) -> float:
-    """What an update takes, all processes of the training taking part; the slowest one's time.
-
-    Args:
-        model: Learns, and is of no use afterwards.
-        pairs: Of the training; some are drawn.
-        encoder: Makes ids of them.
-        training_args: Those of the training; left as they are.
-    """
     count = (UNCOUNTED + COUNTED) * pairs_per_update(training_args)
     if isinstance(pairs, PairStream):
         some = Dataset.from_dict(next(iter(pairs.iter(count))))
@@ -72,4 +90,4 @@ def seconds_per_update(
     return float(trainer.accelerator.gather(seconds).max())
 
 
-__all__ = ["seconds_per_update"]
+__all__ = ["try_out"]
