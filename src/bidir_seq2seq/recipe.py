@@ -107,6 +107,7 @@ def suitable_dropout(passes: float) -> float:
 
 
 __all__ = [
+    "DROPOUT",
     "LABEL_SMOOTHING",
     "suitable_directions",
     "suitable_dropout",
