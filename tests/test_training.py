@@ -1034,7 +1034,7 @@ class Ticks:
         self.now += 1
         return self.now
 
-    def try_out(self, model, own_partner_share, pairs, encoder, training_args) -> ending.Pace:
+    def try_out(self, model, own_partner_share, *args) -> ending.Pace:
         self.tried.append(model.config.decoder_directions)
         return ending.Pace(1.0, own_partner_share, 1.4)
 
@@ -1101,6 +1101,18 @@ def test_a_training_whose_time_is_over_ends_at_once_with_all_that_ends_one(files
     monkeypatch.setattr(ending, "seconds_before", lambda state: 80.0)
     run(files, tmp_path, CHOSEN, **{**IN_TIME, "max_train_minutes": 20 / 60})
     assert numbered_checkpoints(tmp_path)[0].name == "checkpoint-12"
+
+
+def test_a_rate_that_does_not_come_to_its_peak_is_told(files, tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(ending.logger, "warning_once", said.append)
+    run(files, tmp_path / "long", CHOSEN, **{**IN_TIME, "max_steps": 5, "warmup_steps": 4})
+    assert not any("peak" in line for line in said)
+    run(files, tmp_path / "short", CHOSEN, **{**IN_TIME, "max_steps": 5, "warmup_steps": 5})
+    assert any("of 5 updates the learning rate would rise in 5 and fall in 1" in line for line in said)
+    Ticks(monkeypatch)
+    run(files, tmp_path / "limited", CHOSEN, **{**IN_TIME, "warmup_steps": 9, "max_train_minutes": 10 / 60})
+    assert any("of 9 updates the learning rate would rise in 9 and fall in 2" in line for line in said)
 
 
 def test_patience_and_time_may_both_end_a_training(files, tmp_path, never_better, monkeypatch):

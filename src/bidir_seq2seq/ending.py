@@ -120,7 +120,7 @@ class EarlyEnd:
             falling = updates_of_falling_rate(args, update)
             # They are partials of one function of transformers, which goes by these numbers.
             rates = lr_scheduler.lr_lambdas
-            stable = update - falling - rates[0].keywords["num_warmup_steps"]
+            stable = stable_updates(update, rates[0].keywords["num_warmup_steps"], falling)
             stages = {"num_stable_steps": stable, "num_decay_steps": falling}
             lr_scheduler.lr_lambdas = [partial(rate.func, **{**rate.keywords, **stages}) for rate in rates]
 
@@ -256,6 +256,17 @@ def updates_of_falling_rate(args: Any, total: int) -> int:
     return (args.lr_scheduler_kwargs or {}).get("num_decay_steps", last_updates(DECAY_SHARE, total))
 
 
+def stable_updates(total: int, warmup: int, falling: int) -> int:
+    """How many of `total` updates the rate stays at its peak for; with a word if it does not even come there."""
+    stable = total - warmup - falling
+    if stable < 0:
+        logger.warning_once(
+            f"of {total} updates the learning rate would rise in {warmup} and fall in {falling}: it does not come to "
+            "its peak. Give less warmup_steps, such as 0.05, which is a share of all updates"
+        )
+    return stable
+
+
 def falls_at_the_end(args: Any) -> bool:
     """Whether the rate falls when a training ends, whenever that is: not if it is said how long it stays."""
     kind, settings = args.lr_scheduler_type, args.lr_scheduler_kwargs or {}
@@ -271,5 +282,6 @@ __all__ = [
     "TimeLimitCallback",
     "falls_at_the_end",
     "last_updates",
+    "stable_updates",
     "updates_of_falling_rate",
 ]

@@ -26,7 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.utils import logging
 
 from .callbacks import PunctualSaveCallback, find_best_checkpoint
-from .ending import updates_of_falling_rate
+from .ending import falls_at_the_end, stable_updates, updates_of_falling_rate
 from .extras import extra
 from .kernels_bidir_seq2seq import is_read_at_once
 from .run_folder import (
@@ -117,6 +117,8 @@ class TitleTrainer(Seq2SeqTrainer):
         given = self.args.lr_scheduler_kwargs
         if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
             falling = updates_of_falling_rate(self.args, num_training_steps)
+            if falls_at_the_end(self.args):
+                stable_updates(num_training_steps, self.args.get_warmup_steps(num_training_steps), falling)
             self.args.lr_scheduler_kwargs = {**(given or {}), "num_decay_steps": falling}
         try:
             return super().create_scheduler(num_training_steps, optimizer)

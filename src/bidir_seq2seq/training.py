@@ -70,6 +70,8 @@ logger = logging.get_logger(__name__)
 # The last updates of a new model's training, in which decoders that have learned alone read each other's writing: the
 # best of what was tried in as much time (docs/bidirectional.md).
 OWN_PARTNER_SHARE = 0.2
+# A trial may take so much of the time that a training has.
+TRIAL_SHARE = 0.01
 # What a checkpoint may be told anew: how it learns, not what it is made of.
 SET_ANEW = ("twin_dropout", "twin_partner", "dropout", "label_smoothing")
 
@@ -319,7 +321,8 @@ def _trial(
         share = _own_partner_share(model_args, training_args, model.config)
         limits = (data_args.max_source_length, data_args.max_target_length)
         encoder = PairEncoder(tokenizer, *limits, model.config.use_copy, model.source_tokenizer)
-        found = try_out(model, share, pairs, encoder, training_args)
+        limit = TRIAL_SHARE * 60 * (training_args.max_train_minutes or 0)
+        found = try_out(model, share, pairs, encoder, training_args, limit)
         # As if there had been no trial.
         set_seed(training_args.seed)
         logger.warning_once(f"trial of decoder_directions={directions!r}: {found.seconds:.2g} s an update")
