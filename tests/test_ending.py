@@ -32,6 +32,10 @@ def never_better(monkeypatch):
     monkeypatch.setattr(PatienceCallback, "check_metric_value", check_metric_value)
 
 
+def assert_equal_weights(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
 # The patience of these is at its end after six updates.
 PATIENT = {"early_stopping_patience": 2, "max_steps": 20, "save_total_limit": None, "warmup_steps": 2}
 PATIENT |= {"predict_with_generate": False, "report": False}
@@ -69,7 +73,7 @@ def test_a_training_that_ends_early_has_all_that_ends_one(settings, ends, files,
             run(files, tmp_path / "short", model, **{**settings, "max_steps": ends})
             of_both = (tmp_path / name / last.name / "model.safetensors" for name in ("early", "short"))
             weights, expected = map(load_file, of_both)
-            assert all(torch.equal(weights[name], expected[name]) for name in expected)
+            assert_equal_weights(weights, expected)
         if model["decoder_directions"] == "both" and settings.get("own_partner_share") != 0:
             assert json.loads((last / "config.json").read_text())["twin_partner"] == "own"
 
@@ -99,7 +103,7 @@ def test_a_resumed_run_has_waited_as_long_for_a_better_model(files, tmp_path, ne
         run(files, tmp_path, **PATIENT)
         assert numbered_checkpoints(tmp_path)[0].name == "checkpoint-8"
         weights = load_file(tmp_path / "checkpoint-8" / "model.safetensors")
-        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        assert_equal_weights(weights, expected)
         assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 8
     # Who is told to wait longer does.
     run(files, tmp_path, **{**PATIENT, "early_stopping_patience": 5})
@@ -163,7 +167,7 @@ def test_a_training_ends_in_time_as_one_that_was_meant_to_be_so_long(settings, e
         run(files, tmp_path / "short", model, **{**IN_TIME, **settings, "max_steps": ends})
         of_both = (tmp_path / name / last.name / "model.safetensors" for name in ("limited", "short"))
         weights, expected = map(load_file, of_both)
-        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        assert_equal_weights(weights, expected)
 
 
 @pytest.mark.e2e
@@ -180,7 +184,7 @@ def test_a_resumed_training_ends_in_the_same_time(stopped_at, files, tmp_path, m
     run(files, tmp_path, CHOSEN, **settings)
     assert numbered_checkpoints(tmp_path)[0].name == "checkpoint-19"
     weights = load_file(tmp_path / "checkpoint-19" / "model.safetensors")
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert_equal_weights(weights, expected)
     # Less time than has gone changes nothing, and more is more updates.
     run(files, tmp_path, CHOSEN, **{**settings, "max_train_minutes": 1 / 60})
     assert numbered_checkpoints(tmp_path)[0].name == "checkpoint-19"

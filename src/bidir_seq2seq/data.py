@@ -429,6 +429,26 @@ class PairEncoder:
             "unknown": [ids.count(unk_id) for ids in cut],
         }
 
+    def encode(self, pairs: Dataset) -> tuple[Dataset, EncodingReport]:
+        """All pairs as ids, as [`encode_pairs`] returns them, and the account of it.
+
+        Raises:
+            ValueError: If a side is not text (naming the row), or no pair is left.
+        """
+        report_columns = ("empty_source", "empty_target", "cut_source", "cut_target", "unknown")
+        encoded = pairs.map(
+            self, batched=True, with_indices=True, remove_columns=pairs.column_names, desc="Encoding pairs"
+        )
+        counts = {name: encoded.data[name].to_numpy() for name in report_columns}
+        report = EncodingReport(**{name: int(counts[name].sum()) for name in report_columns if name != "unknown"})
+        kept = np.flatnonzero(~(counts["empty_source"] | counts["empty_target"]))
+        report.pairs = len(kept)
+        report.unknown_rate = float(counts["unknown"].sum()) / max(int(encoded.data["length"].to_numpy().sum()), 1)
+        if not report.pairs:
+            raise ValueError(f"no pair with text on both sides is left of {len(pairs)}: {report}")
+        encoded = encoded.select_columns([name for name in ENCODED_COLUMNS if name in encoded.column_names])
+        return encoded if len(kept) == len(encoded) else encoded.select(kept), report
+
     def _pieces(self, texts: list[str], encodings: BatchEncoding, cut: list[list[int]]) -> dict[str, list]:
         """What a pretrained encoder reads of texts, of whose ids so many are left."""
         end_ids = itertools.repeat(self.tokenizer.eos_token_id)
@@ -489,20 +509,7 @@ def encode_pairs(
         ValueError: If a side is not text (naming the row), a limit is below 2, or no pair is left; if a pretrained
             encoder is to read and the tokenizer does not tell where its tokens stand.
     """
-    encoder = PairEncoder(tokenizer, max_source_length, max_target_length, extend, source_tokenizer)
-    report_columns = ("empty_source", "empty_target", "cut_source", "cut_target", "unknown")
-    encoded = pairs.map(
-        encoder, batched=True, with_indices=True, remove_columns=pairs.column_names, desc="Encoding pairs"
-    )
-    counts = {name: encoded.data[name].to_numpy() for name in report_columns}
-    report = EncodingReport(**{name: int(counts[name].sum()) for name in report_columns if name != "unknown"})
-    kept = np.flatnonzero(~(counts["empty_source"] | counts["empty_target"]))
-    report.pairs = len(kept)
-    report.unknown_rate = float(counts["unknown"].sum()) / max(int(encoded.data["length"].to_numpy().sum()), 1)
-    if not report.pairs:
-        raise ValueError(f"no pair with text on both sides is left of {len(pairs)}: {report}")
-    encoded = encoded.select_columns([name for name in ENCODED_COLUMNS if name in encoded.column_names])
-    return encoded if len(kept) == len(encoded) else encoded.select(kept), report
+    return PairEncoder(tokenizer, max_source_length, max_target_length, extend, source_tokenizer).encode(pairs)
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], with_places: bool) -> BatchEncoding:

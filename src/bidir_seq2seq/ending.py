@@ -107,10 +107,14 @@ class EarlyEnd:
             last.append(updates_of_falling_rate(args, total))
         return last
 
+    def last_before(self, args: Any, total: int) -> int:
+        """After which of `total` updates the first of the last stages begins; without any, the last update."""
+        return total - max(self.last_stages(args, total), default=1)
+
     def earliest_end(self, args: Any, update: int) -> int:
         """The least number of updates of a training whose last stages have not begun after this one."""
         totals = itertools.count(update + 1)
-        return next(total for total in totals if total - max(self.last_stages(args, total), default=1) >= update)
+        return next(total for total in totals if self.last_before(args, total) >= update)
 
     def end(self, update: int, why: str, args: Any, state: TrainerState, lr_scheduler: Any) -> None:
         """Lets the training end after this update, with a word about why."""
@@ -237,11 +241,14 @@ class TimeLimitCallback(EarlyEnd, TrainerCallback, ExportableState):
         possible = pace.updates_in(self.seconds - self.spent - gone, before=update)
         # The processes' clocks differ.
         possible = self.agreement.greatest(possible)
-        if update > state.max_steps - max(self.last_stages(args, state.max_steps), default=1) or not possible:
+        if update > self.last_before(args, state.max_steps) or not possible:
             return
-        total = min(self.planned, max(possible, self.earliest_end(args, update)))
+        total = min(self.planned, possible)
+        if update > self.last_before(args, total):
+            # It is looked for only here: that takes the longer, the more updates there have been.
+            total = self.earliest_end(args, update)
         state.max_steps = total
-        if total < self.planned and update >= total - max(self.last_stages(args, total), default=1):
+        if total < self.planned and update >= self.last_before(args, total):
             why = f"the time is nearly over (max_train_minutes={self.seconds / 60:g})"
             self.end(total, why, args, state, kwargs["lr_scheduler"])
 

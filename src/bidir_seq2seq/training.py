@@ -29,7 +29,7 @@ from transformers.utils import logging
 from .allocator import keep_freed_memory
 from .callbacks import ElapsedTimeCallback, MovableEndCallback, SharedProcessorsCallback, StopSignalCallback
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
-from .data import EncodingReport, PairEncoder, encode_pairs, load_pairs
+from .data import EncodingReport, PairEncoder, load_pairs
 from .ending import OWN_PARTNER_COST, OwnPartnerCallback, Pace, PatienceCallback, TimeLimitCallback
 from .kernels_bidir_seq2seq import has_bfloat16, runs_under_autocast
 from .loading import load_model, load_tokenizer
@@ -130,13 +130,8 @@ def _train(
         if minutes is not None and checkpoint is None:
             own_partner_cost = pace(model_args.decoder_directions or "both").own_partner_cost
     spent = time.monotonic() - began
-    model = load_or_build_model(model_args, tokenizer)
-    check_autocast(model, training_args)
+    model, encoder = _model_and_encoder(model_args, data_args, training_args, tokenizer)
     propose_bfloat16(training_args)
-    if training_args.freeze_encoder:
-        freeze_encoder(model)
-    limits = (data_args.max_source_length, data_args.max_target_length)
-    encoder = PairEncoder(tokenizer, *limits, model.config.use_copy, model.source_tokenizer)
     encoded, reports = {}, {}
     for name, split in pairs.items():
         if isinstance(split, PairStream):
@@ -148,9 +143,7 @@ def _train(
             skip_what_was_trained_on(split, checkpoint, training_args)
         else:
             with training_args.main_process_first(desc="encoding"):
-                encoded[name], reports[name] = encode_pairs(
-                    split, tokenizer, *limits, model.config.use_copy, model.source_tokenizer
-                )
+                encoded[name], reports[name] = encoder.encode(split)
             if name == "train":
                 model.count_titles(encoded[name]["labels"])
         if name in reports:
@@ -208,6 +201,21 @@ def _train(
     for name, report in reports.items():
         logger.warning_once(f"at the end, of {name}: {report}")
     return metrics
+
+
+def _model_and_encoder(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[BidirSeq2SeqForConditionalGeneration, PairEncoder]:
+    """A model that is ready to be trained as it is asked for, and what makes its ids of texts."""
+    model = load_or_build_model(model_args, tokenizer)
+    check_autocast(model, training_args)
+    if training_args.freeze_encoder:
+        freeze_encoder(model)
+    limits = (data_args.max_source_length, data_args.max_target_length)
+    return model, PairEncoder(tokenizer, *limits, model.config.use_copy, model.source_tokenizer)
 
 
 def _chosen(
@@ -314,13 +322,8 @@ def _trial(
     @cache
     def pace(directions: str) -> Pace:
         tried = replace(model_args, decoder_directions=directions, dropout=model_args.dropout or 0.0)
-        model = load_or_build_model(tried, tokenizer)
-        check_autocast(model, training_args)
-        if training_args.freeze_encoder:
-            freeze_encoder(model)
+        model, encoder = _model_and_encoder(tried, data_args, training_args, tokenizer)
         share = _own_partner_share(model_args, training_args, model.config)
-        limits = (data_args.max_source_length, data_args.max_target_length)
-        encoder = PairEncoder(tokenizer, *limits, model.config.use_copy, model.source_tokenizer)
         limit = TRIAL_SHARE * 60 * (training_args.max_train_minutes or 0)
         found = try_out(model, share, pairs, encoder, training_args, limit)
         # As if there had been no trial.

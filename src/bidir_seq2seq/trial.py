@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import fields
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from .data import PairEncoder, encode_pairs
+from .data import PairEncoder
 from .ending import Pace
 from .extras import extra
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
@@ -30,7 +29,7 @@ UNCOUNTED, COUNTED = 2, 20
 
 
 class _Stopwatch(TrainerCallback):
-    """Times updates, until there are enough of them or they have taken long enough; all processes stop together."""
+    """Times updates, and ends a training when they have taken long enough; all processes stop together."""
 
     def __init__(self, seconds: float):
         self.seconds, self.gone, self.updates = seconds, 0.0, 0
@@ -43,7 +42,7 @@ class _Stopwatch(TrainerCallback):
             gone = torch.tensor([time.monotonic() - self.start], device=args.device)
             # The slowest one's, which the others wait for.
             self.gone, self.updates = float(gather(gone).max()), state.global_step - UNCOUNTED
-            control.should_training_stop = self.gone >= self.seconds or self.updates == COUNTED
+            control.should_training_stop |= self.gone >= self.seconds
 
 
 def try_out(
@@ -95,7 +94,7 @@ def _some(pairs: Dataset | PairStream, encoder: PairEncoder, args: TrainingArgum
     else:
         drawn = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(args.seed))[:count]
         some = pairs.select(drawn.tolist())
-    encoded, _ = encode_pairs(some, *(getattr(encoder, field.name) for field in fields(encoder)))
+    encoded, _ = encoder.encode(some)
     return encoded
 
 
