@@ -3,11 +3,13 @@
     python benchmarks/encoders.py --output encoders.json
     python benchmarks/encoders.py --lengths 64 --settings benchmarks/study/xwlb_brief.yaml \\
         --data_dir DATA/xwlb_brief --seconds 200 --output encoders.json
+    python benchmarks/encoders.py --draw benchmarks/encoders.json
 
 Encoders of equal width and as many layers, with random weights, read the same ids in turns, so that their ratios are
 of one run; forward alone, and forward and back. Memory is what the process held at its highest beyond what it held
 before. With data (`train.jsonl` and `test.jsonl` in `data_dir`) a model of each encoder learns for the same time
-(`--max_train_minutes`, on a core of its own). Their titles of the test pairs are compared by ROUGE-L.
+(`--max_train_minutes`, on a core of its own). Their titles of the test pairs are compared by ROUGE-L. The last draws
+the curves of a file of figures, and measures nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
-from comparison import in_turns, machine
+import yaml
+from comparison import ROOT, in_turns, machine
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 from seeds import train_seed
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
 
@@ -39,6 +44,8 @@ ENCODERS: dict[str, dict] = {
     "self_attention": {"encoder_type": "self_attention"},
 }
 PASSES = ("forward", "forward and back")
+# What is drawn of each, against the tokens of a source.
+CURVES = (("forward", "ms"), ("forward and back", "ms"), ("forward and back", "MB"))
 
 
 @dataclass
@@ -57,6 +64,10 @@ class EncodersArguments:
     data_dir: str | None = field(default=None, metadata={"help": "Folder of pairs to learn from. Default: none."})
     seconds: float = field(default=200.0, metadata={"help": "Seconds of a training."})
     seed: int = field(default=0, metadata={"help": "Of weights and batches."})
+    draw: str | None = field(
+        default=None,
+        metadata={"help": "Draw docs/images/encoders.png from this file of figures, and do nothing else."},
+    )
     models_dir: str = field(default="output/encoders", metadata={"help": "Folder for models."})
     output: str | None = field(default=None, metadata={"help": "JSON file to write the figures to."})
 
@@ -142,6 +153,9 @@ def learn(arguments: EncodersArguments, name: str) -> dict:
     changes |= {**ENCODERS[name], "report": False, "save_strategy": "no", "disable_tqdm": True}
     # A rate that falls when the time ends, and more passes than there is time for.
     changes |= {"lr_scheduler_type": "warmup_stable_decay", "max_steps": -1, "num_train_epochs": 1000.0}
+    # All of one width, which would else follow from how fast each is.
+    said = yaml.safe_load(Path(arguments.settings).read_text(encoding="utf-8"))
+    changes |= {name: said.get(name, getattr(BidirSeq2SeqConfig, name)) for name in ("hidden_size", "embedding_size")}
     folder = Path(arguments.models_dir) / f"{name}-{arguments.seed}"
     start = time.process_time()
     train_seed(arguments.settings, folder, arguments.seed, **changes, max_train_minutes=arguments.seconds / 60)
@@ -175,8 +189,37 @@ def measure_quality(arguments: EncodersArguments) -> list[dict]:
     return runs
 
 
+def draw(figures: list[dict], plot_file: Path) -> None:
+    """Draws time and memory against the tokens of a source, a curve for each encoder.
+
+    Args:
+        figures: As of `measure_speed`.
+        plot_file: Where the picture goes.
+    """
+    figure, axes = plt.subplots(1, len(CURVES), figsize=(11, 3.4), layout="constrained")
+    for axis, (way, unit) in zip(axes, CURVES):
+        for name in dict.fromkeys(row["encoder"] for row in figures):
+            rows = [row for row in figures if (row["encoder"], row["pass"]) == (name, way)]
+            heights = [statistics.median(row["seconds"]) * 1e3 if unit == "ms" else row["megabytes"] for row in rows]
+            axis.plot([row["length"] for row in rows], heights, marker="o", label=name)
+        axis.set(title=way, xlabel="tokens of a source", ylabel=f"{unit} a batch", xscale="log", yscale="log")
+        lengths = sorted({row["length"] for row in figures})
+        axis.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axis.minorticks_off()
+        # Powers of ten leave an axis of one decade without numbers.
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes[0].legend()
+    figure.savefig(plot_file, dpi=110)
+    plt.close(figure)
+
+
 def main(args: list[str] | None = None) -> None:
     (arguments,) = parse_arguments(EncodersArguments, description=__doc__, args=args)
+    if arguments.draw:
+        figures = json.loads(Path(arguments.draw).read_text(encoding="utf-8"))["speed"]
+        draw(figures, ROOT / "docs" / "images" / "encoders.png")
+        return
     torch.set_num_threads(arguments.threads)
     set_seed(arguments.seed)
     results = {"machine": machine(), "arguments": asdict(arguments), "speed": measure_speed(arguments)}

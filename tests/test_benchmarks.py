@@ -318,7 +318,7 @@ def test_growth_with_the_length_is_measured_on_both_ways(tmp_path, capsys):
 
 
 @pytest.mark.e2e
-def test_encoders_are_timed_in_turns_and_their_models_compared(pair_files, tmp_path, capsys):
+def test_encoders_are_timed_in_turns_and_their_models_compared(pair_files, tmp_path, capsys, monkeypatch):
     output, data = tmp_path / "encoders.json", Path(pair_files[1]).parent
     (tmp_path / "data").mkdir()
     for name in ("train", "test"):
@@ -336,6 +336,21 @@ def test_encoders_are_timed_in_turns_and_their_models_compared(pair_files, tmp_p
     assert (lstm["encoder"], cnn["encoder"]) == ("lstm", "cnn") and cnn["updates"] >= 1
     assert len(cnn["rougeL"]["joint"]) == 20 and lstm["difference"]["l2r"]["difference"] == 0
     assert "ROUGE-L" in capsys.readouterr().out
+    monkeypatch.setattr(encoders, "ROOT", tmp_path)
+    (tmp_path / "docs" / "images").mkdir(parents=True)
+    curves, plot = [], encoders.plt.Axes.plot
+
+    def noted(axis, *args, **kwargs):
+        curves.append(args)
+        return plot(axis, *args, **kwargs)
+
+    monkeypatch.setattr(encoders.plt.Axes, "plot", noted)
+    encoders.main(["--draw", str(output)])
+    assert (tmp_path / "docs" / "images" / "encoders.png").read_bytes().startswith(b"\x89PNG")
+    # Two encoders in each panel, at both lengths; the last is their memory.
+    assert [lengths for lengths, _ in curves] == 6 * [[3, 70]]
+    memory = [row["megabytes"] for row in figures["speed"] if row["pass"] == "forward and back"]
+    assert sorted(memory) == sorted(curves[4][1] + curves[5][1])
 
 
 def test_the_work_of_steps_is_counted():
