@@ -62,7 +62,8 @@ PAGE = {
             "data": "load_pairs encode_pairs PairEncoder EncodingReport",
             "streaming": "open_stream PairStream StreamCollator",
             "pair_summary": "summarize_pairs PairSummary taken_share",
-            "recipe": "suitable_tokenizer_type suitable_vocabulary suitable_directions suitable_dropout",
+            "recipe": "suitable_tokenizer_type suitable_vocabulary suitable_width suitable_directions "
+            "suitable_dropout",
             "allocator": "keep_freed_memory",
         },
     ),
@@ -72,6 +73,7 @@ PAGE = {
             "generation_bidir_seq2seq": "BidirSeq2SeqGenerationMixin BidirBeamSearchOutput",
             "titles": "write_titles stream_titles Title",
             "ranking_bidir_seq2seq": "Candidates own joint consensus weighted",
+            "samples_bidir_seq2seq": "draw_titles",
             "rank_tuning": "write_candidates tune_ranking CandidatePool TunedRanking",
             "search_history": "search_history SearchHistory",
         },

@@ -45,6 +45,7 @@ INTERNAL_MODULES = {
     "output_bidir_seq2seq",
     "partner_bidir_seq2seq",
     "proposals_bidir_seq2seq",
+    "samples_bidir_seq2seq",
     "version",
 }
 

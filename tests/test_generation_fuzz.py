@@ -28,6 +28,7 @@ SETTINGS = {
     "decoding_direction": ["both", "l2r", "r2l", None, "left", 3],
     "proposals": ["both", "l2r+r2l", "l2r+r2l+both", "l2r", None, "l2r+l2r", "", 2],
     "ranking": [*RANKING_RULES, None, "best", 1],
+    "consensus_samples": [1, 3, 0, None, -1, 2.5, True],
     "joint_rescoring": [True, False, None, "yes"],
     "vocabulary_shortlist": [None, 1, 5, 100, 0, -1, 2.5, True],
     "num_beams": [1, 2, 3, 5, 0, -1, 2.5],

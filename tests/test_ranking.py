@@ -51,6 +51,29 @@ def test_consensus_is_the_expected_overlap_with_what_a_title_might_be():
             assert math.isclose(float(found[document, place]), expected, abs_tol=1e-5)
 
 
+def test_consensus_is_the_mean_overlap_with_titles_that_were_drawn():
+    def rows(number):
+        sequences = torch.randint(4, 7, (4, number, 8))
+        sequences[:, :, 0] = START
+        for row in sequences.flatten(0, 1):
+            size = int(torch.randint(1, 8, (1,)))
+            row[size] = END
+            row[size + 1 :] = PAD
+        return sequences
+
+    proposed, drawn = rows(3), torch.nn.functional.pad(rows(5), (0, 2), value=PAD)
+    candidates = Candidates(proposed, torch.zeros(4, 3), PAD, 1.0, judge=None, draw=lambda limits: drawn)
+    found = RANKING_RULES["consensus"](candidates)
+    for document in range(4):
+        one, other = (
+            [tuple(word for word in row if word != PAD) for row in x[document, :, 1:].tolist()]
+            for x in (proposed, drawn)
+        )
+        for place, title in enumerate(one):
+            expected = sum((f1(title, own, 1) + f1(title, own, 2)) / 2 for own in other) / len(other)
+            assert math.isclose(float(found[document, place]), expected, abs_tol=1e-5)
+
+
 def test_a_generation_config_that_knows_only_the_older_flag_is_obeyed(tmp_path):
     model = tiny_model(vocab_size=24)
     input_ids, _ = random_pairs()

@@ -36,10 +36,11 @@ from transformers.generation.utils import (
 )
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
-from .directions_bidir_seq2seq import check_ids, directions_of
+from .directions_bidir_seq2seq import Direction, check_ids, directions_of
 from .output_bidir_seq2seq import NextTokens, Shortlist
 from .proposals_bidir_seq2seq import Found, merged, searches_of
-from .ranking_bidir_seq2seq import Candidates, asks_alone, rule_of
+from .ranking_bidir_seq2seq import Candidates, asks_alone, asks_for_samples, rule_of
+from .samples_bidir_seq2seq import draw_titles
 from .search_bidir_seq2seq import Beam, BeamHistory, StepRecords, forbidden_tokens, search, select
 
 # What transformers keeps to itself and this module builds on, all of it: methods of `GenerationMixin` that the mixin
@@ -66,6 +67,7 @@ FLAGS: dict[str, Any] = {
     "decoding_direction": None,
     "proposals": None,
     "ranking": None,
+    "consensus_samples": 16,
     "joint_rescoring": False,
     "vocabulary_shortlist": None,
 }
@@ -175,9 +177,12 @@ class BidirSeq2SeqGenerationMixin:
         ranking (`str`, `dict` or function): How what the bidirectional search proposes is ranked, one of
             `RANKING_RULES`: `"own"`, by what the direction that wrote a title gave it; `"joint"`, by the mean of both
             directions' log-probabilities with the twin off, each a proper model of the title, which needs a model
-            trained with `twin_dropout` above 0; `"consensus"`, by what a title has in common with the others. Or
+            trained with `twin_dropout` above 0; `"consensus"`, by what a title has in common with others that both
+            directions draw at random (`consensus_samples`), the best and slowest. Or
             weights of `FEATURES`, such as `{"l2r": 0.4, "r2l": 0.6, "length": 0.02}`, which
             [`rank_tuning.tune_ranking`] finds, or a function from [`Candidates`] to their scores `[B, M]`.
+        consensus_samples (`int`): How many titles each direction draws for `"consensus"`; the same ones each time. 0:
+            the candidates themselves are compared, each as often as `"joint"` finds it likely. Default: 16.
         joint_rescoring (`bool`): The same by its older name: `True` is `ranking="joint"`.
         vocabulary_shortlist (`int`): Titles use their document's own words and so many of the words most frequent in
             the titles that the model learned from; no others are computed. What those would take of the probability
@@ -244,6 +249,8 @@ class BidirSeq2SeqGenerationMixin:
         told = [rule for rule in (wanted, generation_config.ranking, by_flag) if rule is not None]
         rule = "own" if direction != "both" else told[0]
         rule_of(rule)
+        if "consensus_samples" in given and not asks_for_samples(rule):
+            raise ValueError(f"consensus_samples is for ranking='consensus', not {rule!r}: leave it out")
         if asks_alone(rule) and self.config.twin_dropout == 0:
             raise ValueError(
                 f"ranking={rule!r}, or joint_rescoring, needs directions that have learned to write alone, and this "
@@ -279,6 +286,9 @@ class BidirSeq2SeqGenerationMixin:
                 raise ValueError(f"{name}={value!r} must be a whole number from 1 on")
         if not isinstance(generation_config.joint_rescoring, bool):
             raise ValueError(f"joint_rescoring={generation_config.joint_rescoring!r} must be True or False")
+        samples = generation_config.consensus_samples
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
+            raise ValueError(f"consensus_samples={samples!r} must be a whole number of titles, or 0 for none")
         shortlist = generation_config.vocabulary_shortlist
         if shortlist is not None and (isinstance(shortlist, bool) or not isinstance(shortlist, int)):
             raise ValueError(f"vocabulary_shortlist={shortlist!r} must be a whole number of words, or None")
@@ -418,8 +428,7 @@ class BidirSeq2SeqGenerationMixin:
             kwargs["encoder_input_ids"] = kwargs["encoder_input_ids"].flip(1)
         processors = super()._get_logits_processor(generation_config, *args, **kwargs)
         # First, so that samplers choose among what can be written. Of both the left-to-right direction's come first.
-        first = directions_of(self.config, direction)[0]
-        never_written = [first.pad_id, self.config.unk_token_id, first.start_id]
+        never_written = self._never_written(directions_of(self.config, direction)[0])
         device = kwargs.get("device") or self.device
         processors.insert(0, SuppressTokensLogitsProcessor(never_written, device=device))
         if direction == "both":
@@ -429,6 +438,10 @@ class BidirSeq2SeqGenerationMixin:
             processors = _TwoWayProcessors(processors)
             processors.r2l = self._get_logits_processor(mirrored, *args, **kwargs)
         return processors
+
+    def _never_written(self, direction: Direction) -> list[int]:
+        """Ids that are no part of a title and do not end one."""
+        return [direction.pad_id, self.config.unk_token_id, direction.start_id]
 
     def _get_stopping_criteria(
         self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
@@ -620,7 +633,22 @@ class BidirSeq2SeqGenerationMixin:
             asked = [copy.deepcopy((logits_processor, stopping_criteria)) for _ in names[1:]]
             asked.append((logits_processor, stopping_criteria))
             runs = [run(name, _sides(name, one), _sides(name, two))[0] for name, (one, two) in zip(names, asked)]
-            return self._gather_results(runs, encoder_outputs, generation_config)
+
+            def draw(limits: torch.LongTensor) -> torch.LongTensor:
+                """For limits `[B * K]` of the search's rows titles of both directions, `[B * K, 2 N, L]`."""
+                # Rows of one document have the same titles.
+                limits = limits.view(len(encoder_outputs.last_hidden_state), -1).amax(1)
+                found = []
+                for own in directions_of(self.config):
+                    steps, scorer = self.model.start_steps(encoder_outputs, own.name), next_tokens([own.name])
+                    never_written = torch.tensor(self._never_written(own), device=input_ids.device)
+                    samples = generation_config.consensus_samples
+                    titles = draw_titles(steps, scorer, own, samples, limits, never_written, goes_on)
+                    found.append({"sequences": titles})
+                titles = merged(found, self.config.pad_token_id)["sequences"]
+                return titles.repeat_interleave(batch_size // len(titles), dim=0)
+
+            return self._gather_results(runs, encoder_outputs, generation_config, draw)
 
         found, steps = run(direction, [logits_processor], [stopping_criteria])
         beam, count = found.beam, generation_config.num_return_sequences
@@ -679,9 +707,13 @@ class BidirSeq2SeqGenerationMixin:
         return StepRecords(*([] if is_asked else None for is_asked in asked))
 
     def _gather_results(
-        self, runs: Sequence[Found], encoder_outputs: Any, generation_config: GenerationConfig
+        self,
+        runs: Sequence[Found],
+        encoder_outputs: Any,
+        generation_config: GenerationConfig,
+        draw: Callable[[torch.LongTensor], torch.LongTensor],
     ) -> GenerateOutput | torch.LongTensor:
-        """Merges what all searches found: one ranking, no sequence twice."""
+        """Merges what all searches found: one ranking, no sequence twice; `draw` gives others to compare with."""
         pad_id = self.config.pad_token_id
         pool = merged([side for found in runs for side in found.pools()], pad_id)
         candidates = Candidates(
@@ -690,6 +722,7 @@ class BidirSeq2SeqGenerationMixin:
             pad_id,
             generation_config.length_penalty,
             judge=lambda labels: self.sequence_log_probs(encoder_outputs, labels),
+            draw=draw if generation_config.consensus_samples else None,
         )
         scores, order = candidates.ranked(generation_config.ranking)
         if asks_alone(generation_config.ranking):

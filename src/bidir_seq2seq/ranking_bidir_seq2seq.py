@@ -31,6 +31,8 @@ class Candidates:
         pad_id: What stands after the end.
         length_penalty: Scores are log-probabilities divided by length ** length_penalty.
         judge: From labels `[B * M, L - 1]` to the log-probability `[B * M]` of each title under each direction alone.
+        draw: Gives titles that the directions draw at random, `[B, N, L]`, in reading order, each at most as long as
+            is said for its document, `[B]`, the start id included. Default: none.
     """
 
     sequences: torch.LongTensor
@@ -38,6 +40,7 @@ class Candidates:
     pad_id: int
     length_penalty: float
     judge: Callable[[torch.LongTensor], dict[str, torch.Tensor]]
+    draw: Callable[[torch.LongTensor], torch.LongTensor] | None = None
 
     @cached_property
     def labels(self) -> torch.LongTensor:
@@ -91,36 +94,50 @@ def consensus(candidates: Candidates) -> torch.Tensor:
     """`[B, M]`: how much a title has in common with what else it might be, 0 to 1: minimum Bayes risk (Kumar and Byrne
     2004, "Minimum Bayes-Risk Decoding for Statistical Machine Translation").
 
-    The mean over all candidates, each as often as `joint` finds it likely, of the F1 of words and of pairs of words.
+    The mean of the F1 of words and of pairs of words, over titles that were drawn (Eikema and Aziz 2020, "Is MAP
+    Decoding All You Need?"); or, without any, over all candidates, each as often as `joint` finds it likely.
     """
     words = candidates.labels.masked_fill(candidates.labels == IGNORE_INDEX, -1)
-    common = (_shared(words) + _shared(_pairs(words))) / 2
+    if candidates.draw is not None:
+        # What is longer than all candidates has no more in common with one than with another at its end.
+        drawn = candidates.draw(candidates.lengths.amax(1) + 1)[:, :, 1:]
+        return _overlap(words, drawn.masked_fill(drawn == candidates.pad_id, -1)).mean(2)
     log_probs = (candidates.log_probs["l2r"] + candidates.log_probs["r2l"]) / 2
     weights = log_probs.masked_fill(~candidates.is_first, IMPOSSIBLE).softmax(1)
-    return (common @ weights[:, :, None]).squeeze(2)
+    return (_overlap(words, words) @ weights[:, :, None]).squeeze(2)
 
 
-def _pairs(words: torch.LongTensor) -> torch.LongTensor:
-    """Words `[B, M, T]`, -1 for none, to a number for each two that stand side by side, `[B, M, T - 1]`."""
+def _overlap(words: torch.LongTensor, others: torch.LongTensor) -> torch.Tensor:
+    """`[B, M, N]`: what each of `[B, M, T]` has in common with each of `[B, N, U]`, -1 for no word."""
+    base = words.amax().maximum(others.amax()) + 1
+    return (_shared(words, others) + _shared(_pairs(words, base), _pairs(others, base))) / 2
+
+
+def _pairs(words: torch.LongTensor, base: torch.Tensor) -> torch.LongTensor:
+    """Words `[B, M, T]` below `base`, -1 for none, to a number for each two side by side, `[B, M, T - 1]`."""
     left, right = words[..., :-1], words[..., 1:]
-    return (left * (words.amax() + 1) + right).where(right >= 0, -1)
+    return (left * base + right).where(right >= 0, -1)
 
 
-def _shared(items: torch.LongTensor) -> torch.Tensor:
-    """The F1 `[B, M, M]` of the items `[B, M, T]` of each two candidates, -1 for none; 1 where neither has any."""
-    exists = items >= 0
-    same = (items[..., None] == items[..., None, :]) & exists[..., None]
-    # The third "the" of one is found in another that has at least three.
-    number = same.tril().sum(-1)
-    found = items.new_zeros(*items.shape[:2], items.shape[1])
-    for index in range(items.shape[1]):
-        other, other_number = items[:, index, None, None], number[:, index, None, None]
-        found[:, :, index] = (
-            (items[..., None] == other) & (number[..., None] == other_number) & exists[..., None]
+def _shared(items: torch.LongTensor, others: torch.LongTensor) -> torch.Tensor:
+    """The F1 `[B, M, N]` of items `[B, M, T]` and of others `[B, N, U]`, -1 for none; 1 where neither has any."""
+    number, other_number = _number(items), _number(others)
+    found = [
+        # The third "the" of one is found in another that has at least three.
+        (
+            (items[..., None] == others[:, index, None, None])
+            & (number[..., None] == other_number[:, index, None, None])
+            & (items[..., None] >= 0)
         ).sum((2, 3))
-    sizes = exists.sum(-1)
-    total = sizes[:, :, None] + sizes[:, None]
-    return torch.where(total > 0, 2 * found / total, 1)
+        for index in range(others.shape[1])
+    ]
+    total = (items >= 0).sum(-1)[:, :, None] + (others >= 0).sum(-1)[:, None]
+    return torch.where(total > 0, 2 * torch.stack(found, dim=2) / total, 1)
+
+
+def _number(items: torch.LongTensor) -> torch.LongTensor:
+    """The how-manieth of its kind each of `[B, M, T]` is in its row."""
+    return (items[..., None] == items[..., None, :]).tril().sum(-1)
 
 
 def alone(candidates: Candidates, direction: str) -> torch.Tensor:
@@ -178,6 +195,12 @@ def rule_of(ranking: Ranking) -> Callable[[Candidates], torch.Tensor]:
     return RANKING_RULES[ranking]
 
 
+def asks_for_samples(ranking: Any) -> bool:
+    """Whether a ranking may compare candidates with titles that are drawn; of a function nobody knows."""
+    names = ranking if isinstance(ranking, Mapping) else [ranking]
+    return "consensus" in names or not isinstance(ranking, (str, Mapping))
+
+
 def asks_alone(ranking: Any) -> bool:
     """Whether a ranking asks how likely a title is to a direction alone, which not every twin model knows."""
     names = [name for name, weight in ranking.items() if weight] if isinstance(ranking, Mapping) else [ranking]
@@ -191,6 +214,7 @@ __all__ = [
     "Ranking",
     "alone",
     "asks_alone",
+    "asks_for_samples",
     "consensus",
     "joint",
     "length",

@@ -92,10 +92,15 @@ class GenerateArguments:
     ranking: str | None = field(
         default=None,
         metadata={
-            "help": "How both directions' candidates are ranked: 'own', by the one that wrote each; 'joint', by both. "
-            "Default: the model's own.",
+            "help": "How both directions' candidates are ranked: 'own', by the one that wrote each; 'joint', by both; "
+            "'consensus', by what each has in common with titles that both draw at random, which is slower and best "
+            "for titles. Default: the model's own.",
             "choices": list(RANKING_RULES),
         },
+    )
+    consensus_samples: int | None = field(
+        default=None,
+        metadata={"help": "Titles that each direction draws for 'consensus'; the same each time. Default: 16."},
     )
     joint_rescoring: bool | None = field(default=None, metadata={"help": "The older name: true is --ranking joint."})
     num_beams: int | None = field(default=None, metadata={"help": "Beams per direction. Default: the model's own."})
@@ -132,13 +137,14 @@ class GenerateArguments:
     def __post_init__(self):
         counts = ("num_beams", "num_return_sequences", "max_new_tokens", "vocabulary_shortlist")
         check_numbers(self, **dict.fromkeys((*counts, "batch_size", "num_processes"), 1), length_penalty=-math.inf)
-        check_numbers(self, min_new_tokens=0, no_repeat_ngram_size=0, seed=0)
+        check_numbers(self, min_new_tokens=0, no_repeat_ngram_size=0, seed=0, consensus_samples=0)
 
 
 GENERATE_KWARGS = (
     "decoding_direction",
     "proposals",
     "ranking",
+    "consensus_samples",
     "joint_rescoring",
     "num_beams",
     "num_return_sequences",
