@@ -23,6 +23,7 @@ all.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import subprocess
 import time
@@ -104,7 +105,11 @@ CANDIDATES: dict[str, list[dict]] = {
     ],
 }
 OURS = {"default": {}, "l2r": {"decoding_direction": "l2r", "num_beams": 3}}
-TWINS = {**OURS, "l2r+r2l, joint": {"proposals": "l2r+r2l", "ranking": "joint", "num_beams": 3}}
+TWINS = {
+    **OURS,
+    "l2r+r2l, joint": {"proposals": "l2r+r2l", "ranking": "joint", "num_beams": 3},
+    "l2r+r2l, drawn": {"proposals": "l2r+r2l", "ranking": "consensus", "num_beams": 3},
+}
 # Of ours those of twins are left out where there are none.
 WAYS: dict[str, dict[str, dict]] = {
     "ours": TWINS,
@@ -119,6 +124,8 @@ WAYS: dict[str, dict[str, dict]] = {
 DIRECTIONS = {"twins": "both", "one direction": "l2r"}
 # From about so many seconds on OpenNMT-py sees each pair five times.
 DROPOUT_FROM = {"xwlb_brief": 3300, "csl": 600, "multi30k_en_de": 2200}
+# In an hour a model of width 128 has learned what it can of these pairs, and a wider one learns more.
+WIDTH, WIDE, WIDE_FROM = 128, 256, {"xwlb_brief": 3300}
 # The updates from which the time of an update is taken: a whole pool of batches of all lengths, twice.
 TRIAL_UPDATES = 100
 HEADING = (
@@ -200,6 +207,7 @@ def learn_ours(job: Job) -> dict:
     """Trains ours, as `bidir-seq2seq train --max_train_minutes` does, whose trial is part of the budget."""
     folder = job.folder / str(job.budget)
     settings = {
+        "hidden_size": WIDTH,
         **SETTINGS[job.data],
         **job.options,
         "train_file": job.files["train"],
@@ -243,8 +251,8 @@ def learn_bart(job: Job) -> dict:
     tokenizer = tokenizer_of(job)
     pairs = load_pairs({"train": job.files["train"]})["train"]
     encoded, _ = encode_pairs(pairs, tokenizer, 400, 64)
-    size = SETTINGS[job.data].get("hidden_size", 128)
     options = dict(job.options)
+    size = options.pop("hidden_size", SETTINGS[job.data].get("hidden_size", WIDTH))
     config = BartConfig(
         vocab_size=len(tokenizer),
         d_model=size,
@@ -334,7 +342,7 @@ def learn_opennmt(job: Job) -> dict:
     task = {
         **files,
         "vocab": list(dict.fromkeys("▁" if token.isspace() else token for token, _ in vocab)),
-        "hidden_size": SETTINGS[job.data].get("hidden_size", 128),
+        "hidden_size": options.pop("hidden_size", SETTINGS[job.data].get("hidden_size", WIDTH)),
         "num_layers": 2,
         "batch_size": options.pop("batch_size"),
         "falling_share": options.pop("falling_share", 0.0),
@@ -366,7 +374,7 @@ LEARN: dict[str, Callable[[Job], dict]] = {
 
 
 def chosen_options(data: str, system: str, budget: int) -> dict:
-    """What `tune` has found best; and from five passes on the dropout that ours has then by itself."""
+    """What `tune` has found best; from five passes on the dropout that ours has then; and the width of an hour."""
     if system in DIRECTIONS:
         return {**chosen_options(data, "ours", budget), "decoder_directions": DIRECTIONS[system]}
     chosen = RESULTS / data / f"{system}-tuned.json"
@@ -375,6 +383,11 @@ def chosen_options(data: str, system: str, budget: int) -> dict:
     options = json.loads(chosen.read_text(encoding="utf-8"))["options"]
     if "dropout" in options and budget >= DROPOUT_FROM[data]:
         options["dropout"] = DROPOUT
+    if budget >= WIDE_FROM.get(data, math.inf):
+        options["hidden_size"] = WIDE
+        if system == "ours":
+            # `train` proposes bfloat16 where the processor has it; a wide model gains more by it.
+            options |= {"embedding_size": WIDE, "bf16": True}
     return options
 
 

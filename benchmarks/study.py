@@ -84,7 +84,7 @@ ALONE = {
     "l2r beam 3": {"num_beams": 3},
     "l2r beam 10": {"num_beams": 10},
     # As many titles as two directions draw.
-    "l2r, drawn": {"num_beams": 3, "consensus_samples": 32},
+    "l2r, drawn": {"num_beams": 3, "consensus_samples": 64},
 }
 TWINS = {
     "l2r": {"decoding_direction": "l2r"},
@@ -95,7 +95,7 @@ TWINS = {
     "all, joint": {"proposals": "l2r+r2l+both", "ranking": "joint"},
     # Of the candidates themselves, and of titles that both directions draw.
     "all, consensus": {"proposals": "l2r+r2l+both", "ranking": "consensus", "consensus_samples": 0},
-    "l2r+r2l, drawn": {"proposals": "l2r+r2l", "ranking": "consensus", "consensus_samples": 16},
+    "l2r+r2l, drawn": {"proposals": "l2r+r2l", "ranking": "consensus", "consensus_samples": 32},
 }
 
 

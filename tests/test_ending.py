@@ -116,6 +116,7 @@ class Ticks:
     def __init__(self, monkeypatch):
         self.now = -1.0
         self.tried: list[str] = []
+        self.widths: list[int] = []
         monkeypatch.setattr(training_module, "time", SimpleNamespace(monotonic=lambda: 0.0))
         monkeypatch.setattr(training_module, "try_out", self.try_out)
         monkeypatch.setattr(ending, "time", SimpleNamespace(monotonic=self.tick))
@@ -128,6 +129,7 @@ class Ticks:
 
     def try_out(self, model, own_partner_share, *args) -> ending.Pace:
         self.tried.append(model.config.decoder_directions)
+        self.widths.append(model.config.hidden_size)
         return ending.Pace(1.0, own_partner_share, 1.4)
 
 
@@ -252,6 +254,37 @@ def test_what_suits_a_new_model_follows_from_how_often_there_is_time_to_see_each
         config = json.loads((folder / "config.json").read_text())
         assert (config["decoder_directions"], config["dropout"]) == (directions, dropout)
         assert clock.tried == tried
+
+
+@pytest.mark.parametrize(
+    ("settings", "minutes", "width", "embedding", "tried"),
+    [
+        # 24 pairs, 4 an update: two passes are 12 updates, of which the last 3 take 1.4 times as long.
+        ({}, 13 / 60, 32, 32, [32]),
+        ({}, 12 / 60, 128, 128, [32, 128]),
+        ({"embedding_size": 16}, 13 / 60, 32, 16, [32]),
+        ({"embedding_size": 16}, 12 / 60, 128, 16, [32, 128]),
+        ({"hidden_size": 16}, 13 / 60, 16, 128, [16]),
+        ({}, None, 128, 128, []),
+    ],
+)
+def test_the_width_of_a_new_model_follows_from_the_time(
+    settings, minutes, width, embedding, tried, files, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(recipe, "WIDE", 32)
+    monkeypatch.setattr(training_module, "WIDE", 32)
+    clock = Ticks(monkeypatch)
+    model = {**dict.fromkeys(("hidden_size", "embedding_size")), **settings, "decoder_directions": "both"}
+    in_time = {**IN_TIME, "max_train_minutes": minutes, "max_steps": -1, "num_train_epochs": 2.0, "save_steps": 2}
+    run(files, tmp_path, model, **in_time)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["hidden_size"], config["embedding_size"], clock.widths) == (width, embedding, tried)
+    # A run that goes on stays as wide as it is, however much time it has then.
+    for name in ("model.safetensors", "manifest.json"):
+        (tmp_path / name).unlink()
+    run(files, tmp_path, model, **{**in_time, "max_train_minutes": minutes and minutes + 1})
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["hidden_size"], config["embedding_size"], clock.widths) == (width, embedding, tried)
 
 
 def test_a_trial_leaves_no_trace_in_the_training(files, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What suits a set of pairs, if nothing is said of it: tokens, vocabulary, how many decoders, dropout, smoothing."""
+"""What suits a set of pairs, if nothing is said of it: tokens, vocabulary, width, decoders, dropout, smoothing."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ TWINS_FROM, TWINS_FROM_PASSES = 0.1, 10
 # A model that sees every pair so often learns some by heart without dropout; one that sees them less often has no time
 # to (docs/training.md).
 DROPOUT, DROPOUT_FROM = 0.2, 5
+# A wide model that sees every pair so often is better than one of half the width that sees it more often in the same
+# time (docs/training.md).
+WIDE, WIDE_FROM = 256, 2
 # Of a new model; better in all trials but one (docs/training.md).
 LABEL_SMOOTHING = 0.1
 # Fewer pairs say little about what suits them.
@@ -98,6 +101,21 @@ def suitable_directions(pairs: Dataset | PairStream, tokenizer: PreTrainedTokeni
     return "l2r"
 
 
+def suitable_width(passes: float) -> int | None:
+    """The `hidden_size` of a new model that has a given time, with a word if it is another than that of the config.
+
+    Args:
+        passes: How often a model of width 256 would see each pair in this time.
+
+    Returns:
+        256, or `None`, which leaves it to the config.
+    """
+    if passes < WIDE_FROM:
+        return None
+    logger.warning_once(f"hidden_size={WIDE}, as there is time to see every pair {passes:.3g} times with it")
+    return WIDE
+
+
 def suitable_dropout(passes: float) -> float:
     """The `dropout` of a new model that sees every pair so many times, with a word if it has any."""
     if passes < DROPOUT_FROM:
@@ -109,8 +127,10 @@ def suitable_dropout(passes: float) -> float:
 __all__ = [
     "DROPOUT",
     "LABEL_SMOOTHING",
+    "WIDE",
     "suitable_directions",
     "suitable_dropout",
     "suitable_tokenizer_type",
     "suitable_vocabulary",
+    "suitable_width",
 ]

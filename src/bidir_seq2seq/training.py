@@ -38,10 +38,12 @@ from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 from .pair_summary import log_summaries
 from .recipe import (
     LABEL_SMOOTHING,
+    WIDE,
     suitable_directions,
     suitable_dropout,
     suitable_tokenizer_type,
     suitable_vocabulary,
+    suitable_width,
 )
 from .run_folder import (
     UNFINISHED,
@@ -128,7 +130,7 @@ def _train(
         passes = _passes(training_args, num_pairs, pace)
         model_args = _chosen(model_args, training_args, train_pairs, tokenizer, passes, checkpoint)
         if minutes is not None and checkpoint is None:
-            own_partner_cost = pace(model_args.decoder_directions or "both").own_partner_cost
+            own_partner_cost = pace(model_args.decoder_directions or "both", model_args.hidden_size).own_partner_cost
     spent = time.monotonic() - began
     model, encoder = _model_and_encoder(model_args, data_args, training_args, tokenizer)
     propose_bfloat16(training_args)
@@ -223,30 +225,39 @@ def _chosen(
     training_args: TrainingArguments,
     pairs: Dataset | PairStream,
     tokenizer: PreTrainedTokenizerBase,
-    passes: Callable[[str], float],
+    passes: Callable[[str, int | None], float],
     checkpoint: str | None,
 ) -> ModelArguments:
-    """With directions, dropout and smoothing that suit a new model, or that a run began with, if nothing is said.
+    """With width, directions, dropout and smoothing that suit a new model, or that a run began with, if not said.
 
-    `passes` tells how often a model of given directions sees each pair.
+    `passes` tells how often a model of given directions and width sees each pair.
     """
     if checkpoint is not None:
         # A run that is made longer sees its pairs more often than was meant when these were chosen.
         began = BidirSeq2SeqConfig.from_pretrained(checkpoint)
-        chosen = ("decoder_directions", "dropout", "label_smoothing")
+        chosen = ("hidden_size", "embedding_size", "decoder_directions", "dropout", "label_smoothing")
         left = [name for name in chosen if getattr(model_args, name) is None]
         return replace(model_args, **{name: getattr(began, name) for name in left})
     directions = model_args.decoder_directions
+    if model_args.hidden_size is None and training_args.max_train_minutes is not None:
+        model_args = _of_width(model_args, suitable_width(passes(directions or "both", WIDE)))
     if directions is None:
         settings_of_twins = (model_args.twin_dropout, model_args.twin_partner, training_args.own_partner_share)
         asked_for = any(setting is not None for setting in settings_of_twins)
-        directions = "both" if asked_for else suitable_directions(pairs, tokenizer, passes("both"))
+        directions = (
+            "both" if asked_for else suitable_directions(pairs, tokenizer, passes("both", model_args.hidden_size))
+        )
         model_args = replace(model_args, decoder_directions=directions)
     if model_args.dropout is None:
-        model_args = replace(model_args, dropout=suitable_dropout(passes(directions)))
+        model_args = replace(model_args, dropout=suitable_dropout(passes(directions, model_args.hidden_size)))
     if model_args.label_smoothing is None:
         model_args = replace(model_args, label_smoothing=LABEL_SMOOTHING)
     return model_args
+
+
+def _of_width(model_args: ModelArguments, hidden_size: int | None) -> ModelArguments:
+    """Of this width, and an embedding as wide if nothing is said of it."""
+    return replace(model_args, hidden_size=hidden_size, embedding_size=model_args.embedding_size or hidden_size)
 
 
 def _say_how_to_write(
@@ -316,35 +327,42 @@ def _trial(
     training_args: TrainingArguments,
     pairs: Dataset | PairStream,
     tokenizer: PreTrainedTokenizerBase,
-) -> Callable[[str], Pace]:
-    """How fast a new model of given directions learns here."""
+) -> Callable[[str, int | None], Pace]:
+    """How fast a new model of given directions and width learns here."""
 
     @cache
-    def pace(directions: str) -> Pace:
-        tried = replace(model_args, decoder_directions=directions, dropout=model_args.dropout or 0.0)
+    def pace(directions: str, hidden_size: int | None) -> Pace:
+        tried = model_args if hidden_size == model_args.hidden_size else _of_width(model_args, hidden_size)
+        tried = replace(tried, decoder_directions=directions, dropout=model_args.dropout or 0.0)
         model, encoder = _model_and_encoder(tried, data_args, training_args, tokenizer)
         share = _own_partner_share(model_args, training_args, model.config)
-        limit = TRIAL_SHARE * 60 * (training_args.max_train_minutes or 0)
+        assert training_args.max_train_minutes is not None, "a trial is for a training in a given time"
+        limit = TRIAL_SHARE * 60 * training_args.max_train_minutes
         found = try_out(model, share, pairs, encoder, training_args, limit)
         # As if there had been no trial.
         set_seed(training_args.seed)
-        logger.warning_once(f"trial of decoder_directions={directions!r}: {found.seconds:.2g} s an update")
+        width = model.config.hidden_size
+        logger.warning_once(
+            f"trial of decoder_directions={directions!r}, hidden_size={width}: {found.seconds:.2g} s an update"
+        )
         return found
 
     return pace
 
 
-def _passes(training_args: TrainingArguments, num_pairs: int, pace: Callable[[str], Pace]) -> Callable[[str], float]:
-    """How often a new model of given directions sees each pair: as planned, or as often as there is time for."""
+def _passes(
+    training_args: TrainingArguments, num_pairs: int, pace: Callable[[str, int | None], Pace]
+) -> Callable[[str, int | None], float]:
+    """How often a new model of given directions and width sees each pair: as planned, or as there is time for."""
     in_an_update, minutes = pairs_per_update(training_args) / max(num_pairs, 1), training_args.max_train_minutes
     planned = training_args.num_train_epochs
     if training_args.max_steps > 0:
         planned = training_args.max_steps * in_an_update
 
-    def passes(directions: str) -> float:
+    def passes(directions: str, hidden_size: int | None) -> float:
         if minutes is None:
             return planned
-        return min(planned, pace(directions).updates_in(60 * minutes) * in_an_update)
+        return min(planned, pace(directions, hidden_size).updates_in(60 * minutes) * in_an_update)
 
     return passes
 

@@ -55,8 +55,17 @@ class ModelArguments:
         },
     )
     lowercase: bool = field(default=False, metadata={"help": "Whether a new tokenizer lower-cases all text."})
-    embedding_size: int = field(default=128, metadata={"help": "Width of the embedding."})
-    hidden_size: int = field(default=128, metadata={"help": "Width of encoder and decoders."})
+    embedding_size: int | None = field(
+        default=None,
+        metadata={"help": "Width of the embedding. Default: 128; 256 where hidden_size is that by max_train_minutes."},
+    )
+    hidden_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Width of encoder and decoders. Default: 128; with max_train_minutes 256, if there is time to see "
+            "every pair twice."
+        },
+    )
     encoder_type: str = field(
         default="rnn",
         metadata={
