@@ -73,7 +73,6 @@ PAGE = {
             "generation_bidir_seq2seq": "BidirSeq2SeqGenerationMixin BidirBeamSearchOutput",
             "titles": "write_titles stream_titles Title",
             "ranking_bidir_seq2seq": "Candidates own joint consensus weighted",
-            "samples_bidir_seq2seq": "draw_titles",
             "rank_tuning": "write_candidates tune_ranking CandidatePool TunedRanking",
             "search_history": "search_history SearchHistory",
         },

@@ -89,6 +89,7 @@ THEIRS = (
 )  # fmt: skip
 MAY_BE_0 = {
     "min_frequency", "shuffle_buffer_size", "num_examples", "min_new_tokens", "no_repeat_ngram_size", "seed",
+    "consensus_samples",
     "dataloader_num_workers", "generation_no_repeat_ngram_size", "save_total_limit",
 }  # fmt: skip
 

@@ -39,6 +39,19 @@ def test_every_system_is_predicted_and_scored():
     assert [line.split()[0] for line in table[1:]] == systems and "against lead" in table[0]
 
 
+def test_a_consensus_is_scored_when_it_is_asked_for():
+    tokenizer = build_char_tokenizer(["abcdef"], min_frequency=1)
+    model = tiny_model(vocab_size=len(tokenizer))
+    settings = {"tokenization": "char", "progress": False, "num_beams": 2, "max_new_tokens": 4}
+    written = predict(model, tokenizer, PAIRS, ["lead", "consensus"], **settings)
+    inputs = tokenizer(list(PAIRS["source"]), padding=True, return_tensors="pt")
+    asked = {"num_beams": 2, "max_new_tokens": 4, "proposals": "l2r+r2l", "ranking": "consensus"}
+    expected = tokenizer.batch_decode(model.generate(**inputs, **asked), skip_special_tokens=True)
+    assert written["consensus"] == expected
+    with pytest.raises(ValueError, match="system 'consensus' is not among"):
+        predict(tiny_model(twin_dropout=0.0), None, PAIRS, ["consensus"])
+
+
 def test_what_a_model_cannot_run_is_not_offered():
     assert available_systems(tiny_model(decoder_directions="r2l")) == ["lead", "r2l"]
     assert "joint" not in available_systems(tiny_model(twin_dropout=0.0))

@@ -41,6 +41,8 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "r2l": {"decoding_direction": "r2l"},
     "both": {"decoding_direction": "both", "joint_rescoring": False},
     "joint": {"decoding_direction": "both", "joint_rescoring": True},
+    # Takes longer than all others together, and is run only when it is asked for.
+    "consensus": {"decoding_direction": "both", "proposals": "l2r+r2l", "ranking": "consensus"},
     # As the model's own settings say, where `rank_tuning` has chosen weights.
     "tuned": {},
 }
@@ -119,10 +121,11 @@ def processes() -> PartialState:
 
 
 def available_systems(model: PreTrainedModel) -> list[str]:
-    """The systems that a model can run: `lead`, its direction(s), and `joint` if it has learned to write alone."""
+    """The systems that are run of a model if nothing is said: `lead`, its direction(s), and `joint` if it has learned
+    to write alone, which `consensus` asks of it, too."""
     if model.config.decoder_directions != "both":
         return ["lead", model.config.decoder_directions]
-    missing = {"joint"} if model.config.twin_dropout == 0 else set()
+    missing = {"consensus", "joint"} if model.config.twin_dropout == 0 else {"consensus"}
     if not isinstance(model.generation_config.ranking, Mapping):
         missing.add("tuned")
     return [name for name in SYSTEMS if name not in missing]
@@ -175,9 +178,12 @@ def predict_titles(
     Raises:
         ValueError: On a system that is unknown or that the model cannot run.
     """
+    can_run = available_systems(model)
+    if "joint" in can_run:
+        can_run.append("consensus")
     for name in systems:
-        if name not in available_systems(model):
-            raise ValueError(f"system {name!r} is not among what this model can run: {available_systems(model)}")
+        if name not in can_run:
+            raise ValueError(f"system {name!r} is not among what this model can run: {can_run}")
     sources = [text or "" for text in pairs["source"]]
     state = processes()
     mine = range(state.process_index, len(sources), state.num_processes)

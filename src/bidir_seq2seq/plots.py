@@ -28,10 +28,24 @@ MAX_POINTS = 400
 SIZE = (4.7, 3.1)
 
 # Colours that differ for colour-blind readers, too; systems also differ by their dashes and marks.
-_LIGHT = {"lead": "#7d7d7d", "l2r": "#0b62a8", "r2l": "#c1550a", "both": "#087f5b", "joint": "#8a3ea8"}
-_DARK = {"lead": "#a3a3a3", "l2r": "#6cb6f5", "r2l": "#f5a45d", "both": "#4fd1a5", "joint": "#d59bee"}
-_DASHES = {"lead": ":", "l2r": "-", "r2l": "-", "both": "--", "joint": "-."}
-_MARKS = {"lead": "x", "l2r": ">", "r2l": "<", "both": "o", "joint": "D"}
+_LIGHT = {
+    "lead": "#7d7d7d",
+    "l2r": "#0b62a8",
+    "r2l": "#c1550a",
+    "both": "#087f5b",
+    "joint": "#8a3ea8",
+    "consensus": "#b3245e",
+}
+_DARK = {
+    "lead": "#a3a3a3",
+    "l2r": "#6cb6f5",
+    "r2l": "#f5a45d",
+    "both": "#4fd1a5",
+    "joint": "#d59bee",
+    "consensus": "#f58fb5",
+}
+_DASHES = {"lead": ":", "l2r": "-", "r2l": "-", "both": "--", "joint": "-.", "consensus": "-"}
+_MARKS = {"lead": "x", "l2r": ">", "r2l": "<", "both": "o", "joint": "D", "consensus": "*"}
 # Names that figures show instead of a system's.
 LABELS = {"lead": "lead", "l2r": "left to right", "r2l": "right to left", "both": "both", "joint": "joint"}
 

@@ -37,7 +37,7 @@ logger = logging.get_logger(__name__)
 
 TEMPLATE = "report_template.html"
 # Of what a run has, its best system is shown where there is room for one.
-PREFERENCE = ("tuned", "joint", "both", "l2r", "r2l")
+PREFERENCE = ("consensus", "tuned", "joint", "both", "l2r", "r2l")
 SCORE_COLUMNS = ("rouge1", "rouge2", "rougeL", "bleu", "first4", "last4", "wer", "per")
 SCORE_LABELS = {
     "rouge1": "ROUGE-1",

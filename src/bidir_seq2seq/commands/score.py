@@ -60,7 +60,11 @@ class ScoreArguments:
         default=None, metadata={"help": "Files of titles to score instead, one a line, in the order of the pairs."}
     )
     systems: list[str] | None = field(
-        default=None, metadata={"help": "Of a model: lead, l2r, r2l, both, joint, tuned. Default: all it can run."}
+        default=None,
+        metadata={
+            "help": "Of a model: lead, l2r, r2l, both, joint, tuned, consensus. Default: all it can run but "
+            "consensus, which takes longer than the others together."
+        },
     )
     source_column: str | None = field(
         default=None, metadata={"help": "Column of documents. Default: by name, else the first."}
