@@ -269,6 +269,16 @@ def over_seeds(data: str, runs: dict[int, dict], way: str) -> tuple[list[float],
     return figures, [np.mean(pair, axis=0).tolist() for pair in columns]
 
 
+def ways_in(runs: dict[int, dict]) -> list[str]:
+    """All ways in which models of a recipe have written."""
+    return list(dict.fromkeys(way for run in runs.values() for way in run["ways"]))
+
+
+def that_have(runs: dict[int, dict], way: str) -> dict[int, dict]:
+    """Those of the runs whose models have written in a way: one that is new has not been in all."""
+    return {seed: run for seed, run in runs.items() if way in run["ways"]}
+
+
 def report(results: dict[str, dict[str, dict[int, dict]]]) -> None:
     """Prints a table for each data set."""
     for data, recipes in results.items():
@@ -277,19 +287,21 @@ def report(results: dict[str, dict[str, dict[int, dict]]]) -> None:
         print(f"\n{data}: {metric}")
         print(f"{'recipe':13}{'way':18}{'seeds':>6}{'mean':>8}{'range':>14}{'first4':>8}{'last4':>7}", end="")
         print(f"{'training s':>12}{'search s':>10}   against the best single direction")
-        singles = {way: over_seeds(data, recipes["l2r"], way) for way in ALONE} if "l2r" in recipes else {}
+        alone = recipes.get("l2r", {})
+        singles = {way: over_seeds(data, that_have(alone, way), way) for way in ways_in(alone)}
         base = better(singles.values(), key=lambda found: statistics.mean(found[0])) if singles else None
         for recipe, runs in recipes.items():
-            for way in next(iter(runs.values()))["ways"]:
-                figures, by_pair = over_seeds(data, runs, way)
-                found = [run["ways"][way] for run in runs.values()]
+            for way in ways_in(runs):
+                written = that_have(runs, way)
+                figures, by_pair = over_seeds(data, written, way)
+                found = [run["ways"][way] for run in written.values()]
                 edges = [
                     statistics.mean(x[edge] for x in found) if edge in found[0] else float("nan")
                     for edge in ("first4", "last4")
                 ]
                 line = f"{recipe:13}{way:18}{len(figures):6}{statistics.mean(figures):8.2f}"
                 line += f"{f'{min(figures):.1f}-{max(figures):.1f}':>14}{edges[0]:8.1f}{edges[1]:7.1f}"
-                line += f"{statistics.mean(run['seconds'] for run in runs.values()):12.0f}"
+                line += f"{statistics.mean(run['seconds'] for run in written.values()):12.0f}"
                 line += f"{statistics.mean(x['search_seconds'] for x in found):10.1f}"
                 if base is not None:
                     statistic = bleu_of_counts if metric == "bleu" else None

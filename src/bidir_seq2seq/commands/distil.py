@@ -89,6 +89,9 @@ class DistillationArguments:
         default=None,
         metadata={"help": "As for generate. Default: the teacher's own.", "choices": list(RANKING_RULES)},
     )
+    consensus_samples: int | None = field(
+        default=None, metadata={"help": "As for generate. Default: the teacher's own, 16."}
+    )
     num_beams: int | None = field(default=None, metadata={"help": "Beams per direction. Default: the teacher's own."})
     length_penalty: float | None = field(default=None, metadata={"help": "Above 1 favours longer titles."})
     max_new_tokens: int | None = field(default=None, metadata={"help": "Longest pseudo-title in tokens."})
@@ -116,10 +119,11 @@ class DistillationArguments:
 
     def __post_init__(self) -> None:
         counts = ("num_beams", "max_new_tokens", "teacher_max_source_length", "teacher_batch_size")
-        check_numbers(self, **dict.fromkeys(counts, 1), no_repeat_ngram_size=0, length_penalty=-math.inf)
+        check_numbers(self, **dict.fromkeys(counts, 1), length_penalty=-math.inf)
+        check_numbers(self, no_repeat_ngram_size=0, consensus_samples=0)
 
 
-OWN_KWARGS = ("decoding_direction", "proposals", "ranking")
+OWN_KWARGS = ("decoding_direction", "proposals", "ranking", "consensus_samples")
 GENERATE_KWARGS = (*OWN_KWARGS, "num_beams", "length_penalty", "max_new_tokens", "no_repeat_ngram_size")
 # What else decides which titles are written.
 RUN_SETTINGS = ("source_prefix", "teacher_max_source_length", "teacher_batch_size", "teacher_dtype")
