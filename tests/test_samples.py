@@ -67,6 +67,8 @@ def test_chances_fall_into_each_part_once():
     assert chances.shape == (5, 8) and torch.equal(chances, samples_bidir_seq2seq._chances(8, 5))
     assert (chances.mul(8).long().sort(1).values == torch.arange(8)).all()
     assert not torch.equal(chances[0], chances[1])
+    # A longer title beside a document changes nothing of it.
+    assert torch.equal(chances, samples_bidir_seq2seq._chances(8, 9)[:5])
 
 
 def drawn_by(model, **inputs) -> tuple[torch.LongTensor, torch.LongTensor]:

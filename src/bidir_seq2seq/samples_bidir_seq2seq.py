@@ -83,9 +83,12 @@ def _chances(num_samples: int, max_length: int) -> torch.Tensor:
     """`[max_length, N]`, from 0 to 1: at each step one in each of N equal parts, which lets fewer samples do (McKay,
     Beckman and Conover 1979, "A Comparison of Three Methods for Selecting Values of Input Variables")."""
     generator = torch.Generator().manual_seed(0)
-    within = torch.rand(max_length, num_samples, generator=generator)
-    parts = [torch.randperm(num_samples, generator=generator) for _ in range(max_length)]
-    return (torch.stack(parts) + within) / num_samples
+    # Step by step, so that those of a step do not hang on how many follow, which a longer title beside it would add.
+    parts = (
+        torch.randperm(num_samples, generator=generator) + torch.rand(num_samples, generator=generator)
+        for _ in range(max_length)
+    )
+    return torch.stack(list(parts)) / num_samples
 
 
 __all__ = ["EPSILON", "draw_titles"]
