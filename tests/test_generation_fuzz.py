@@ -26,7 +26,7 @@ MODELS = {
 # Of each setting what is sound, and what is not or goes with few others.
 SETTINGS = {
     "decoding_direction": ["both", "l2r", "r2l", None, "left", 3],
-    "proposals": ["both", "l2r+r2l", "l2r+r2l+both", "l2r", None, "l2r+l2r", "", 2],
+    "proposals": ["both", "l2r+r2l", "l2r+r2l+both", "l2r", "r2l+drawn", "drawn", None, "l2r+l2r", "", 2],
     "ranking": [*RANKING_RULES, None, "best", 1],
     "consensus_samples": [1, 3, 0, None, -1, 2.5, True],
     "joint_rescoring": [True, False, None, "yes"],

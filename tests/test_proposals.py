@@ -5,7 +5,7 @@ import torch
 from conftest import random_pairs, tiny_model
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from bidir_seq2seq.proposals_bidir_seq2seq import merged, searches_of
+from bidir_seq2seq.proposals_bidir_seq2seq import merged, proposers_of
 
 PAD, START, END = 0, 2, 3
 EACH = {"num_beams": 3, "num_return_sequences": 3, "max_length": 8, "return_dict_in_generate": True}
@@ -104,7 +104,7 @@ def test_pools_of_other_lengths_are_padded():
 @pytest.mark.parametrize("proposals", ["", "up", "l2r+l2r", "l2r,r2l", 3])
 def test_unknown_proposals_are_refused(proposals):
     with pytest.raises(ValueError, match="must be some of l2r, r2l, both"):
-        searches_of(proposals)
+        proposers_of(proposals)
 
 
 def test_proposals_ask_for_directions_that_write_alone():

@@ -5,17 +5,32 @@ from collections import Counter
 import pytest
 import torch
 from conftest import random_pairs, tiny_model
+from test_proposals import Forgetful
 from test_search import END, LONGEST, PAD, SIZE, START, Table, all_titles
+from transformers import EosTokenCriteria, LogitsProcessorList, MaxLengthCriteria, StoppingCriteriaList
+from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor, SuppressTokensLogitsProcessor
 
 from bidir_seq2seq import samples_bidir_seq2seq
 from bidir_seq2seq.directions_bidir_seq2seq import Direction, RightToLeft
+from bidir_seq2seq.output_bidir_seq2seq import IMPOSSIBLE
+from bidir_seq2seq.proposals_bidir_seq2seq import Found
 from bidir_seq2seq.ranking_bidir_seq2seq import consensus, joint
 from bidir_seq2seq.samples_bidir_seq2seq import EPSILON, draw_titles
+from bidir_seq2seq.search_bidir_seq2seq import StepRecords
 
 
-def drawn_of(table, direction: Direction, num_samples: int = 4000, limits=(LONGEST + 1,)) -> torch.LongTensor:
-    never_written = torch.tensor([PAD, direction.start_id])
-    return draw_titles(Table(table), Table(table), direction, num_samples, torch.tensor(limits), never_written)
+def found_of(
+    table, direction: Direction, num_samples: int = 4000, limits=(LONGEST + 1,), more=(), **settings
+) -> Found:
+    processors = LogitsProcessorList([SuppressTokensLogitsProcessor([PAD, direction.start_id], device="cpu"), *more])
+    criteria = StoppingCriteriaList([EosTokenCriteria(direction.end_id), MaxLengthCriteria(LONGEST + 2)])
+    asked = (direction, num_samples, torch.tensor(limits), processors, criteria, StepRecords())
+    return draw_titles(Table(table), Table(table), *asked, **settings)
+
+
+def drawn_of(*args, **settings) -> torch.LongTensor:
+    (pool,) = found_of(*args, **settings).pools()
+    return pool["sequences"]
 
 
 def titles_of(rows: torch.LongTensor) -> list[tuple[int, ...]]:
@@ -55,6 +70,39 @@ def test_what_is_written_from_the_right_is_given_from_the_left():
     assert [titles_of(rows) for rows in drawn] == [3 * [(END, 5, 4, 3, START)], 3 * [(END, 4, 3)]]
 
 
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_what_ends_is_a_candidate_with_its_log_probability_and_what_is_cut_is_none(length_penalty):
+    table = torch.randn(SIZE, SIZE)
+    table[:, [PAD, START]] = float("-inf")
+    table = table.log_softmax(-1)
+    found = found_of(table, Direction("l2r", START, END, PAD), 300, (4, 2), length_penalty=length_penalty)
+    kinds = set()
+    for titles, scores in zip(found.paths[..., 0].tolist(), found.scores.tolist()):
+        for title, score in zip(titles, scores):
+            words = [word for word in title if word != PAD]
+            kinds.add((words[-1] == END, len(words)))
+            if words[-1] == END:
+                total = sum(float(table[one, other]) for one, other in zip(words, words[1:]))
+                assert score == pytest.approx(total / (len(words) - 1) ** length_penalty, abs=1e-4)
+            else:
+                assert score <= IMPOSSIBLE
+    assert kinds >= {(True, 2), (True, 3), (True, 4), (False, 4), (False, 2)}
+    # What the longest title there may be cuts is a title to a beam, too.
+    long = found_of(table, Direction("l2r", START, END, PAD), 300, (LONGEST + 2,), length_penalty=length_penalty)
+    assert (long.scores > IMPOSSIBLE).all() and (long.paths[0, :, -1, 0] != PAD).any()
+
+
+def test_processors_are_obeyed():
+    table = torch.zeros(SIZE, SIZE).log_softmax(-1)
+    free = titles_of(drawn_of(table, Direction("l2r", START, END, PAD), 200)[0])
+    # Where several words may follow, one that repeats is drawn from what is left.
+    distinct = titles_of(
+        drawn_of(table, Direction("l2r", START, END, PAD), 200, more=[NoRepeatNGramLogitsProcessor(1)])[0]
+    )
+    assert any(len(set(title)) < len(title) for title in free)
+    assert all(len(set(title)) == len(title) for title in distinct) and max(map(len, distinct)) == LONGEST + 1
+
+
 def test_where_no_word_is_likely_the_likeliest_is_drawn():
     # More words than can all have a probability of epsilon.
     probs = torch.full((1, 5, 200), 0.005)
@@ -80,7 +128,8 @@ def drawn_by(model, **inputs) -> tuple[torch.LongTensor, torch.LongTensor]:
         return consensus(candidates)
 
     torch.rand(3)
-    chosen = model.generate(**inputs, num_beams=3, max_length=7, ranking=ranking, consensus_samples=5)
+    asked = {"num_beams": 3, "max_length": 7, "proposals": "both+drawn", "consensus_samples": 5}
+    chosen = model.generate(**inputs, **asked, ranking=ranking)
     return seen[0], chosen
 
 
@@ -101,6 +150,94 @@ def test_a_document_has_the_same_titles_drawn_each_time_and_whatever_stands_besi
         alone, alone_chosen = drawn_by(model, input_ids=row[None])
         assert titles_of(alone[0]) == titles_of(own)
         assert titles_of(alone_chosen) == titles_of(title[None])
+
+
+def pool_of(model, input_ids, **asked):
+    """The candidates that a ranking sees."""
+    seen = []
+
+    def ranking(candidates):
+        seen.append(candidates)
+        return consensus(candidates)
+
+    settings = {"num_beams": 3, "max_length": 7, "consensus_samples": 5, **asked}
+    output = model.generate(input_ids, **settings, ranking=ranking, return_dict_in_generate=True)
+    return seen[0], output
+
+
+@pytest.mark.parametrize("use_copy", [False, True])
+def test_what_is_drawn_stands_beside_what_searches_find(use_copy):
+    model = tiny_model(vocab_size=24, use_copy=use_copy)
+    input_ids, _ = random_pairs()
+    searched, _ = pool_of(model, input_ids, proposals="both")
+    candidates, output = pool_of(model, input_ids, proposals="drawn+both")
+    number = searched.sequences.shape[1]
+    assert candidates.sequences.shape[1] == number + 10
+    length = min(searched.sequences.shape[2], candidates.sequences.shape[2])
+    assert torch.equal(candidates.sequences[:, :number, :length], searched.sequences[:, :, :length])
+    # They are compared with the same ones, of which those that were cut are no candidates.
+    compared = candidates.draw(candidates.lengths.amax(1) + 1)
+    length = min(compared.shape[2], candidates.sequences.shape[2])
+    assert torch.equal(candidates.sequences[:, number:, :length], compared[:, :, :length])
+    # One's score is what the direction that drew it says of it.
+    for place, name in ((slice(number, number + 5), "l2r"), (slice(number + 5, None), "r2l")):
+        scores, exists = candidates.scores[:, place], candidates.scores[:, place] > IMPOSSIBLE
+        assert exists.any()
+        alone = (candidates.log_probs[name] / candidates.lengths)[:, place]
+        # A title that is as long as any may be has no end, of which a direction alone knows nothing.
+        whole = exists & (candidates.lengths[:, place] < 6)
+        torch.testing.assert_close(scores[whole], alone[whole], rtol=1e-4, atol=1e-5)
+    assert set(output.directions) <= {"l2r", "r2l"}
+
+
+def test_consensus_by_name_or_weight_chooses_among_what_is_drawn():
+    model = tiny_model(vocab_size=24)
+    input_ids, _ = random_pairs()
+    asked = {"num_beams": 2, "max_length": 7, "consensus_samples": 6}
+    for ranking in ("consensus", {"consensus": 1.0, "l2r": 0.05}):
+        by_default = model.generate(input_ids, **asked, ranking=ranking)
+        assert torch.equal(by_default, model.generate(input_ids, **asked, ranking=ranking, proposals="both+drawn"))
+        assert not torch.equal(by_default, model.generate(input_ids, **asked, ranking=ranking, proposals="both"))
+    others = {"num_beams": 2, "max_length": 7}
+    for ranking in ("joint", {"l2r": 1.0, "consensus": 0}):
+        by_default = model.generate(input_ids, **others, ranking=ranking)
+        assert torch.equal(by_default, model.generate(input_ids, **others, ranking=ranking, proposals="both"))
+
+
+def test_what_was_recorded_goes_with_each_title_that_is_drawn():
+    model = tiny_model(vocab_size=24)
+    input_ids, _ = random_pairs()
+    asked = {"num_beams": 2, "num_return_sequences": 2, "max_length": 7, "consensus_samples": 6, "ranking": "own"}
+    details = {"return_dict_in_generate": True, "output_scores": True, "output_attentions": True}
+    output = model.generate(input_ids, **asked, **details, proposals="drawn")
+    lengths = (output.sequences != PAD).sum(1) - 1
+    torch.testing.assert_close(output.token_scores.sum(1) / lengths, output.sequences_scores)
+    read = output.source_attentions.sum(-1)
+    for row, length in zip(read, lengths.tolist()):
+        torch.testing.assert_close(row[:, :length], torch.ones_like(row[:, :length]))
+        assert (row[:, length:] == 0).all()
+    assert output.l2r_scores is output.beam_indices is output.history is None
+
+
+def test_what_is_drawn_has_processors_of_its_own_and_obeys_them():
+    model = tiny_model(vocab_size=24)
+    input_ids, _ = random_pairs()
+    drawn, _ = pool_of(model, input_ids, proposals="drawn")
+    words, counts = drawn.labels[drawn.labels > 3].unique(return_counts=True)
+    banned = int(words[counts.argmax()])
+    settings = {"bad_words_ids": [[banned]], "min_length": 5, "logits_processor": LogitsProcessorList([Forgetful()])}
+    candidates, _ = pool_of(model, input_ids, proposals="l2r+drawn", **settings)
+    assert not (candidates.labels == banned).any()
+    assert (candidates.lengths[candidates.scores > IMPOSSIBLE] >= 4).all()
+
+
+@pytest.mark.parametrize("settings", [{"consensus_samples": 0}, {"do_sample": True}])
+def test_where_nothing_is_drawn_there_is_nothing_to_propose(settings):
+    model = tiny_model()
+    input_ids, _ = random_pairs()
+    with pytest.raises(ValueError, match="proposals='l2r\\+drawn'.*leave 'drawn' out"):
+        model.generate(input_ids, proposals="l2r+drawn", **settings)
+    model.generate(input_ids, ranking="consensus", max_length=5, **settings)
 
 
 def test_words_outside_the_vocabulary_are_drawn():

@@ -38,7 +38,7 @@ from transformers.generation.utils import (
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
 from .directions_bidir_seq2seq import Direction, check_ids, directions_of
 from .output_bidir_seq2seq import NextTokens, Shortlist
-from .proposals_bidir_seq2seq import Found, merged, searches_of
+from .proposals_bidir_seq2seq import DRAWN, Found, Pool, merged, proposers_of
 from .ranking_bidir_seq2seq import Candidates, asks_alone, asks_for_samples, rule_of
 from .samples_bidir_seq2seq import draw_titles
 from .search_bidir_seq2seq import Beam, BeamHistory, StepRecords, forbidden_tokens, search, select
@@ -171,16 +171,17 @@ class BidirSeq2SeqGenerationMixin:
         decoding_direction (`"both"`, `"l2r"` or `"r2l"`): The bidirectional beam search, or one decoder alone with
             its twin off. Default: what the model has.
         proposals (`str`): Which searches propose titles, joined by "+": `"both"`, in lock-step; `"l2r"` and `"r2l"`,
-            the decoders alone, which needs a model trained with `twin_dropout` above 0; or `"l2r+r2l+both"`, all
-            three, which takes about twice as long. What several have found is ranked together. Default: `"both"`, but
-            `"l2r+r2l"` for a model with `twin_partner="none"`.
+            the decoders alone, which needs a model trained with `twin_dropout` above 0; `"l2r+r2l+both"`, all three,
+            which takes about twice as long; `"drawn"`, chance (`consensus_samples`). What several have found is ranked
+            together. Default: `"both"`, but `"l2r+r2l"` for a model with `twin_partner="none"`; with
+            `ranking="consensus"` what is drawn, too.
         ranking (`str`, `dict` or function): How what the bidirectional search proposes is ranked, one of
             `RANKING_RULES`: `"own"`, by what the direction that wrote a title gave it; `"joint"`, by the mean of both
             directions' log-probabilities with the twin off, each a proper model of the title, which needs a model
             trained with `twin_dropout` above 0; `"consensus"`, by what a title has in common with others that both
-            directions draw at random (`consensus_samples`), the best and slowest. Or
-            weights of `FEATURES`, such as `{"l2r": 0.4, "r2l": 0.6, "length": 0.02}`, which
-            [`rank_tuning.tune_ranking`] finds, or a function from [`Candidates`] to their scores `[B, M]`.
+            directions draw at random (`consensus_samples`), the best and slowest. Or weights of `FEATURES`,
+            such as `{"l2r": 0.4, "r2l": 0.6, "length": 0.02}`, which [`rank_tuning.tune_ranking`] finds, or a function
+            from [`Candidates`] to their scores `[B, M]`.
         consensus_samples (`int`): How many titles each direction draws for `"consensus"`; the same ones each time. 0:
             the candidates themselves are compared, each as often as `"joint"` finds it likely. Default: 16.
         joint_rescoring (`bool`): The same by its older name: `True` is `ranking="joint"`.
@@ -249,8 +250,6 @@ class BidirSeq2SeqGenerationMixin:
         told = [rule for rule in (wanted, generation_config.ranking, by_flag) if rule is not None]
         rule = "own" if direction != "both" else told[0]
         rule_of(rule)
-        if "consensus_samples" in given and not asks_for_samples(rule):
-            raise ValueError(f"consensus_samples is for ranking='consensus', not {rule!r}: leave it out")
         if asks_alone(rule) and self.config.twin_dropout == 0:
             raise ValueError(
                 f"ranking={rule!r}, or joint_rescoring, needs directions that have learned to write alone, and this "
@@ -264,8 +263,22 @@ class BidirSeq2SeqGenerationMixin:
             raise ValueError(f"proposals={given['proposals']!r} needs decoding_direction='both', not {direction!r}")
         reads_twin = self.config.twin_partner != "none"
         default = ("both" if reads_twin else "l2r+r2l") if direction == "both" else direction
+        can_draw = generation_config.consensus_samples > 0 and not generation_config.do_sample
+        compares = asks_for_samples(generation_config.ranking)
+        if can_draw and compares:
+            default += f"+{DRAWN}"
         asked = (given.get("proposals") or generation_config.proposals or default) if direction == "both" else default
-        names = searches_of(asked)
+        names = proposers_of(asked)
+        if DRAWN in names and not can_draw:
+            raise ValueError(
+                f"proposals={asked!r}: with consensus_samples=0 there is nothing to draw, and do_sample=True draws by "
+                f"itself: leave {DRAWN!r} out"
+            )
+        # What a function asks for nobody knows.
+        if "consensus_samples" in given and not (DRAWN in names or compares or callable(generation_config.ranking)):
+            raise ValueError(
+                f"consensus_samples is for ranking='consensus', not {generation_config.ranking!r}: leave it out"
+            )
         if "both" in names and not reads_twin:
             raise ValueError(
                 f"proposals={asked!r}: the decoders of this model have not learned to read each other "
@@ -617,42 +630,46 @@ class BidirSeq2SeqGenerationMixin:
         batch_size, direction = len(input_ids) // generation_config.num_beams, generation_config.decoding_direction
         next_tokens = self._next_tokens(encoder_outputs, generation_config.vocabulary_shortlist)
 
-        def run(name: str, processors: Sequence, criteria: Sequence) -> tuple[Found, Any]:
-            found = self._start(name, batch_size, criteria, generation_config)
-            steps = self.model.start_steps(encoder_outputs, name, need_twin_weights=found.history is not None)
-            scorer = next_tokens([own.name for own in found.directions])
-            search(steps, scorer, found.beam, processors, found.records, goes_on, found.history)
-            return found, steps
+        def run(name: str, processors: Sequence, criteria: Sequence) -> tuple[Found, Beam, Any]:
+            directions = directions_of(self.config, name)
+            beam = self._start(directions, batch_size, criteria, generation_config)
+            records = [self._start_records(generation_config) for _ in directions]
+            history = BeamHistory() if len(directions) == 2 and records[0].weights is not None else None
+            steps = self.model.start_steps(encoder_outputs, name, need_twin_weights=history is not None)
+            search(steps, next_tokens([own.name for own in directions]), beam, processors, records, goes_on, history)
+            found = Found(beam.finished_paths[:, :, : beam.length], beam.finished_scores, directions, records, history)
+            return found, beam, steps
 
         def goes_on(done: bool) -> bool:
             return self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device)
 
         if direction == "both":
-            names = searches_of(generation_config.proposals)
+            names = [name for name in proposers_of(generation_config.proposals) if name != DRAWN]
             # A processor of the user's may remember what it has seen, which must not be another search's.
-            asked = [copy.deepcopy((logits_processor, stopping_criteria)) for _ in names[1:]]
-            asked.append((logits_processor, stopping_criteria))
+            copies = [copy.deepcopy((logits_processor, stopping_criteria)) for _ in names]
+            to_draw, *asked = [*copies, (logits_processor, stopping_criteria)]
             runs = [run(name, _sides(name, one), _sides(name, two))[0] for name, (one, two) in zip(names, asked)]
 
-            def draw(limits: torch.LongTensor) -> torch.LongTensor:
-                """For limits `[B * K]` of the search's rows titles of both directions, `[B * K, 2 N, L]`."""
-                # Rows of one document have the same titles.
-                limits = limits.view(len(encoder_outputs.last_hidden_state), -1).amax(1)
-                found = []
-                for own in directions_of(self.config):
-                    steps, scorer = self.model.start_steps(encoder_outputs, own.name), next_tokens([own.name])
-                    never_written = torch.tensor(self._never_written(own), device=input_ids.device)
-                    samples = generation_config.consensus_samples
-                    titles = draw_titles(steps, scorer, own, samples, limits, never_written, goes_on)
-                    found.append({"sequences": titles})
-                titles = merged(found, self.config.pad_token_id)["sequences"]
-                return titles.repeat_interleave(batch_size // len(titles), dim=0)
+            def draw(own: Direction, limits: torch.LongTensor) -> Found:
+                (processors,), (criteria,) = (_sides(own.name, both) for both in to_draw)
+                return draw_titles(
+                    self.model.start_steps(encoder_outputs, own.name),
+                    next_tokens([own.name]),
+                    own,
+                    generation_config.consensus_samples,
+                    limits,
+                    processors,
+                    criteria,
+                    self._start_records(generation_config),
+                    generation_config.length_penalty,
+                    goes_on,
+                )
 
             return self._gather_results(runs, encoder_outputs, generation_config, draw)
 
-        found, steps = run(direction, [logits_processor], [stopping_criteria])
-        beam, count = found.beam, generation_config.num_return_sequences
-        sequences = beam.finished_paths[:, :count, :, 0].flatten(0, 1)
+        found, beam, steps = run(direction, [logits_processor], [stopping_criteria])
+        count = generation_config.num_return_sequences
+        sequences = found.paths[:, :count, :, 0].flatten(0, 1)
         sequences = sequences[:, : (sequences != self.config.pad_token_id).sum(1).amax()]
         if not generation_config.return_dict_in_generate:
             return sequences
@@ -662,22 +679,21 @@ class BidirSeq2SeqGenerationMixin:
             return GenerateEncoderDecoderOutput(sequences=sequences, past_key_values=past_key_values)
         return GenerateBeamEncoderDecoderOutput(
             sequences=sequences,
-            sequences_scores=beam.finished_scores[:, :count].flatten(),
+            sequences_scores=found.scores[:, :count].flatten(),
             past_key_values=past_key_values,
         )
 
     def _start(
         self,
-        name: str,
+        directions: Sequence[Direction],
         batch_size: int,
         criteria: Sequence[StoppingCriteriaList],
         generation_config: GenerationConfig,
-    ) -> Found:
-        """A search of B documents, of one direction or both, that has yet to begin."""
-        directions = directions_of(self.config, name)
+    ) -> Beam:
+        """A beam of B documents, of one direction or both, that has yet to begin."""
         start_ids = torch.tensor([direction.start_id for direction in directions], device=self.device)
         num_beams, is_alone = generation_config.num_beams, generation_config.decoding_direction != "both"
-        beam = Beam(
+        return Beam(
             start_ids.repeat_interleave(batch_size),
             num_beams,
             criteria,
@@ -688,9 +704,6 @@ class BidirSeq2SeqGenerationMixin:
             early_stopping=(num_beams == 1 and is_alone) or generation_config.early_stopping,
             do_sample=generation_config.do_sample,
         )
-        records = [self._start_records(generation_config) for _ in directions]
-        history = BeamHistory() if len(directions) == 2 and records[0].weights is not None else None
-        return Found(beam, directions, records, history)
 
     def _next_tokens(self, encoder_outputs: Any, size: int | None) -> Callable[[Sequence[str]], NextTokens]:
         """What scores the next tokens of some directions."""
@@ -711,25 +724,39 @@ class BidirSeq2SeqGenerationMixin:
         runs: Sequence[Found],
         encoder_outputs: Any,
         generation_config: GenerationConfig,
-        draw: Callable[[torch.LongTensor], torch.LongTensor],
+        draw: Callable[[Direction, torch.LongTensor], Found],
     ) -> GenerateOutput | torch.LongTensor:
-        """Merges what all searches found: one ranking, no sequence twice; `draw` gives others to compare with."""
-        pad_id = self.config.pad_token_id
-        pool = merged([side for found in runs for side in found.pools()], pad_id)
+        """Merges what all searches found: one ranking, no sequence twice; `draw` gives others, for limits `[B]`."""
+        pad_id, rows = self.config.pad_token_id, encoder_outputs.last_hidden_state.shape[0]
+        drawn: list[Found] = []
+        if DRAWN in proposers_of(generation_config.proposals):
+            # What is longer than all that searches found takes longest, and has least in common with others.
+            longest = [found.longest for found in runs]
+            anything = torch.full((rows,), generation_config.max_length, device=self.device)
+            limits = torch.stack(longest).amax(0) if runs else anything
+            drawn = [draw(own, limits) for own in directions_of(self.config)]
+
+        def others(limits: torch.LongTensor) -> torch.LongTensor:
+            # A document's rows in the searches have the same ones.
+            longest = limits.view(rows, -1).amax(1)
+            found = drawn or [draw(own, longest) for own in directions_of(self.config)]
+            titles = _pooled(found, pad_id)["sequences"]
+            return titles.repeat_interleave(len(limits) // rows, dim=0)
+
+        runs = [*runs, *drawn]
+        pool = _pooled(runs, pad_id)
         candidates = Candidates(
             pool["sequences"],
             pool.pop("own_scores"),
             pad_id,
             generation_config.length_penalty,
             judge=lambda labels: self.sequence_log_probs(encoder_outputs, labels),
-            draw=draw if generation_config.consensus_samples else None,
+            draw=others if generation_config.consensus_samples else None,
         )
         scores, order = candidates.ranked(generation_config.ranking)
-        if asks_alone(generation_config.ranking):
-            pool |= {f"{name}_log_probs": values for name, values in candidates.log_probs.items()}
+        pool |= {f"{name}_log_probs": values for name, values in candidates.asked_log_probs.items()}
 
         # Where each returned sequence has a row of its own (sampling), that row gives its best.
-        rows = encoder_outputs.last_hidden_state.shape[0]
         per_row = generation_config.num_return_sequences * rows // scores.shape[0]
         found = {name: select(values, order[:, :per_row]).flatten(0, 1) for name, values in pool.items()}
         length = (found["sequences"] != pad_id).sum(1).amax()
@@ -762,6 +789,10 @@ class BidirSeq2SeqGenerationMixin:
                 steps[f"{direction.name}_scores"] = _as_tuple(records.scores)
                 steps[f"{direction.name}_logits"] = _as_tuple(records.logits)
         return steps
+
+
+def _pooled(runs: Sequence[Found], pad_id: int) -> Pool:
+    return merged([side for found in runs for side in found.pools()], pad_id)
 
 
 def _sides(name: str, asked: Any) -> list[Any]:

@@ -16,48 +16,60 @@ import torch
 from torch.nn import functional as F
 
 from .directions_bidir_seq2seq import Direction
-from .search_bidir_seq2seq import Beam, BeamHistory, StepRecords
+from .output_bidir_seq2seq import IMPOSSIBLE
+from .search_bidir_seq2seq import BeamHistory, StepRecords
 
-# The searches that may propose: either direction alone with its twin off, and both in lock-step reading each other.
-SEARCHES = ("l2r", "r2l", "both")
+# Titles that are drawn at random, of either direction alone.
+DRAWN = "drawn"
+# What may propose: searches of either direction alone with its twin off, and of both in lock-step reading each other,
+# and chance.
+PROPOSERS = ("l2r", "r2l", "both", DRAWN)
 
 Pool = dict[str, torch.Tensor]
 
 
-def searches_of(proposals: str) -> tuple[str, ...]:
+def proposers_of(proposals: str) -> tuple[str, ...]:
     """The searches that `"l2r+r2l+both"` and the like name, in this order.
 
     Raises:
         ValueError: On another name, or one that is there twice.
     """
     names = proposals.split("+") if isinstance(proposals, str) else []
-    if not names or len(set(names)) < len(names) or set(names) - set(SEARCHES):
-        raise ValueError(f"proposals={proposals!r} must be some of {', '.join(SEARCHES)}, such as 'l2r+r2l+both'")
-    return tuple(name for name in SEARCHES if name in names)
+    if not names or len(set(names)) < len(names) or set(names) - set(PROPOSERS):
+        raise ValueError(f"proposals={proposals!r} must be some of {', '.join(PROPOSERS)}, such as 'l2r+r2l+both'")
+    return tuple(name for name in PROPOSERS if name in names)
 
 
 @dataclass
 class Found:
-    """One search that is done.
+    """What one search has found, or chance, of D directions.
 
     Attributes:
-        beam: Its beam, of one direction or two.
-        directions: Those.
+        paths: `[D * B, K, L, 2]`, titles in writing order: each token, and which of the K rows of its document it was
+            chosen from, -1 for the start and padding.
+        scores: `[D * B, K]`, minus infinity where there is none.
+        directions: Who wrote them.
         records: Of each direction.
         history: Of two directions, if it was asked for.
     """
 
-    beam: Beam
+    paths: torch.Tensor
+    scores: torch.Tensor
     directions: tuple[Direction, ...]
     records: Sequence[StepRecords]
     history: BeamHistory | None = None
 
+    @property
+    def longest(self) -> torch.LongTensor:
+        """`[B]`, how long the longest title of each document is, its start id included."""
+        lengths = (self.paths[..., 1] >= 0).sum(2).masked_fill(self.scores <= IMPOSSIBLE, 0) + 1
+        return lengths.unflatten(0, (len(self.directions), -1)).amax((0, 2))
+
     def pools(self) -> list[Pool]:
         """Of each direction `sequences` `[B, K, L]`, `own_scores` and `from_right` `[B, K]`, and what was recorded."""
         number = len(self.directions)
-        paths = self.beam.finished_paths[:, :, : self.beam.length].chunk(number)
-        scores = self.beam.finished_scores.chunk(number)
-        return [_pool_of(*side) for side in zip(paths, scores, self.records, self.directions)]
+        sides = zip(self.paths.chunk(number), self.scores.chunk(number), self.records, self.directions)
+        return [_pool_of(*side) for side in sides]
 
 
 def merged(pools: Sequence[Pool], pad_id: int) -> Pool:
@@ -106,4 +118,4 @@ def _pool_of(paths: torch.Tensor, scores: torch.Tensor, records: StepRecords, di
     return {name: values.unflatten(0, pool_shape) for name, values in details.items()}
 
 
-__all__ = ["SEARCHES", "Found", "Pool", "merged", "searches_of"]
+__all__ = ["DRAWN", "PROPOSERS", "Found", "Pool", "merged", "proposers_of"]

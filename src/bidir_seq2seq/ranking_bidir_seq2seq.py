@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from .directions_bidir_seq2seq import IGNORE_INDEX
 from .output_bidir_seq2seq import IMPOSSIBLE
@@ -32,7 +33,7 @@ class Candidates:
         length_penalty: Scores are log-probabilities divided by length ** length_penalty.
         judge: From labels `[B * M, L - 1]` to the log-probability `[B * M]` of each title under each direction alone.
         draw: Gives titles that the directions draw at random, `[B, N, L]`, in reading order, each at most as long as
-            is said for its document, `[B]`, the start id included. Default: none.
+            is said for its document, `[B]`, the start id included; or those that are candidates. Default: none.
     """
 
     sequences: torch.LongTensor
@@ -64,6 +65,11 @@ class Candidates:
         """`[B, M]` log-probabilities under each direction alone, its twin off: a proper model of the title."""
         judged = self.judge(self.labels.flatten(0, 1))
         return {name: values.view(self.scores.shape) for name, values in judged.items()}
+
+    @property
+    def asked_log_probs(self) -> dict[str, torch.Tensor]:
+        """`log_probs`, or nothing where no rule has asked for them."""
+        return vars(self).get("log_probs", {})
 
     def ranked(self, ranking: Ranking) -> tuple[torch.Tensor, torch.LongTensor]:
         """The scores `[B, M]` that a ranking gives, best first, and whose they are, `[B, M]`.
@@ -109,35 +115,34 @@ def consensus(candidates: Candidates) -> torch.Tensor:
 
 def _overlap(words: torch.LongTensor, others: torch.LongTensor) -> torch.Tensor:
     """`[B, M, N]`: what each of `[B, M, T]` has in common with each of `[B, N, U]`, -1 for no word."""
-    base = words.amax().maximum(others.amax()) + 1
-    return (_shared(words, others) + _shared(_pairs(words, base), _pairs(others, base))) / 2
+    length = max(words.shape[2], others.shape[2])
+    titles = torch.cat([F.pad(x, (0, length - x.shape[2]), value=-1) for x in (words, others)], dim=1)
+    left, right = titles[..., :-1], titles[..., 1:]
+    pairs = (left * (titles.amax() + 1) + right).where(right >= 0, -1)
+    return (_shared(titles, words.shape[1]) + _shared(pairs, words.shape[1])) / 2
 
 
-def _pairs(words: torch.LongTensor, base: torch.Tensor) -> torch.LongTensor:
-    """Words `[B, M, T]` below `base`, -1 for none, to a number for each two side by side, `[B, M, T - 1]`."""
-    left, right = words[..., :-1], words[..., 1:]
-    return (left * base + right).where(right >= 0, -1)
+def _shared(items: torch.LongTensor, number: int) -> torch.Tensor:
+    """Of items `[B, M + N, T]`, -1 for none, the F1 `[B, M, N]` of the first M = `number` with the N others; 1 where
+    neither has any."""
+    has = _incidence(items)
+    found = has[:, :number] @ has[:, number:].mT
+    total = has.sum(2)[:, :number, None] + has.sum(2)[:, None, number:]
+    return torch.where(total > 0, 2 * found / total, 1)
 
 
-def _shared(items: torch.LongTensor, others: torch.LongTensor) -> torch.Tensor:
-    """The F1 `[B, M, N]` of items `[B, M, T]` and of others `[B, N, U]`, -1 for none; 1 where neither has any."""
-    number, other_number = _number(items), _number(others)
-    found = [
-        # The third "the" of one is found in another that has at least three.
-        (
-            (items[..., None] == others[:, index, None, None])
-            & (number[..., None] == other_number[:, index, None, None])
-            & (items[..., None] >= 0)
-        ).sum((2, 3))
-        for index in range(others.shape[1])
-    ]
-    total = (items >= 0).sum(-1)[:, :, None] + (others >= 0).sum(-1)[:, None]
-    return torch.where(total > 0, 2 * torch.stack(found, dim=2) / total, 1)
+def _incidence(items: torch.LongTensor) -> torch.Tensor:
+    """`[B, M, things]`, 1 for each thing of its document that one of `[B, M, T]` has, else 0; -1 is none.
 
-
-def _number(items: torch.LongTensor) -> torch.LongTensor:
-    """The how-manieth of its kind each of `[B, M, T]` is in its row."""
-    return (items[..., None] == items[..., None, :]).tril().sum(-1)
+    A third "the" is another thing than a second, so that what two have in common is the product of their rows.
+    """
+    times = (items[..., None] == items[..., None, :]).tril().sum(-1)
+    things = (items * (items.shape[2] + 1) + times).masked_fill(items < 0, -1).flatten(1)
+    in_order, order = things.sort(dim=1)
+    columns = F.pad(in_order.diff(dim=1) != 0, (1, 0)).cumsum(1)
+    columns = torch.empty_like(columns).scatter_(1, order, columns)
+    has = torch.zeros(*items.shape[:2], int(columns.amax()) + 1, device=items.device)
+    return has.scatter_add_(2, columns.view_as(items), (items >= 0).to(has.dtype))
 
 
 def alone(candidates: Candidates, direction: str) -> torch.Tensor:
@@ -196,15 +201,17 @@ def rule_of(ranking: Ranking) -> Callable[[Candidates], torch.Tensor]:
 
 
 def asks_for_samples(ranking: Any) -> bool:
-    """Whether a ranking may compare candidates with titles that are drawn; of a function nobody knows."""
-    names = ranking if isinstance(ranking, Mapping) else [ranking]
-    return "consensus" in names or not isinstance(ranking, (str, Mapping))
+    """Whether a ranking by name or weights compares candidates with titles that are drawn."""
+    return "consensus" in _names_in(ranking)
 
 
 def asks_alone(ranking: Any) -> bool:
     """Whether a ranking asks how likely a title is to a direction alone, which not every twin model knows."""
-    names = [name for name, weight in ranking.items() if weight] if isinstance(ranking, Mapping) else [ranking]
-    return any(name in ASKS_ALONE for name in names)
+    return any(name in ASKS_ALONE for name in _names_in(ranking))
+
+
+def _names_in(ranking: Any) -> list[Any]:
+    return [name for name, weight in ranking.items() if weight] if isinstance(ranking, Mapping) else [ranking]
 
 
 __all__ = [

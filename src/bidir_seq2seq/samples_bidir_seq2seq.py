@@ -1,8 +1,8 @@
 """Titles drawn at random, each with the probability that a direction gives it: what a title might be.
 
-They are not written to be read, but to be asked what a candidate has in common with them
-([`ranking_bidir_seq2seq.consensus`]). So chance must not be seen in what is written: the same numbers are drawn for
-every document and at every time, and the same document gets the same title, whatever stands beside it.
+They are asked what a candidate has in common with them ([`ranking_bidir_seq2seq.consensus`]), and may be candidates
+themselves. So chance must not be seen in what is written: the same numbers are drawn for every document and at every
+time, and the same document gets the same title, whatever stands beside it.
 
 Letters: B documents, N samples of each, V vocabulary, L length of a sequence with its start id.
 """
@@ -15,9 +15,12 @@ from functools import cache
 
 import torch
 from torch.nn import functional as F
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from .directions_bidir_seq2seq import Direction
-from .search_bidir_seq2seq import Scorer, Steps
+from .output_bidir_seq2seq import IMPOSSIBLE
+from .proposals_bidir_seq2seq import Found
+from .search_bidir_seq2seq import Scorer, StepRecords, Steps, forbidden_tokens
 
 # Tokens that are less likely are not drawn: together they are many, and each of them spoils a title (Hewitt, Manning
 # and Liang 2022, "Truncation Sampling as Language Model Desmoothing"; Freitag, Ghorbani and Fernandes 2023, "Epsilon
@@ -31,9 +34,12 @@ def draw_titles(
     direction: Direction,
     num_samples: int,
     limits: torch.LongTensor,
-    never_written: torch.LongTensor,
+    processors: LogitsProcessorList,
+    criteria: StoppingCriteriaList,
+    records: StepRecords,
+    length_penalty: float = 1.0,
     goes_on: Callable[[bool], bool] = lambda done: not done,
-) -> torch.LongTensor:
+) -> Found:
     """Draws titles of one direction, token by token, by epsilon sampling.
 
     Args:
@@ -41,27 +47,51 @@ def draw_titles(
         direction: Writes them.
         num_samples: N.
         limits: `[B]`, the longest that a document's titles may be, the start id included; longer ones are cut.
-        never_written: Ids that no title has.
+        processors: Of log-probabilities; they rule out what may not be written.
+        criteria: They say which titles end.
+        records: Empty; what they are to keep of each step is added.
+        length_penalty: Scores are log-probabilities divided by length ** length_penalty.
         goes_on: Asked before each step whether to take it, told whether all titles have ended.
 
     Returns:
-        `[B, N, L]`, in reading order.
+        N titles of each document. One that was cut has a score of minus infinity: it is no candidate.
     """
-    shape, max_length = (len(limits), num_samples), int(limits.amax())
-    chances = _chances(num_samples, max_length).to(limits.device)
-    written = torch.full((*shape, 1), direction.start_id, device=limits.device)
-    is_open, done = (limits > 1)[:, None].expand(shape), max_length <= 1
+    shape, max_length, device = (len(limits), num_samples), int(limits.amax()), limits.device
+    chances = _chances(num_samples, max_length).to(device)
+    rows = torch.arange(num_samples, device=device).expand(shape)
+    paths = torch.full((*shape, max_length, 2), -1, device=device)
+    paths[..., 0] = direction.pad_id
+    paths[:, :, 0, 0] = direction.start_id
+    scores, has_ended = torch.zeros(shape, device=device), torch.zeros(shape, dtype=torch.bool, device=device)
+    length, is_open, done = 1, (limits > 1)[:, None].expand(shape), max_length <= 1
     while goes_on(done):
-        features = steps.step(written[None, ..., -1]).features[0]
+        step = steps.step(paths[None, :, :, length - 1, 0], records.weights is not None)
         if done:
             continue
-        log_probs = next_tokens.log_probs(features, None, written if next_tokens.reads_written else None)
-        tokens = _drawn(log_probs.index_fill(2, never_written, float("-inf")), chances[written.shape[2]])
-        tokens = tokens.where(is_open, direction.pad_id)
-        written = torch.cat([written, tokens[..., None]], dim=2)
-        is_open = is_open & (tokens != direction.end_id) & (limits > written.shape[2])[:, None]
+        written = paths[:, :, :length, 0]
+        log_probs = next_tokens.log_probs(step.features[0], None, written if next_tokens.reads_written else None)
+        processed = _processed(log_probs, written, processors)
+        weights = None if step.weights is None else step.weights[0]
+        records.add(log_probs.flatten(0, 1), processed.flatten(0, 1), weights)
+        tokens = _drawn(processed, chances[length])
+        scores += processed.gather(2, tokens[..., None]).squeeze(2).where(is_open, 0)
+        paths[:, :, length] = torch.stack([tokens.where(is_open, direction.pad_id), rows.where(is_open, -1)], dim=-1)
+        length += 1
+        ends = criteria(paths[:, :, :length, 0].flatten(0, 1), None).view(shape)
+        has_ended |= is_open & ends
+        is_open = is_open & ~ends & (limits > length)[:, None]
         done = not bool(is_open.any())
-    return direction.reading_order(written.flatten(0, 1))[0].unflatten(0, shape)
+    lengths = (paths[..., 1] >= 0).sum(2).clamp(min=1)
+    scores = (scores / lengths**length_penalty).masked_fill(~has_ended, IMPOSSIBLE)
+    return Found(paths[:, :, :length], scores, (direction,), (records,))
+
+
+def _processed(log_probs: torch.Tensor, written: torch.LongTensor, processors: LogitsProcessorList) -> torch.Tensor:
+    """Log-probabilities `[B, N, V]` of what follows `written` `[B, N, t]`, as processors change them."""
+    forbidden = forbidden_tokens(processors, written.shape[2])
+    if forbidden is not None:
+        return log_probs.index_fill(2, forbidden.to(log_probs.device), float("-inf"))
+    return processors(written.flatten(0, 1), log_probs.flatten(0, 1)).view_as(log_probs)
 
 
 def _drawn(log_probs: torch.Tensor, chances: torch.Tensor) -> torch.LongTensor:

@@ -85,8 +85,9 @@ class GenerateArguments:
     proposals: str | None = field(
         default=None,
         metadata={
-            "help": "Which searches propose candidates, joined by '+': both, l2r, r2l; l2r+r2l+both writes the best "
-            "titles and takes about twice as long as both. Default: the model's own."
+            "help": "What proposes candidates, joined by '+': the searches both, l2r and r2l, and drawn, which is "
+            "chance; l2r+r2l+both takes about twice as long as both. Default: the model's own, and with "
+            "--ranking consensus what is drawn, too."
         },
     )
     ranking: str | None = field(
