@@ -104,11 +104,16 @@ CANDIDATES: dict[str, list[dict]] = {
         for rate, size, more in ((1e-3, 64, {}), (2e-3, 64, {}), (1e-3, 32, {}), (1e-3, 64, {"bf16": True}))
     ],
 }
-OURS = {"default": {}, "l2r": {"decoding_direction": "l2r", "num_beams": 3}}
+OURS = {
+    "default": {},
+    "l2r": {"decoding_direction": "l2r", "num_beams": 3},
+    # As many as twins draw together.
+    "l2r, drawn": {"decoding_direction": "l2r", "ranking": "consensus", "consensus_samples": 32, "num_beams": 3},
+}
 TWINS = {
     **OURS,
     "l2r+r2l, joint": {"proposals": "l2r+r2l", "ranking": "joint", "num_beams": 3},
-    "l2r+r2l, drawn": {"proposals": "l2r+r2l", "ranking": "consensus", "num_beams": 3},
+    "l2r+r2l, drawn": {"proposals": "l2r+r2l+drawn", "ranking": "consensus", "num_beams": 3},
 }
 # Of ours those of twins are left out where there are none.
 WAYS: dict[str, dict[str, dict]] = {

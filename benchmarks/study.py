@@ -34,7 +34,6 @@ import yaml
 from comparison import machine
 from ensemble import ensemble_generate
 from seeds import train_seed
-from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from bidir_seq2seq.arguments import parse_arguments
@@ -42,9 +41,6 @@ from bidir_seq2seq.commands.distil import DistillationArguments, Sources, write_
 from bidir_seq2seq.evaluation import listed_references, load_test_pairs
 from bidir_seq2seq.metrics import TitleScore, bleu_of_counts, pair_scores, paired_bootstrap, pronunciation_scores
 from bidir_seq2seq.pipeline import BidirSeq2SeqPipeline
-from bidir_seq2seq.ranking_bidir_seq2seq import Candidates, consensus
-from bidir_seq2seq.samples_bidir_seq2seq import EPSILON
-from bidir_seq2seq.search_bidir_seq2seq import select
 from bidir_seq2seq.training import DataArguments
 from bidir_seq2seq.unknown_words import decode
 
@@ -84,7 +80,7 @@ ALONE = {
     "l2r beam 3": {"num_beams": 3},
     "l2r beam 10": {"num_beams": 10},
     # As many titles as two directions draw.
-    "l2r, drawn": {"num_beams": 3, "consensus_samples": 64},
+    "l2r, drawn": {"num_beams": 3, "ranking": "consensus", "consensus_samples": 64},
 }
 TWINS = {
     "l2r": {"decoding_direction": "l2r"},
@@ -95,7 +91,7 @@ TWINS = {
     "all, joint": {"proposals": "l2r+r2l+both", "ranking": "joint"},
     # Of the candidates themselves, and of titles that both directions draw.
     "all, consensus": {"proposals": "l2r+r2l+both", "ranking": "consensus", "consensus_samples": 0},
-    "l2r+r2l, drawn": {"proposals": "l2r+r2l", "ranking": "consensus", "consensus_samples": 32},
+    "l2r+r2l, drawn": {"proposals": "l2r+r2l+drawn", "ranking": "consensus", "consensus_samples": 32},
 }
 
 
@@ -138,34 +134,11 @@ def write(models: Sequence, tokenizer, pairs, settings: dict) -> tuple[list[str]
         inputs, words = pipeline.batch([sources[index] for index in some])
         if len(models) > 1:
             written = ensemble_generate(models, inputs, settings["num_beams"])
-        elif "consensus_samples" in settings and models[0].config.decoder_directions != "both":
-            written = consensus_of_one(models[0], inputs, **settings)
         else:
             written = models[0].generate(**inputs, **settings)
         for index, known, ids in zip(some, words, written.tolist()):
             titles[index] = decode(tokenizer, ids, known, models[0].config.vocab_size)
     return titles, time.process_time() - start
-
-
-@torch.no_grad()
-def consensus_of_one(model, inputs: dict, num_beams: int, consensus_samples: int) -> torch.LongTensor:
-    """What one direction can make of titles that it draws, `[B, L]`: the control of drawing from two.
-
-    Each document's titles are drawn as ours are, and are candidates, too, beside those of a beam search; what has most
-    in common with all that are drawn is written.
-    """
-    drawn, beams = (
-        model.generate(**inputs, **settings, num_return_sequences=number).unflatten(0, (-1, number))
-        for number, settings in (
-            (consensus_samples, {"do_sample": True, "num_beams": 1, "top_k": 0, "epsilon_cutoff": EPSILON}),
-            (num_beams, {"num_beams": num_beams}),
-        )
-    )
-    pad_id, length = model.config.pad_token_id, max(drawn.shape[2], beams.shape[2])
-    drawn, beams = (F.pad(titles, (0, length - titles.shape[2]), value=pad_id) for titles in (drawn, beams))
-    titles = torch.cat([beams, drawn], dim=1)
-    candidates = Candidates(titles, torch.zeros(titles.shape[:2]), pad_id, 1.0, judge=None, draw=lambda limits: drawn)
-    return select(titles, consensus(candidates).argmax(1, keepdim=True))[:, 0]
 
 
 def scores_of(data: str, titles: list[str], references: list[list[str]]) -> dict:

@@ -14,7 +14,7 @@ from bidir_seq2seq import samples_bidir_seq2seq
 from bidir_seq2seq.directions_bidir_seq2seq import Direction, RightToLeft
 from bidir_seq2seq.output_bidir_seq2seq import IMPOSSIBLE
 from bidir_seq2seq.proposals_bidir_seq2seq import Found
-from bidir_seq2seq.ranking_bidir_seq2seq import consensus, joint
+from bidir_seq2seq.ranking_bidir_seq2seq import Candidates, consensus, joint
 from bidir_seq2seq.samples_bidir_seq2seq import EPSILON, draw_titles
 from bidir_seq2seq.search_bidir_seq2seq import StepRecords
 
@@ -238,6 +238,57 @@ def test_where_nothing_is_drawn_there_is_nothing_to_propose(settings):
     with pytest.raises(ValueError, match="proposals='l2r\\+drawn'.*leave 'drawn' out"):
         model.generate(input_ids, proposals="l2r+drawn", **settings)
     model.generate(input_ids, ranking="consensus", max_length=5, **settings)
+
+
+@pytest.mark.parametrize("name", ["l2r", "r2l"])
+def test_one_direction_can_ask_what_it_draws_itself(name):
+    model = tiny_model(vocab_size=24)
+    input_ids, _ = random_pairs()
+    seen, _ = pool_of(model, input_ids, proposals=f"{name}+drawn")
+    # Its own, beside the beam's.
+    own = slice(3, 8) if name == "l2r" else slice(8, 13)
+    titles = torch.cat([seen.sequences[:, :3], seen.sequences[:, own]], dim=1)
+    scores = torch.cat([seen.scores[:, :3], seen.scores[:, own]], dim=1)
+    drawn = seen.sequences[:, own]
+    alone = Candidates(titles, scores, PAD, 1.0, judge=None, draw=lambda limits: drawn)
+    ranked, order = alone.ranked("consensus")
+    expected = titles.gather(1, order[:, :1, None].expand(-1, 1, titles.shape[2]))[:, 0]
+    asked = {"num_beams": 3, "max_length": 7, "ranking": "consensus", "consensus_samples": 5}
+    output = model.generate(input_ids, **asked, decoding_direction=name, return_dict_in_generate=True)
+    assert titles_of(output.sequences[None])[0] == titles_of(expected[None])[0]
+    torch.testing.assert_close(output.sequences_scores, ranked[:, 0])
+    assert set(output.directions) == {name}
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_model_of_one_direction_can_have_consensus_as_its_own(num_beams):
+    model = tiny_model(vocab_size=24, decoder_directions="l2r")
+    input_ids, _ = random_pairs()
+    asked = {"num_beams": num_beams, "max_length": 7}
+    searched, chosen = model.generate(input_ids, **asked), model.generate(input_ids, **asked, ranking="consensus")
+    assert not torch.equal(searched, chosen)
+    model.generation_config.ranking = "consensus"
+    assert torch.equal(model.generate(input_ids, **asked), chosen)
+    assert torch.equal(model.generate(input_ids, **asked, ranking="own"), searched)
+    for settings in ({"do_sample": True}, {"use_cache": False}, {"decoder_input_ids": torch.full((3, 2), 5)}):
+        with pytest.raises(ValueError, match="leave it out when sampling|given beginning"):
+            model.generate(input_ids[:3], **asked, **settings)
+    # What twins have stored is meant for both.
+    model = tiny_model(vocab_size=24)
+    searched = model.generate(input_ids, **asked, decoding_direction="l2r")
+    model.generation_config.ranking = "consensus"
+    assert torch.equal(model.generate(input_ids, **asked, decoding_direction="l2r"), searched)
+
+
+def test_one_direction_that_draws_nothing_has_no_consensus():
+    input_ids, _ = random_pairs()
+    for model in (tiny_model(), tiny_model(decoder_directions="l2r")):
+        with pytest.raises(ValueError, match="ranking='consensus' needs decoding_direction='both'"):
+            model.generate(input_ids, decoding_direction="l2r", ranking="consensus", consensus_samples=0)
+        with pytest.raises(ValueError, match="ranking='joint' needs decoding_direction='both'"):
+            model.generate(input_ids, decoding_direction="l2r", ranking="joint")
+        with pytest.raises(ValueError, match="proposals='r2l\\+drawn' needs decoding_direction='both'"):
+            model.generate(input_ids, decoding_direction="l2r", proposals="r2l+drawn")
 
 
 def test_words_outside_the_vocabulary_are_drawn():

@@ -41,7 +41,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "r2l": {"decoding_direction": "r2l"},
     "both": {"decoding_direction": "both", "joint_rescoring": False},
     "joint": {"decoding_direction": "both", "joint_rescoring": True},
-    # Takes longer than all others together, and is run only when it is asked for.
+    # Takes longer than all others together, and is run only when it is asked for; a single direction can, too.
     "consensus": {"decoding_direction": "both", "proposals": "l2r+r2l+drawn", "ranking": "consensus"},
     # As the model's own settings say, where `rank_tuning` has chosen weights.
     "tuned": {},
@@ -122,7 +122,7 @@ def processes() -> PartialState:
 
 def available_systems(model: PreTrainedModel) -> list[str]:
     """The systems that are run of a model if nothing is said: `lead`, its direction(s), and `joint` if it has learned
-    to write alone, which `consensus` asks of it, too."""
+    to write alone."""
     if model.config.decoder_directions != "both":
         return ["lead", model.config.decoder_directions]
     missing = {"consensus", "joint"} if model.config.twin_dropout == 0 else {"consensus"}
@@ -178,8 +178,8 @@ def predict_titles(
     Raises:
         ValueError: On a system that is unknown or that the model cannot run.
     """
-    can_run = available_systems(model)
-    if "joint" in can_run:
+    can_run, is_twin = available_systems(model), model.config.decoder_directions == "both"
+    if not is_twin or "joint" in can_run:
         can_run.append("consensus")
     for name in systems:
         if name not in can_run:
@@ -195,7 +195,8 @@ def predict_titles(
             lengths_of = [text for references in listed_references(pairs) for text in references]
             titles[name] = [Title(text) for text in lead_baseline(sources, lengths_of, tokenization=tokenization)]
             continue
-        kwargs = {"progress": progress and state.is_main_process, **SYSTEMS[name], **generate_kwargs}
+        settings = SYSTEMS[name] if is_twin or name != "consensus" else {"ranking": "consensus"}
+        kwargs = {"progress": progress and state.is_main_process, **settings, **generate_kwargs}
         written = write_titles(model, tokenizer, documents, **kwargs) if documents else []
         by_index = dict(gather_object([(index, found[0]) for index, found in zip(mine, written)]))
         titles[name] = [by_index[index] for index in range(len(sources))]

@@ -175,13 +175,14 @@ class BidirSeq2SeqGenerationMixin:
             which takes about twice as long; `"drawn"`, chance (`consensus_samples`). What several have found is ranked
             together. Default: `"both"`, but `"l2r+r2l"` for a model with `twin_partner="none"`; with
             `ranking="consensus"` what is drawn, too.
-        ranking (`str`, `dict` or function): How what the bidirectional search proposes is ranked, one of
+        ranking (`str`, `dict` or function): How what is proposed is ranked, one of
             `RANKING_RULES`: `"own"`, by what the direction that wrote a title gave it; `"joint"`, by the mean of both
             directions' log-probabilities with the twin off, each a proper model of the title, which needs a model
-            trained with `twin_dropout` above 0; `"consensus"`, by what a title has in common with others that both
-            directions draw at random (`consensus_samples`), the best and slowest. Or weights of `FEATURES`,
-            such as `{"l2r": 0.4, "r2l": 0.6, "length": 0.02}`, which [`rank_tuning.tune_ranking`] finds, or a function
-            from [`Candidates`] to their scores `[B, M]`.
+            trained with `twin_dropout` above 0; `"consensus"`, by what a title has in common with others that are
+            drawn at random by both directions, or by the only one (`consensus_samples`), the best and slowest. Or
+            weights of `FEATURES`, such as `{"l2r": 0.4, "r2l": 0.6, "length": 0.02}`, which
+            [`rank_tuning.tune_ranking`] finds, or a function from [`Candidates`] to their scores `[B, M]`. One
+            direction knows `"own"` and `"consensus"`.
         consensus_samples (`int`): How many titles each direction draws for `"consensus"`; the same ones each time. 0:
             the candidates themselves are compared, each as often as `"joint"` finds it likely. Default: 16.
         joint_rescoring (`bool`): The same by its older name: `True` is `ranking="joint"`.
@@ -242,15 +243,18 @@ class BidirSeq2SeqGenerationMixin:
             if wanted not in (None, by_flag):
                 raise ValueError(f"ranking={wanted!r} disagrees with joint_rescoring={by_flag == 'joint'}: give one")
             wanted = by_flag
-        direction = generation_config.decoding_direction
-        if direction != "both" and wanted not in (None, "own"):
+        direction, built = generation_config.decoding_direction, self.config.decoder_directions
+        # What one direction knows how to rank by; a model of both has stored what is meant for both.
+        alone = (None, "own", "consensus") if generation_config.consensus_samples else (None, "own")
+        if direction != "both" and wanted not in alone:
             name = f"ranking={wanted!r}" if given.get("ranking") else "joint_rescoring"
             raise ValueError(f"{name} needs decoding_direction='both', not {direction!r}")
-        by_flag = "joint" if generation_config.joint_rescoring else "own"
-        told = [rule for rule in (wanted, generation_config.ranking, by_flag) if rule is not None]
-        rule = "own" if direction != "both" else told[0]
+        stored = [generation_config.ranking, "joint" if generation_config.joint_rescoring else "own"]
+        if direction != "both":
+            stored = [rule for rule in stored if direction == built and rule in alone] + ["own"]
+        rule = next(rule for rule in (wanted, *stored) if rule is not None)
         rule_of(rule)
-        if asks_alone(rule) and self.config.twin_dropout == 0:
+        if asks_alone(rule) and built == "both" and self.config.twin_dropout == 0:
             raise ValueError(
                 f"ranking={rule!r}, or joint_rescoring, needs directions that have learned to write alone, and this "
                 "model has twin_dropout=0: train with twin_dropout=0.5, or leave it out"
@@ -259,16 +263,17 @@ class BidirSeq2SeqGenerationMixin:
 
     def _choose_proposals(self, generation_config: GenerationConfig, given: dict) -> None:
         direction = generation_config.decoding_direction
-        if direction != "both" and given.get("proposals") not in (None, direction):
-            raise ValueError(f"proposals={given['proposals']!r} needs decoding_direction='both', not {direction!r}")
         reads_twin = self.config.twin_partner != "none"
         default = ("both" if reads_twin else "l2r+r2l") if direction == "both" else direction
         can_draw = generation_config.consensus_samples > 0 and not generation_config.do_sample
         compares = asks_for_samples(generation_config.ranking)
         if can_draw and compares:
             default += f"+{DRAWN}"
-        asked = (given.get("proposals") or generation_config.proposals or default) if direction == "both" else default
+        stored = generation_config.proposals if direction == "both" else None
+        asked = given.get("proposals") or stored or default
         names = proposers_of(asked)
+        if direction != "both" and set(names) - {direction, DRAWN}:
+            raise ValueError(f"proposals={asked!r} needs decoding_direction='both', not {direction!r}")
         if DRAWN in names and not can_draw:
             raise ValueError(
                 f"proposals={asked!r}: with consensus_samples=0 there is nothing to draw, and do_sample=True draws by "
@@ -521,8 +526,13 @@ class BidirSeq2SeqGenerationMixin:
             return output(sequences=input_ids) if generation_config.return_dict_in_generate else input_ids
         if direction != "l2r" and input_ids.shape[1] > 1:
             raise ValueError(f"decoder_input_ids fix the left end, where {direction!r} does not start: {ONE_WAY}")
-        write = one_way
-        if direction == "both" or self._can_search_one_way(input_ids, logits_processor, generation_config, kwargs):
+        write, is_pooled = one_way, self._is_pooled(generation_config)
+        if is_pooled and direction != "both" and not self._is_plain_search(input_ids, generation_config, kwargs):
+            raise ValueError(
+                "ranking='consensus' of one direction, or what is drawn, goes with searching alone: leave it out when "
+                "sampling, with a given beginning, candidates, a streamer or use_cache=False"
+            )
+        if is_pooled or self._can_search_one_way(input_ids, logits_processor, generation_config, kwargs):
             write = self._search
         elif generation_config.vocabulary_shortlist is not None:
             raise ValueError(
@@ -532,7 +542,7 @@ class BidirSeq2SeqGenerationMixin:
             )
         result = write(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
         # An assistant's draft is read as it was written.
-        if direction == "both" or generation_config.is_assistant:
+        if is_pooled or generation_config.is_assistant:
             return result
         (written_by,) = directions_of(self.config, direction)
         if isinstance(result, torch.Tensor):
@@ -543,6 +553,27 @@ class BidirSeq2SeqGenerationMixin:
             result.scores.decoding_direction = direction
         return result
 
+    @staticmethod
+    def _is_pooled(generation_config: GenerationConfig) -> bool:
+        """Whether titles of several searches, or of chance, are ranked together."""
+        is_alone = generation_config.decoding_direction != "both" and generation_config.ranking == "own"
+        return not is_alone or DRAWN in proposers_of(generation_config.proposals)
+
+    @staticmethod
+    def _is_plain_search(
+        input_ids: torch.LongTensor, generation_config: GenerationConfig, kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether titles of one direction are searched for from their beginning on."""
+        past = kwargs.get("past_key_values")
+        return (
+            not generation_config.do_sample
+            and input_ids.shape[1] == 1
+            and isinstance(past, BidirSeq2SeqCache)
+            and past.get_seq_length() == 0
+            and not past.is_recording_past(0)
+            and kwargs.get("streamer") is None
+        )
+
     def _can_search_one_way(
         self,
         input_ids: torch.LongTensor,
@@ -551,20 +582,11 @@ class BidirSeq2SeqGenerationMixin:
         kwargs: dict[str, Any],
     ) -> bool:
         """Whether a search in one direction is the plain case that `_search` is for."""
-        past = kwargs.get("past_key_values")
-        plain = (
-            not generation_config.do_sample
-            and input_ids.shape[1] == 1
-            and isinstance(past, BidirSeq2SeqCache)
-            and past.get_seq_length() == 0
-            and not past.is_recording_past(0)
-            and kwargs.get("streamer") is None
-        )
         asks = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
         details = generation_config.return_dict_in_generate and any(getattr(generation_config, x) for x in asks)
         # Greedy search processes logits where beam search processes log-probabilities.
         processable = generation_config.num_beams > 1 or forbidden_tokens(logits_processor, 1) is not None
-        return plain and not details and processable
+        return self._is_plain_search(input_ids, generation_config, kwargs) and not details and processable
 
     def compute_transition_scores(
         self,
@@ -616,7 +638,8 @@ class BidirSeq2SeqGenerationMixin:
         synced_gpus: bool = False,
         **kwargs: Any,
     ) -> GenerateBeamEncoderDecoderOutput | BidirBeamSearchOutput | torch.LongTensor:
-        """The search of one direction, or of both in lock-step, each hypothesis of one reading all of the other.
+        """The search of one direction, or of both in lock-step, each hypothesis of one reading all of the other; or
+        several of these and what is drawn, ranked together.
 
         In one direction it is transformers' own greedy or beam search, result for result, with less work around it.
 
@@ -643,15 +666,19 @@ class BidirSeq2SeqGenerationMixin:
         def goes_on(done: bool) -> bool:
             return self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device)
 
-        if direction == "both":
+        def sides(name: str, asked: Any) -> list[Any]:
+            """Of processors or criteria those of the directions that a search writes in."""
+            return _sides(name, asked) if direction == "both" else [asked]
+
+        if self._is_pooled(generation_config):
             names = [name for name in proposers_of(generation_config.proposals) if name != DRAWN]
             # A processor of the user's may remember what it has seen, which must not be another search's.
             copies = [copy.deepcopy((logits_processor, stopping_criteria)) for _ in names]
             to_draw, *asked = [*copies, (logits_processor, stopping_criteria)]
-            runs = [run(name, _sides(name, one), _sides(name, two))[0] for name, (one, two) in zip(names, asked)]
+            runs = [run(name, sides(name, one), sides(name, two))[0] for name, (one, two) in zip(names, asked)]
 
             def draw(own: Direction, limits: torch.LongTensor) -> Found:
-                (processors,), (criteria,) = (_sides(own.name, both) for both in to_draw)
+                (processors,), (criteria,) = (sides(own.name, asked) for asked in to_draw)
                 return draw_titles(
                     self.model.start_steps(encoder_outputs, own.name),
                     next_tokens([own.name]),
@@ -728,18 +755,18 @@ class BidirSeq2SeqGenerationMixin:
     ) -> GenerateOutput | torch.LongTensor:
         """Merges what all searches found: one ranking, no sequence twice; `draw` gives others, for limits `[B]`."""
         pad_id, rows = self.config.pad_token_id, encoder_outputs.last_hidden_state.shape[0]
-        drawn: list[Found] = []
+        directions, drawn = directions_of(self.config, generation_config.decoding_direction), list[Found]()
         if DRAWN in proposers_of(generation_config.proposals):
             # What is longer than all that searches found takes longest, and has least in common with others.
             longest = [found.longest for found in runs]
             anything = torch.full((rows,), generation_config.max_length, device=self.device)
             limits = torch.stack(longest).amax(0) if runs else anything
-            drawn = [draw(own, limits) for own in directions_of(self.config)]
+            drawn = [draw(own, limits) for own in directions]
 
         def others(limits: torch.LongTensor) -> torch.LongTensor:
             # A document's rows in the searches have the same ones.
             longest = limits.view(rows, -1).amax(1)
-            found = drawn or [draw(own, longest) for own in directions_of(self.config)]
+            found = drawn or [draw(own, longest) for own in directions]
             titles = _pooled(found, pad_id)["sequences"]
             return titles.repeat_interleave(len(limits) // rows, dim=0)
 
@@ -763,7 +790,7 @@ class BidirSeq2SeqGenerationMixin:
         sequences = found.pop("sequences")[:, :length]
         if not generation_config.return_dict_in_generate:
             return sequences
-        directions = ["r2l" if right else "l2r" for right in found.pop("from_right").tolist()]
+        written_by = ["r2l" if right else "l2r" for right in found.pop("from_right").tolist()]
         if len(runs) > 1:
             # Rows of one search are not those of another.
             found.pop("beam_indices", None)
@@ -773,7 +800,7 @@ class BidirSeq2SeqGenerationMixin:
         return BidirBeamSearchOutput(
             sequences=sequences,
             sequences_scores=scores[:, :per_row].flatten(),
-            directions=directions,
+            directions=written_by,
             **self._steps_of(runs),
             encoder_hidden_states=encoder_outputs.hidden_states,
             **found,
