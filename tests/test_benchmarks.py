@@ -526,12 +526,12 @@ def test_the_table_of_quality_is_made_of_result_files_alone(tmp_path, monkeypatc
     assert [row[:3] for row in rows] == [
         ["600", "ours", "default"],
         ["600", "ours", "l2r"],
-        ["600", "ours", "l2r+r2l,"],
+        ["600", "ours", "l2r,"],
         ["600", "BART", "beam"],
         ["600", "BART", "beam"],
         ["1200", "ours", "default"],
         ["1200", "ours", "l2r"],
-        ["1200", "ours", "l2r+r2l,"],
+        ["1200", "ours", "l2r,"],
     ]
     # Seeds, mean over them, both edges, updates, seconds, seconds of the search, parameters.
     assert rows[0][3:] == ["2", "51.00", "11.0", "12.5", "450", "599", "7", "2,000,000"]
