@@ -82,6 +82,7 @@ ALONE = {
     # As many titles as two directions draw.
     "l2r, drawn": {"num_beams": 3, "ranking": "consensus", "consensus_samples": 64},
 }
+DRAWN = {"proposals": "l2r+r2l+drawn", "consensus_samples": 32}
 TWINS = {
     "l2r": {"decoding_direction": "l2r"},
     "r2l": {"decoding_direction": "r2l"},
@@ -91,7 +92,8 @@ TWINS = {
     "all, joint": {"proposals": "l2r+r2l+both", "ranking": "joint"},
     # Of the candidates themselves, and of titles that both directions draw.
     "all, consensus": {"proposals": "l2r+r2l+both", "ranking": "consensus", "consensus_samples": 0},
-    "l2r+r2l, drawn": {"proposals": "l2r+r2l+drawn", "ranking": "consensus", "consensus_samples": 32},
+    "l2r+r2l, drawn": {**DRAWN, "ranking": "consensus"},
+    "drawn and joint": {**DRAWN, "ranking": {"consensus": 1, "l2r": 0.15, "r2l": 0.15}},
 }
 
 
@@ -119,7 +121,7 @@ def ways_of(model, recipe: str) -> dict[str, dict]:
         return {"both": TWINS["both"]}
     ways = {name: {"num_beams": 3, **settings} for name, settings in TWINS.items()}
     if model.config.twin_partner == "none":
-        return {name: ways[name] for name in ("l2r", "r2l", "l2r+r2l, joint", "l2r+r2l, drawn")}
+        return {name: ways[name] for name in ("l2r", "r2l", "l2r+r2l, joint", "l2r+r2l, drawn", "drawn and joint")}
     return ways
 
 

@@ -99,12 +99,13 @@ def _drawn(log_probs: torch.Tensor, chances: torch.Tensor) -> torch.LongTensor:
     # Where all are below, the likeliest is drawn.
     is_likely = log_probs >= log_probs.amax(-1, keepdim=True).clamp(max=math.log(EPSILON))
     # They are few: one row after another, so that a row's probabilities are those between two sums.
-    sums = log_probs[is_likely].double().exp().cumsum(0)
-    last = is_likely.sum(-1).flatten().cumsum(0) - 1
+    places = is_likely.flatten().nonzero().squeeze(1)
+    rows, tokens = places // log_probs.shape[2], places % log_probs.shape[2]
+    sums = log_probs.flatten()[places].double().exp().cumsum(0)
+    last = rows.bincount().cumsum(0) - 1
     ends = sums[last]
     starts = F.pad(ends[:-1], (1, 0))
     reached = torch.searchsorted(sums, starts + chances.repeat(len(log_probs)) * (ends - starts), right=True)
-    tokens = is_likely.nonzero()[:, 2]
     return tokens[reached.minimum(last)].view(log_probs.shape[:2])
 
 
