@@ -93,7 +93,7 @@ TWINS = {
     # Of the candidates themselves, and of titles that both directions draw.
     "all, consensus": {"proposals": "l2r+r2l+both", "ranking": "consensus", "consensus_samples": 0},
     "l2r+r2l, drawn": {**DRAWN, "ranking": "consensus"},
-    "drawn and joint": {**DRAWN, "ranking": {"consensus": 1, "l2r": 0.15, "r2l": 0.15}},
+    "drawn and joint": {**DRAWN, "ranking": {"consensus": 1, "l2r": 0.1, "r2l": 0.1}},
 }
 
 
