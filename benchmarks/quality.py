@@ -180,6 +180,11 @@ class Job:
     folder: Path
     arguments: QualityArguments
 
+    @property
+    def hidden_size(self) -> int:
+        """What it is for this budget, else for this data set, else for all."""
+        return self.options.get("hidden_size", SETTINGS[self.data].get("hidden_size", WIDTH))
+
 
 class Budget(TrainerCallback):
     """Stops a training after so many processor seconds of it, and knows how many there were."""
@@ -257,7 +262,8 @@ def learn_bart(job: Job) -> dict:
     pairs = load_pairs({"train": job.files["train"]})["train"]
     encoded, _ = encode_pairs(pairs, tokenizer, 400, 64)
     options = dict(job.options)
-    size = options.pop("hidden_size", SETTINGS[job.data].get("hidden_size", WIDTH))
+    options.pop("hidden_size", None)
+    size = job.hidden_size
     config = BartConfig(
         vocab_size=len(tokenizer),
         d_model=size,
@@ -336,6 +342,7 @@ def learn_opennmt(job: Job) -> dict:
 
     job.folder.mkdir(parents=True, exist_ok=True)
     options = dict(job.options)
+    options.pop("hidden_size", None)
     files = {}
     for split in ("train", "test"):
         pairs = load_pairs({"train": job.files[split]})["train"]
@@ -347,7 +354,7 @@ def learn_opennmt(job: Job) -> dict:
     task = {
         **files,
         "vocab": list(dict.fromkeys("▁" if token.isspace() else token for token, _ in vocab)),
-        "hidden_size": options.pop("hidden_size", SETTINGS[job.data].get("hidden_size", WIDTH)),
+        "hidden_size": job.hidden_size,
         "num_layers": 2,
         "batch_size": options.pop("batch_size"),
         "falling_share": options.pop("falling_share", 0.0),
