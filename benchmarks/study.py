@@ -70,12 +70,13 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
     "l2r-beam": ({"decoder_directions": "l2r", **LAST_STAGE, "sequence_objective": "beam"}, 0.15, 1),
     # One direction that learns from the pairs and from twins' best titles of the same documents, pair for pair.
     "distilled": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
+    "distilled-drawn": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
 }
 # Recipes that go on from another one's model of the same seed, and that learn from its titles.
 GOES_ON_FROM = {"repaired": "twin", "l2r-more": "l2r", "l2r-risk": "l2r", "l2r-beam": "l2r"}
-TAUGHT_BY = {"distilled": "alone-own"}
-# How a teacher writes of a data set: in the best of its ways that is not much slower than others.
-TEACHES_BY = {"multi30k_en_de": "l2r+r2l, joint"}
+TAUGHT_BY = {"distilled": "alone-own", "distilled-drawn": "alone-own"}
+# How the teacher writes for a recipe, or of a data set: else in the best way that is not much slower than others.
+TEACHES_BY = {"distilled-drawn": "l2r+r2l, drawn", "multi30k_en_de": "l2r+r2l, joint"}
 ALONE = {
     "l2r beam 3": {"num_beams": 3},
     "l2r beam 10": {"num_beams": 10},
@@ -178,15 +179,15 @@ def train_model(arguments: StudyArguments, data: str, recipe: str, seed: int) ->
         teacher, before_seconds = train_model(arguments, data, TAUGHT_BY[recipe], seed)
     start, is_broken_off = time.process_time(), any(output_dir.glob("checkpoint-*"))
     if recipe in TAUGHT_BY:
-        settings["train_file"] = str(pseudo_pairs(teacher, data, settings["train_file"], output_dir))
+        settings["train_file"] = str(pseudo_pairs(teacher, data, recipe, settings["train_file"], output_dir))
     train_seed(str(settings_file), output_dir, seed, **settings)
     seconds = seconds_of(output_dir, float("nan") if is_broken_off else time.process_time() - start)
     return output_dir, before_seconds + seconds
 
 
-def pseudo_pairs(teacher: Path, data: str, train_file: str, folder: Path) -> Path:
+def pseudo_pairs(teacher: Path, data: str, recipe: str, train_file: str, folder: Path) -> Path:
     """Leaves the training pairs, and their documents with a teacher's best titles, in a student's folder."""
-    best = TWINS[TEACHES_BY.get(data, "all, consensus")]
+    best = TWINS[TEACHES_BY.get(recipe) or TEACHES_BY.get(data, "all, consensus")]
     arguments = DistillationArguments(teacher_name_or_path=str(teacher), num_beams=3, **best)
     sources = Sources(arguments, DataArguments(train_file=[train_file]))
     return write_training_pairs(sources, write_pseudo_titles(arguments, sources, folder), arguments.pairs, folder)
