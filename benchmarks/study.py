@@ -7,9 +7,10 @@ The first trains: `DATA/NAME/{train,validation,test}.jsonl` with the settings `b
 each recipe and seed, and has each write the test set in every way that it can. Each run leaves one file of figures,
 `benchmarks/study/results/NAME/RECIPE-SEED.json`, with the scores of every pair and no text; a run whose file is there
 is not made again, so that several machines add to one study. The second, without data, prints tables from these files
-alone: each way's mean over the seeds, and its difference to the best way of one direction in the same processor time,
-with a paired bootstrap over the pairs, of whose scores the mean over the seeds is taken. A training that was stopped
-goes on from its newest checkpoint; its processor time is then not known.
+alone: each way's mean over the seeds, and its difference to the best beam of one direction in the same processor time
+(and of a way that draws titles, to what one direction makes of its own), with a paired bootstrap over the pairs, of
+whose scores the mean over the seeds is taken. A training that was stopped goes on from its newest checkpoint; its
+processor time is then not known.
 
 Another study is another folder of settings, which gets results of its own: `benchmarks/strong` is that of long
 trainings, whose settings are taken as they are (`--study_dir benchmarks/strong --recipes settled`), and
@@ -262,10 +263,11 @@ def report(results: dict[str, dict[str, dict[int, dict]]]) -> None:
         better = min if metric == "wer" else max
         print(f"\n{data}: {metric}")
         print(f"{'recipe':13}{'way':18}{'seeds':>6}{'mean':>8}{'range':>14}{'first4':>8}{'last4':>7}", end="")
-        print(f"{'training s':>12}{'search s':>10}   against the best single direction")
+        print(f"{'training s':>12}{'search s':>10}   against one direction's best beam; and its drawn titles")
         alone = recipes.get("l2r", {})
-        singles = {way: over_seeds(data, that_have(alone, way), way) for way in ways_in(alone)}
-        base = better(singles.values(), key=lambda found: statistics.mean(found[0])) if singles else None
+        beams = {way: over_seeds(data, that_have(alone, way), way) for way in ways_in(alone)}
+        drawn = beams.pop("l2r, drawn", None)
+        base = better(beams.values(), key=lambda found: statistics.mean(found[0])) if beams else None
         for recipe, runs in recipes.items():
             for way in ways_in(runs):
                 written = that_have(runs, way)
@@ -279,10 +281,11 @@ def report(results: dict[str, dict[str, dict[int, dict]]]) -> None:
                 line += f"{f'{min(figures):.1f}-{max(figures):.1f}':>14}{edges[0]:8.1f}{edges[1]:7.1f}"
                 line += f"{statistics.mean(run['seconds'] for run in written.values()):12.0f}"
                 line += f"{statistics.mean(x['search_seconds'] for x in found):10.1f}"
-                if base is not None:
-                    statistic = bleu_of_counts if metric == "bleu" else None
-                    test = paired_bootstrap(by_pair, base[1], statistic=statistic)
-                    line += f"   {test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}] p={test.p_value:.4f}"
+                statistic = bleu_of_counts if metric == "bleu" else None
+                for rival in (base, drawn if "drawn" in way else None):
+                    if rival is not None:
+                        test = paired_bootstrap(by_pair, rival[1], statistic=statistic)
+                        line += f"   {test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}] p={test.p_value:.4f}"
                 print(line)
 
 

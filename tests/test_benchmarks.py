@@ -1,6 +1,7 @@
 """The comparisons with other libraries, without them: arguments, turns, tables, and our own systems."""
 
 import json
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -591,6 +592,18 @@ def test_a_way_that_is_new_is_counted_where_it_was_written(capsys):
         ("joint", "2", "51.00", "15"),
         ("drawn", "1", "56.00", "20"),
     ]
+
+
+def test_drawn_titles_are_compared_with_those_of_one_direction_too(capsys):
+    def run_of(recipe: str, **figures: float) -> dict:
+        ways = {way: {"rougeL": x, "by_pair": [x - 1, x + 1], "search_seconds": 1.0} for way, x in figures.items()}
+        return {0: {"data": "csl", "recipe": recipe, "seed": 0, "seconds": 10.0, "ways": ways}}
+
+    alone = run_of("l2r", **{"l2r beam 3": 50.0, "l2r beam 10": 49.0, "l2r, drawn": 53.0})
+    study.report({"csl": {"l2r": alone, "alone-own": run_of("alone-own", joint=51.0, drawn=55.5)}})
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("alone-own")]
+    found = [[float(x) for x in re.findall(r"([+-]\d+\.\d+) \[", line)] for line in lines]
+    assert found == [[1.0], [5.5, 2.5]]
 
 
 def test_how_a_study_learns_does_not_hang_on_defaults():
