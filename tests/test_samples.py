@@ -10,12 +10,12 @@ from test_search import END, LONGEST, PAD, SIZE, START, Table, all_titles
 from transformers import EosTokenCriteria, LogitsProcessorList, MaxLengthCriteria, StoppingCriteriaList
 from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor, SuppressTokensLogitsProcessor
 
-from bidir_seq2seq import samples_bidir_seq2seq
+from bidir_seq2seq import generation_bidir_seq2seq, samples_bidir_seq2seq
 from bidir_seq2seq.directions_bidir_seq2seq import Direction, RightToLeft
 from bidir_seq2seq.output_bidir_seq2seq import IMPOSSIBLE
 from bidir_seq2seq.proposals_bidir_seq2seq import Found
 from bidir_seq2seq.ranking_bidir_seq2seq import Candidates, consensus, joint
-from bidir_seq2seq.samples_bidir_seq2seq import EPSILON, draw_titles
+from bidir_seq2seq.samples_bidir_seq2seq import EPSILON, draw_titles, in_groups
 from bidir_seq2seq.search_bidir_seq2seq import StepRecords
 
 
@@ -68,6 +68,21 @@ def test_what_is_written_from_the_right_is_given_from_the_left():
     # The ends change places, as from the right.
     drawn = drawn_of(table, RightToLeft("r2l", START, END, PAD), 3, (5, 3))
     assert [titles_of(rows) for rows in drawn] == [3 * [(END, 5, 4, 3, START)], 3 * [(END, 4, 3)]]
+
+
+@pytest.mark.parametrize("together", [1, 2, 4, 5, 9])
+def test_documents_are_drawn_for_some_at_a_time_as_together(together):
+    table = torch.randn(SIZE, SIZE).log_softmax(-1)
+    direction, limits = RightToLeft("r2l", START, END, PAD), torch.tensor([3, 6, 1, 4, 6])
+    seen = []
+
+    def draw(documents):
+        seen.append(documents.tolist())
+        return found_of(table, direction, 20, limits[documents].tolist())
+
+    found, whole = in_groups(draw, limits, together), found_of(table, direction, 20, limits.tolist())
+    assert torch.equal(found.paths, whole.paths) and torch.equal(found.scores, whole.scores)
+    assert max(map(len, seen)) <= together and sorted(index for some in seen for index in some) == list(range(5))
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
@@ -135,7 +150,8 @@ def drawn_by(model, **inputs) -> tuple[torch.LongTensor, torch.LongTensor]:
 
 @pytest.mark.parametrize("use_copy", [False, True])
 @pytest.mark.parametrize("shortlist", [None, 12])
-def test_a_document_has_the_same_titles_drawn_each_time_and_whatever_stands_beside_it(use_copy, shortlist):
+def test_a_document_has_the_same_titles_each_time_and_whatever_stands_beside_it(use_copy, shortlist, monkeypatch):
+    monkeypatch.setattr(generation_bidir_seq2seq, "DRAWN_TOGETHER", 2)
     model = tiny_model(vocab_size=24, use_copy=use_copy)
     model.generation_config.vocabulary_shortlist = shortlist
     input_ids, _ = random_pairs()

@@ -37,10 +37,11 @@ from transformers.generation.utils import (
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
 from .directions_bidir_seq2seq import Direction, check_ids, directions_of
+from .kernels_bidir_seq2seq import is_read_at_once
 from .output_bidir_seq2seq import NextTokens, Shortlist
 from .proposals_bidir_seq2seq import DRAWN, Found, Pool, merged, proposers_of
 from .ranking_bidir_seq2seq import Candidates, asks_alone, asks_for_samples, rule_of
-from .samples_bidir_seq2seq import draw_titles
+from .samples_bidir_seq2seq import DRAWN_TOGETHER, draw_titles, in_groups
 from .search_bidir_seq2seq import Beam, BeamHistory, StepRecords, forbidden_tokens, search, select
 
 # What transformers keeps to itself and this module builds on, all of it: methods of `GenerationMixin` that the mixin
@@ -679,18 +680,27 @@ class BidirSeq2SeqGenerationMixin:
 
             def draw(own: Direction, limits: torch.LongTensor) -> Found:
                 (processors,), (criteria,) = (sides(own.name, asked) for asked in to_draw)
-                return draw_titles(
-                    self.model.start_steps(encoder_outputs, own.name),
-                    next_tokens([own.name]),
-                    own,
-                    generation_config.consensus_samples,
-                    limits,
-                    processors,
-                    criteria,
-                    self._start_records(generation_config),
-                    generation_config.length_penalty,
-                    goes_on,
-                )
+                records = self._start_records(generation_config)
+                # What looks at titles may count on all of them, and processes that keep in step on each other.
+                any_number = records.is_empty and forbidden_tokens(processors, 1) is not None and not synced_gpus
+
+                def some(documents: torch.LongTensor) -> Found:
+                    outputs = encoder_outputs.select(documents)
+                    return draw_titles(
+                        self.model.start_steps(outputs, own.name),
+                        self._next_tokens(outputs, generation_config.vocabulary_shortlist)([own.name]),
+                        own,
+                        generation_config.consensus_samples,
+                        limits[documents],
+                        processors,
+                        criteria,
+                        records,
+                        generation_config.length_penalty,
+                        goes_on,
+                    )
+
+                together = DRAWN_TOGETHER if any_number and is_read_at_once(limits) else len(limits)
+                return in_groups(some, limits, together)
 
             return self._gather_results(runs, encoder_outputs, generation_config, draw)
 

@@ -26,6 +26,8 @@ from .search_bidir_seq2seq import Scorer, StepRecords, Steps, forbidden_tokens
 # and Liang 2022, "Truncation Sampling as Language Model Desmoothing"; Freitag, Ghorbani and Fernandes 2023, "Epsilon
 # Sampling Rocks": the best samples for minimum Bayes risk).
 EPSILON = 0.02
+# So many documents at a time are fastest on a CPU, whose caches then have room for a step.
+DRAWN_TOGETHER = 16
 
 
 def draw_titles(
@@ -86,6 +88,30 @@ def draw_titles(
     return Found(paths[:, :, :length], scores, (direction,), (records,))
 
 
+def in_groups(draw: Callable[[torch.LongTensor], Found], limits: torch.LongTensor, together: int) -> Found:
+    """What one direction draws for some documents at a time, those with like limits: few titles wait for a long one.
+
+    Args:
+        draw: Draws for some documents `[n]`, as [`draw_titles`] does, without records.
+        limits: `[B]`, the longest that a document's titles may be.
+        together: n; of B and more all are drawn at once, in their order.
+    """
+    everything = torch.arange(len(limits), device=limits.device)
+    if together >= len(limits):
+        return draw(everything)
+    order = limits.argsort(stable=True)
+    found = [draw(documents) for documents in order.split(together)]
+    place, length = order.argsort(), max(one.paths.shape[2] for one in found)
+    (direction,) = found[0].directions
+    paths = []
+    for one in found:
+        longer = torch.full((*one.paths.shape[:2], length - one.paths.shape[2], 2), -1, device=limits.device)
+        longer[..., 0] = direction.pad_id
+        paths.append(torch.cat([one.paths, longer], dim=2))
+    scores = torch.cat([one.scores for one in found])
+    return Found(torch.cat(paths)[place], scores[place], (direction,), found[0].records)
+
+
 def _processed(log_probs: torch.Tensor, written: torch.LongTensor, processors: LogitsProcessorList) -> torch.Tensor:
     """Log-probabilities `[B, N, V]` of what follows `written` `[B, N, t]`, as processors change them."""
     forbidden = forbidden_tokens(processors, written.shape[2])
@@ -122,4 +148,4 @@ def _chances(num_samples: int, max_length: int) -> torch.Tensor:
     return torch.stack(list(parts)) / num_samples
 
 
-__all__ = ["EPSILON", "draw_titles"]
+__all__ = ["DRAWN_TOGETHER", "EPSILON", "draw_titles", "in_groups"]
