@@ -636,4 +636,4 @@ def test_a_student_of_a_study_has_a_teacher_of_its_seed(pair_files, tmp_path, ca
     capsys.readouterr()
     study.main([*flags, "--data_dir", str(tmp_path / "data"), "--recipes", "distilled", "--seeds", "3"])
     assert (models / "distilled-3" / "model.safetensors").stat().st_mtime_ns == before
-    assert "against the best single direction" in capsys.readouterr().out
+    assert "against one direction's best beam" in capsys.readouterr().out
