@@ -667,19 +667,15 @@ class BidirSeq2SeqGenerationMixin:
         def goes_on(done: bool) -> bool:
             return self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device)
 
-        def sides(name: str, asked: Any) -> list[Any]:
-            """Of processors or criteria those of the directions that a search writes in."""
-            return _sides(name, asked) if direction == "both" else [asked]
-
         if self._is_pooled(generation_config):
             names = [name for name in proposers_of(generation_config.proposals) if name != DRAWN]
             # A processor of the user's may remember what it has seen, which must not be another search's.
             copies = [copy.deepcopy((logits_processor, stopping_criteria)) for _ in names]
             to_draw, *asked = [*copies, (logits_processor, stopping_criteria)]
-            runs = [run(name, sides(name, one), sides(name, two))[0] for name, (one, two) in zip(names, asked)]
+            runs = [run(name, _sides(name, one), _sides(name, two))[0] for name, (one, two) in zip(names, asked)]
 
             def draw(own: Direction, limits: torch.LongTensor) -> Found:
-                (processors,), (criteria,) = (sides(own.name, asked) for asked in to_draw)
+                (processors,), (criteria,) = (_sides(own.name, asked) for asked in to_draw)
                 records = self._start_records(generation_config)
                 # What looks at titles may count on all of them, and processes that keep in step on each other.
                 any_number = records.is_empty and forbidden_tokens(processors, 1) is not None and not synced_gpus
@@ -774,10 +770,12 @@ class BidirSeq2SeqGenerationMixin:
             drawn = [draw(own, limits) for own in directions]
 
         def others(limits: torch.LongTensor) -> torch.LongTensor:
+            if drawn:
+                # They are the last of the pool.
+                return pool["sequences"][:, -sum(found.scores.shape[1] for found in drawn) :]
             # A document's rows in the searches have the same ones.
             longest = limits.view(rows, -1).amax(1)
-            found = drawn or [draw(own, longest) for own in directions]
-            titles = _pooled(found, pad_id)["sequences"]
+            titles = _pooled([draw(own, longest) for own in directions], pad_id)["sequences"]
             return titles.repeat_interleave(len(limits) // rows, dim=0)
 
         runs = [*runs, *drawn]
@@ -833,7 +831,9 @@ def _pooled(runs: Sequence[Found], pad_id: int) -> Pool:
 
 
 def _sides(name: str, asked: Any) -> list[Any]:
-    """Of processors or criteria of both directions those of the ones that a search writes in."""
+    """Of processors or criteria of both directions those of the ones that a search writes in; of one its own."""
+    if not isinstance(asked, (_TwoWayProcessors, _TwoWayCriteria)):
+        return [asked]
     return [own for side, own in (("l2r", asked), ("r2l", asked.r2l)) if name in (side, "both")]
 
 

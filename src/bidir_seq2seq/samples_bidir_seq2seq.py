@@ -99,17 +99,17 @@ def in_groups(draw: Callable[[torch.LongTensor], Found], limits: torch.LongTenso
     everything = torch.arange(len(limits), device=limits.device)
     if together >= len(limits):
         return draw(everything)
-    order = limits.argsort(stable=True)
-    found = [draw(documents) for documents in order.split(together)]
-    place, length = order.argsort(), max(one.paths.shape[2] for one in found)
-    (direction,) = found[0].directions
-    paths = []
-    for one in found:
-        longer = torch.full((*one.paths.shape[:2], length - one.paths.shape[2], 2), -1, device=limits.device)
-        longer[..., 0] = direction.pad_id
-        paths.append(torch.cat([one.paths, longer], dim=2))
-    scores = torch.cat([one.scores for one in found])
-    return Found(torch.cat(paths)[place], scores[place], (direction,), found[0].records)
+    found = [(documents, draw(documents)) for documents in limits.argsort(stable=True).split(together)]
+    first = found[0][1]
+    (direction,) = first.directions
+    length = max(one.paths.shape[2] for _, one in found)
+    paths = first.paths.new_full((len(limits), first.paths.shape[1], length, 2), -1)
+    paths[..., 0] = direction.pad_id
+    scores = first.scores.new_empty(paths.shape[:2])
+    for documents, one in found:
+        paths[documents, :, : one.paths.shape[2]] = one.paths
+        scores[documents] = one.scores
+    return Found(paths, scores, (direction,), first.records)
 
 
 def _processed(log_probs: torch.Tensor, written: torch.LongTensor, processors: LogitsProcessorList) -> torch.Tensor:
