@@ -16,8 +16,9 @@ decoders, and with a left-to-right one alone, whose updates are cheaper, both wi
 same tokens and the same width, and BART as many layers as give about as many parameters. A budget is of the training
 alone, in processor seconds of one thread: making batches counts, starting and writing titles does not. Ours goes by
 the clock (`--max_train_minutes`), and so needs a core of its own. OpenNMT-py has a constant learning rate, or one that
-falls at the end, as ours' and BART's do, whichever is better. Each searches in the ways of `WAYS`; the table has them
-all.
+falls at the end, as ours' and BART's do, whichever is better; "OpenNMT-py, constant" is the same with a rate that
+stays, as its own command line has none that falls when so many seconds are over. Each searches in the ways of `WAYS`;
+the table has them all.
 """
 
 from __future__ import annotations
@@ -99,6 +100,7 @@ CANDIDATES: dict[str, list[dict]] = {
             (2e-3, 32, {"falling_share": 0.2}),
         )
     ],
+    "OpenNMT-py, constant": [],
     "BART": [
         {"learning_rate": rate, "dropout": 0.0, "per_device_train_batch_size": size, **more}
         for rate, size, more in ((1e-3, 64, {}), (2e-3, 64, {}), (1e-3, 32, {}), (1e-3, 64, {"bf16": True}))
@@ -115,15 +117,14 @@ TWINS = {
     "l2r+r2l, joint": {"proposals": "l2r+r2l", "ranking": "joint", "num_beams": 3},
     "l2r+r2l, drawn": {"proposals": "l2r+r2l+drawn", "ranking": "consensus", "num_beams": 3},
 }
+OPENNMT = {"beam 3": {"beam_size": 3}, "beam 5, mean": {"beam_size": 5, "length_penalty": "avg"}}
 # Of ours those of twins are left out where there are none.
 WAYS: dict[str, dict[str, dict]] = {
     "ours": TWINS,
     "twins": TWINS,
     "one direction": OURS,
-    "OpenNMT-py": {
-        "beam 3": {"beam_size": 3},
-        "beam 5, mean": {"beam_size": 5, "length_penalty": "avg"},
-    },
+    "OpenNMT-py": OPENNMT,
+    "OpenNMT-py, constant": OPENNMT,
     "BART": {"beam 3, mean": {"num_beams": 3}, "beam 5, sum": {"num_beams": 5, "length_penalty": 0.0}},
 }
 DIRECTIONS = {"twins": "both", "one direction": "l2r"}
@@ -134,7 +135,7 @@ WIDTH, WIDE, WIDE_FROM = 128, 256, {"xwlb_brief": 3300}
 # The updates from which the time of an update is taken: a whole pool of batches of all lengths, twice.
 TRIAL_UPDATES = 100
 HEADING = (
-    f"{'budget':>6} {'system':14}{'way':16}{'seeds':>5}{'mean':>8}{'first4':>8}{'last4':>8}"
+    f"{'budget':>6} {'system':22}{'way':16}{'seeds':>5}{'mean':>8}{'first4':>8}{'last4':>8}"
     f"{'updates':>9}{'seconds':>9}{'search s':>10}{'parameters':>12}"
 )
 
@@ -359,7 +360,7 @@ def learn_opennmt(job: Job) -> dict:
         "batch_size": options.pop("batch_size"),
         "falling_share": options.pop("falling_share", 0.0),
         "options": options,
-        "ways": WAYS["OpenNMT-py"],
+        "ways": WAYS[job.system],
         "budget": job.budget,
         "max_length": 64,
         "seed": job.seed,
@@ -381,6 +382,7 @@ LEARN: dict[str, Callable[[Job], dict]] = {
     "twins": learn_ours,
     "one direction": learn_ours,
     "OpenNMT-py": learn_opennmt,
+    "OpenNMT-py, constant": learn_opennmt,
     "BART": learn_bart,
 }
 
@@ -389,6 +391,8 @@ def chosen_options(data: str, system: str, budget: int) -> dict:
     """What `tune` has found best; from five passes on the dropout that ours has then; and the width of an hour."""
     if system in DIRECTIONS:
         return {**chosen_options(data, "ours", budget), "decoder_directions": DIRECTIONS[system]}
+    if system == "OpenNMT-py, constant":
+        return {**chosen_options(data, "OpenNMT-py", budget), "falling_share": 0.0}
     chosen = RESULTS / data / f"{system}-tuned.json"
     if not chosen.exists():
         raise ValueError(f"{chosen} is missing: choose among the candidates with --tune SECONDS first")
@@ -480,7 +484,7 @@ def report(plot_file: Path) -> None:
                 ways = next(iter(runs.values()))["ways"]
                 rows = {way: row_of(data, runs, way, ours if system != "ours" else None) for way in ways}
                 for way, (_, line) in rows.items():
-                    print(f"{budget:6} {system:14}{way:16}{line}")
+                    print(f"{budget:6} {system:22}{way:16}{line}")
                 # Ours as it writes if nothing is said; the others as they write best.
                 best = rows["default"][0] if "default" in rows else max(mean for mean, _ in rows.values())
                 curves.setdefault(system, []).append((budget / 60, best))

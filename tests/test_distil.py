@@ -80,10 +80,21 @@ def run(teacher, pairs, tmp_path):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("settings", [{}, {"proposals": "l2r+r2l+both", "ranking": "consensus", "num_beams": 3}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"proposals": "l2r+r2l+both", "ranking": "consensus", "num_beams": 3},
+        {"proposals": "l2r+r2l+drawn", "ranking": {"consensus": 1, "l2r": 0.1}, "num_beams": 3},
+    ],
+)
 def test_pseudo_titles_are_what_generate_writes(run, teacher, pairs, tmp_path, settings):
     titles, learned = run(**settings)
-    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    flags = [
+        part
+        for name, value in settings.items()
+        for part in (f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value))
+    ]
     path = tmp_path / "titles.txt"
     place = ["--input_file", str(tmp_path / "train.jsonl"), "--output_file", str(path), "--device", "cpu"]
     generate.main(["--model_name_or_path", teacher, *place, *flags])

@@ -158,24 +158,41 @@ def test_json_lines_keep_the_rows(generate, tmp_path):
     assert [len(json.loads(line)["generated_candidates"]) for line in best] == [3, 1, 3]
 
 
-def test_candidates_are_ranked_by_the_rule_asked_for(generate, documents, checkpoint):
+def test_candidates_are_ranked_by_the_rule_or_the_weights_asked_for(generate, documents, checkpoint):
     flags = ["--num_beams", 3, "--num_return_sequences", 3]
+    weights = '{"consensus": 1, "l2r": 0.1, "r2l": -0.2}'
     rows = {
-        rule: [json.loads(line) for line in generate(documents[:40], f"{rule}.jsonl", *flags, "--ranking", rule)]
-        for rule in RANKING_RULES
+        rule: [json.loads(line) for line in generate(documents[:40], f"{i}.jsonl", *flags, "--ranking", rule)]
+        for i, rule in enumerate([*RANKING_RULES, weights])
     }
     model, tokenizer = load_model_and_tokenizer(checkpoint, device="cpu")
     for rule, written in rows.items():
-        expected = write_titles(model, tokenizer, documents[:40], num_beams=3, num_return_sequences=3, ranking=rule)
+        ranking = json.loads(rule) if rule == weights else rule
+        expected = write_titles(model, tokenizer, documents[:40], num_beams=3, num_return_sequences=3, ranking=ranking)
         for row, titles in zip(written, expected):
             candidates = row["generated_candidates"]
             assert [candidate["text"] for candidate in candidates] == [title.text for title in titles]
             assert [c["score"] for c in candidates] == [t.score and pytest.approx(t.score, abs=1e-5) for t in titles]
-    assert rows["own"] != rows["joint"]
+    assert rows["own"] != rows["joint"] and rows[weights] not in [rows[rule] for rule in RANKING_RULES]
     by_flag = generate(documents[:40], "flag.jsonl", *flags, "--joint_rescoring", "true")
     assert [json.loads(line) for line in by_flag] == rows["joint"]
     with pytest.raises(ValueError, match="ranking='own' disagrees with joint_rescoring=True"):
         generate(documents[:2], "both.jsonl", "--ranking", "own", "--joint_rescoring", "true")
+
+
+@pytest.mark.parametrize(
+    ("ranking", "message"),
+    [
+        ("fair", "ranking='fair' must be one of own, joint, consensus, or weights of features"),
+        ('{"l2r": 1, "fair": 1}', "'fair' must be one of own, l2r, r2l, consensus, length"),
+        ('{"l2r": "much"}', "the weight of 'l2r' must be a number"),
+        ("{'l2r': 1}", r"ranking=\"\{'l2r': 1\}\" is no JSON .*: write weights as '\{\"consensus\": 1, "),
+    ],
+)
+def test_a_ranking_that_is_none_is_refused_before_anything_is_loaded(ranking, message, monkeypatch):
+    monkeypatch.setattr("bidir_seq2seq.commands.generate.load_model_and_tokenizer", None)
+    with pytest.raises(ValueError, match=message):
+        main(["--model_name_or_path", "none", "--text", "abc", "--ranking", ranking])
 
 
 def test_any_format_may_be_read(generate, tmp_path):

@@ -34,14 +34,13 @@ from ..data import load_pairs, read_texts
 from ..files import find_files
 from ..loading import load_model_and_tokenizer
 from ..manifest import flush
-from ..ranking_bidir_seq2seq import RANKING_RULES
 from ..run_folder import fingerprint
 from ..tables import Table, open_table
 from ..title_file import TitleFile, describe_input, describe_model
 from ..titles import stream_titles, window_size
 from ..training import DataArguments, ModelArguments, TrainingArguments, train
 from ..version import __version__
-from .generate import as_lines, source_column
+from .generate import as_lines, read_ranking, source_column
 from .train import leave_processes
 
 if TYPE_CHECKING:
@@ -85,9 +84,8 @@ class DistillationArguments:
     proposals: str | None = field(
         default=None, metadata={"help": "As for generate, such as l2r+r2l+both. Default: the teacher's own."}
     )
-    ranking: str | None = field(
-        default=None,
-        metadata={"help": "As for generate. Default: the teacher's own.", "choices": list(RANKING_RULES)},
+    ranking: dict | str | None = field(
+        default=None, metadata={"help": "As for generate, a name or weights. Default: the teacher's own."}
     )
     consensus_samples: int | None = field(
         default=None, metadata={"help": "As for generate. Default: the teacher's own, 16."}
@@ -121,6 +119,7 @@ class DistillationArguments:
         counts = ("num_beams", "max_new_tokens", "teacher_max_source_length", "teacher_batch_size")
         check_numbers(self, **dict.fromkeys(counts, 1), length_penalty=-math.inf)
         check_numbers(self, no_repeat_ngram_size=0, consensus_samples=0)
+        self.ranking = read_ranking(self.ranking)
 
 
 OWN_KWARGS = ("decoding_direction", "proposals", "ranking", "consensus_samples")

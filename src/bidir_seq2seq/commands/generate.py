@@ -33,7 +33,7 @@ from ..arguments import check_numbers, parse_arguments
 from ..data import check_column, check_text, choose_columns, is_known_source, read_texts
 from ..files import find_files
 from ..loading import load_model_and_tokenizer
-from ..ranking_bidir_seq2seq import RANKING_RULES
+from ..ranking_bidir_seq2seq import rule_of
 from ..tables import Row, Table, open_table, split_lines
 from ..title_file import TitleFile, describe_input, describe_model
 from ..titles import Title, stream_titles, window_size
@@ -90,13 +90,13 @@ class GenerateArguments:
             "--ranking consensus what is drawn, too."
         },
     )
-    ranking: str | None = field(
+    ranking: dict | str | None = field(
         default=None,
         metadata={
             "help": "How both directions' candidates are ranked: 'own', by the one that wrote each; 'joint', by both; "
             "'consensus', by what each has in common with titles that both draw at random, which is slower and best "
-            "for titles. Default: the model's own.",
-            "choices": list(RANKING_RULES),
+            'for titles; or weights of features, such as \'{"consensus": 1, "l2r": 0.1, "r2l": 0.1}\'. Default: '
+            "the model's own."
         },
     )
     consensus_samples: int | None = field(
@@ -139,6 +139,26 @@ class GenerateArguments:
         counts = ("num_beams", "num_return_sequences", "max_new_tokens", "vocabulary_shortlist")
         check_numbers(self, **dict.fromkeys((*counts, "batch_size", "num_processes"), 1), length_penalty=-math.inf)
         check_numbers(self, min_new_tokens=0, no_repeat_ngram_size=0, seed=0, consensus_samples=0)
+        self.ranking = read_ranking(self.ranking)
+
+
+def read_ranking(ranking: dict | str | None) -> dict | str | None:
+    """A ranking as `generate` takes it: the name of a rule, or weights of features, which may be JSON.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(ranking, str) and ranking.lstrip().startswith("{"):
+        try:
+            ranking = json.loads(ranking)
+        except ValueError as error:
+            raise ValueError(
+                f"ranking={ranking!r} is no JSON ({error}): write weights as "
+                """'{"consensus": 1, "l2r": 0.1, "r2l": 0.1}'"""
+            ) from error
+    if ranking is not None:
+        rule_of(ranking)
+    return ranking
 
 
 GENERATE_KWARGS = (
