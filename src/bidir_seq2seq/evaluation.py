@@ -41,7 +41,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "r2l": {"decoding_direction": "r2l"},
     "both": {"decoding_direction": "both", "joint_rescoring": False},
     "joint": {"decoding_direction": "both", "joint_rescoring": True},
-    # Takes longer than all others together, and is run only when it is asked for; a single direction can, too.
+    # Takes longer than all others together, and is run only when it is asked for.
     "consensus": {"decoding_direction": "both", "proposals": "l2r+r2l+drawn", "ranking": "consensus"},
     # As the model's own settings say, where `rank_tuning` has chosen weights.
     "tuned": {},
@@ -120,15 +120,21 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+def systems_of(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
+    """All systems that a model can run, and how `generate` is told to."""
+    direction = model.config.decoder_directions
+    if direction != "both":
+        return {"lead": {}, direction: SYSTEMS[direction], "consensus": {"ranking": "consensus"}}
+    missing = {"joint", "consensus"} if model.config.twin_dropout == 0 else set()
+    if not isinstance(model.generation_config.ranking, Mapping):
+        missing.add("tuned")
+    return {name: settings for name, settings in SYSTEMS.items() if name not in missing}
+
+
 def available_systems(model: PreTrainedModel) -> list[str]:
     """The systems that are run of a model if nothing is said: `lead`, its direction(s), and `joint` if it has learned
     to write alone."""
-    if model.config.decoder_directions != "both":
-        return ["lead", model.config.decoder_directions]
-    missing = {"consensus", "joint"} if model.config.twin_dropout == 0 else {"consensus"}
-    if not isinstance(model.generation_config.ranking, Mapping):
-        missing.add("tuned")
-    return [name for name in SYSTEMS if name not in missing]
+    return [name for name in systems_of(model) if name != "consensus"]
 
 
 def predict(
@@ -178,12 +184,10 @@ def predict_titles(
     Raises:
         ValueError: On a system that is unknown or that the model cannot run.
     """
-    can_run, is_twin = available_systems(model), model.config.decoder_directions == "both"
-    if not is_twin or "joint" in can_run:
-        can_run.append("consensus")
+    can_run = systems_of(model)
     for name in systems:
         if name not in can_run:
-            raise ValueError(f"system {name!r} is not among what this model can run: {can_run}")
+            raise ValueError(f"system {name!r} is not among what this model can run: {list(can_run)}")
     sources = [text or "" for text in pairs["source"]]
     state = processes()
     mine = range(state.process_index, len(sources), state.num_processes)
@@ -195,8 +199,7 @@ def predict_titles(
             lengths_of = [text for references in listed_references(pairs) for text in references]
             titles[name] = [Title(text) for text in lead_baseline(sources, lengths_of, tokenization=tokenization)]
             continue
-        settings = SYSTEMS[name] if is_twin or name != "consensus" else {"ranking": "consensus"}
-        kwargs = {"progress": progress and state.is_main_process, **settings, **generate_kwargs}
+        kwargs = {"progress": progress and state.is_main_process, **can_run[name], **generate_kwargs}
         written = write_titles(model, tokenizer, documents, **kwargs) if documents else []
         by_index = dict(gather_object([(index, found[0]) for index, found in zip(mine, written)]))
         titles[name] = [by_index[index] for index in range(len(sources))]
