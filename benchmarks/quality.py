@@ -11,14 +11,14 @@ leaves a file of figures for each run in `benchmarks/quality/results/`, with the
 `DATA/NAME/test.jsonl` and no text; a run whose file is there, with the options chosen, is not made again. The last,
 without data, prints the table from these files and draws the plot.
 
-"ours" has the directions that `train` gives it for these pairs; "twins" and "one direction" are ours with two
-decoders, and with a left-to-right one alone, whose updates are cheaper, both with ours' chosen options. All have the
-same tokens and the same width, and BART as many layers as give about as many parameters. A budget is of the training
-alone, in processor seconds of one thread: making batches counts, starting and writing titles does not. Ours goes by
-the clock (`--max_train_minutes`), and so needs a core of its own. OpenNMT-py has a constant learning rate, or one that
-falls at the end, as ours' and BART's do, whichever is better; "OpenNMT-py, constant" is the same with a rate that
-stays, as its own command line has none that falls when so many seconds are over. Each searches in the ways of `WAYS`;
-the table has them all.
+"ours" has the directions that `train` gives it for these pairs. `VARIANTS` differ from ours or OpenNMT-py in one thing
+and have the rest as it was chosen: "twins" and "one direction" (whose updates are cheaper) in how many decoders they
+have, "ours wide" and "OpenNMT-py narrow" in their width, and "OpenNMT-py constant" has a learning rate that stays, as
+its own command line has none that falls when so many seconds are over; OpenNMT-py here has one, as ours and BART do, if
+it is better by it. All but those of another width have the same one and the same tokens, and BART as many layers as
+give about as many parameters. A budget is of the training alone, in processor seconds of one thread: making batches
+counts, starting and writing titles does not. Ours goes by the clock (`--max_train_minutes`), and so needs a core of
+its own. Each searches in the ways of `WAYS`; the table has them all.
 """
 
 from __future__ import annotations
@@ -87,8 +87,6 @@ CANDIDATES: dict[str, list[dict]] = {
             (2e-3, 32, {"bf16": True}),
         )
     ],
-    "twins": [],
-    "one direction": [],
     "OpenNMT-py": [
         {"optim": "adam", "learning_rate": rate, "global_attention": "mlp", "dropout": 0.0, "batch_size": size, **more}
         for rate, size, more in (
@@ -100,12 +98,21 @@ CANDIDATES: dict[str, list[dict]] = {
             (2e-3, 32, {"falling_share": 0.2}),
         )
     ],
-    "OpenNMT-py, constant": [],
     "BART": [
         {"learning_rate": rate, "dropout": 0.0, "per_device_train_batch_size": size, **more}
         for rate, size, more in ((1e-3, 64, {}), (2e-3, 64, {}), (1e-3, 32, {}), (1e-3, 64, {"bf16": True}))
     ],
 }
+WIDTH, WIDE = 128, 256
+# Others that have what one of these has, and some of it otherwise.
+VARIANTS: dict[str, tuple[str, dict]] = {
+    "twins": ("ours", {"decoder_directions": "both"}),
+    "one direction": ("ours", {"decoder_directions": "l2r"}),
+    "ours wide": ("ours", {"hidden_size": WIDE, "embedding_size": WIDE, "bf16": True}),
+    "OpenNMT-py constant": ("OpenNMT-py", {"falling_share": 0.0}),
+    "OpenNMT-py narrow": ("OpenNMT-py", {"hidden_size": WIDTH}),
+}
+SYSTEMS = (*CANDIDATES, *VARIANTS)
 OURS = {
     "default": {},
     "l2r": {"decoding_direction": "l2r", "num_beams": 3},
@@ -117,27 +124,30 @@ TWINS = {
     "l2r+r2l, joint": {"proposals": "l2r+r2l", "ranking": "joint", "num_beams": 3},
     "l2r+r2l, drawn": {"proposals": "l2r+r2l+drawn", "ranking": "consensus", "num_beams": 3},
 }
-OPENNMT = {"beam 3": {"beam_size": 3}, "beam 5, mean": {"beam_size": 5, "length_penalty": "avg"}}
 # Of ours those of twins are left out where there are none.
 WAYS: dict[str, dict[str, dict]] = {
     "ours": TWINS,
-    "twins": TWINS,
-    "one direction": OURS,
-    "OpenNMT-py": OPENNMT,
-    "OpenNMT-py, constant": OPENNMT,
+    "OpenNMT-py": {
+        "beam 3": {"beam_size": 3},
+        "beam 5, mean": {"beam_size": 5, "length_penalty": "avg"},
+    },
     "BART": {"beam 3, mean": {"num_beams": 3}, "beam 5, sum": {"num_beams": 5, "length_penalty": 0.0}},
 }
-DIRECTIONS = {"twins": "both", "one direction": "l2r"}
 # From about so many seconds on OpenNMT-py sees each pair five times.
 DROPOUT_FROM = {"xwlb_brief": 3300, "csl": 600, "multi30k_en_de": 2200}
 # In an hour a model of width 128 has learned what it can of these pairs, and a wider one learns more.
-WIDTH, WIDE, WIDE_FROM = 128, 256, {"xwlb_brief": 3300}
+WIDE_FROM = {"xwlb_brief": 3300}
 # The updates from which the time of an update is taken: a whole pool of batches of all lengths, twice.
 TRIAL_UPDATES = 100
 HEADING = (
     f"{'budget':>6} {'system':22}{'way':16}{'seeds':>5}{'mean':>8}{'first4':>8}{'last4':>8}"
     f"{'updates':>9}{'seconds':>9}{'search s':>10}{'parameters':>12}"
 )
+
+
+def base_of(system: str) -> str:
+    """The system of `CANDIDATES` that a system is, or is a variant of."""
+    return VARIANTS[system][0] if system in VARIANTS else system
 
 
 @dataclass
@@ -148,7 +158,13 @@ class QualityArguments:
         default=None, metadata={"help": "Folder of data sets. Default: none; the table is made from the results."}
     )
     data: list[str] = field(default_factory=lambda: ["xwlb_brief"], metadata={"help": "Which data sets."})
-    systems: list[str] = field(default_factory=lambda: list(CANDIDATES), metadata={"help": "Who learns."})
+    systems: list[str] = field(
+        default_factory=lambda: list(CANDIDATES),
+        metadata={
+            "help": f"Who learns: {', '.join(SYSTEMS)}. Those that differ in one thing from another "
+            "are tuned as that is."
+        },
+    )
     budgets: list[int] = field(
         default_factory=lambda: [600, 1800], metadata={"help": "Processor seconds of the training, ascending."}
     )
@@ -160,7 +176,7 @@ class QualityArguments:
     threads: int = field(default=1, metadata={"help": "CPU threads."})
 
     def __post_init__(self):
-        for name, allowed in (("systems", CANDIDATES), ("data", SETTINGS)):
+        for name, allowed in (("systems", SYSTEMS), ("data", SETTINGS)):
             for value in getattr(self, name):
                 if value not in allowed:
                     raise ValueError(f"{name}={value!r} must be some of {', '.join(allowed)}")
@@ -244,7 +260,7 @@ def written(model, tokenizer, job: Job, budget: Budget) -> dict:
     """What a model has learned: its titles of the test pairs, in each way."""
     pairs = load_test_pairs(job.files["test"])
     ways, are_twins = {}, getattr(model.config, "decoder_directions", "l2r") == "both"
-    for name, settings in WAYS[job.system].items():
+    for name, settings in WAYS[base_of(job.system)].items():
         if "proposals" in settings and not are_twins:
             continue
         titles, seconds = write([model], tokenizer, pairs, settings)
@@ -360,7 +376,7 @@ def learn_opennmt(job: Job) -> dict:
         "batch_size": options.pop("batch_size"),
         "falling_share": options.pop("falling_share", 0.0),
         "options": options,
-        "ways": WAYS[job.system],
+        "ways": WAYS[base_of(job.system)],
         "budget": job.budget,
         "max_length": 64,
         "seed": job.seed,
@@ -379,20 +395,16 @@ def learn_opennmt(job: Job) -> dict:
 
 LEARN: dict[str, Callable[[Job], dict]] = {
     "ours": learn_ours,
-    "twins": learn_ours,
-    "one direction": learn_ours,
     "OpenNMT-py": learn_opennmt,
-    "OpenNMT-py, constant": learn_opennmt,
     "BART": learn_bart,
 }
 
 
 def chosen_options(data: str, system: str, budget: int) -> dict:
     """What `tune` has found best; from five passes on the dropout that ours has then; and the width of an hour."""
-    if system in DIRECTIONS:
-        return {**chosen_options(data, "ours", budget), "decoder_directions": DIRECTIONS[system]}
-    if system == "OpenNMT-py, constant":
-        return {**chosen_options(data, "OpenNMT-py", budget), "falling_share": 0.0}
+    if system in VARIANTS:
+        base, changes = VARIANTS[system]
+        return chosen_options(data, base, budget) | changes
     chosen = RESULTS / data / f"{system}-tuned.json"
     if not chosen.exists():
         raise ValueError(f"{chosen} is missing: choose among the candidates with --tune SECONDS first")
@@ -417,7 +429,7 @@ def run(arguments: QualityArguments, data: str, system: str, seed: int, budget: 
     files = {name: str(folder / f"{name}.jsonl") for name in ("train", "test")}
     where = Path(arguments.output_dir) / data / f"{system}-{seed}"
     references = listed_references(load_test_pairs(files["test"]))
-    found = LEARN[system](Job(data, system, files, options, budget, seed, where, arguments))
+    found = LEARN[base_of(system)](Job(data, system, files, options, budget, seed, where, arguments))
     ways = {
         name: {"search_seconds": way["search_seconds"], **scores_of(data, way["titles"], references)}
         for name, way in found["ways"].items()
@@ -480,7 +492,7 @@ def report(plot_file: Path) -> None:
         print(f"\n{data}: {metric}\n{HEADING}   ours, as it writes by default, beside it")
         for budget, systems in sorted(budgets.items()):
             ours = over_seeds(data, systems["ours"], "default")[1] if "ours" in systems else None
-            for system, runs in sorted(systems.items(), key=lambda item: list(CANDIDATES).index(item[0])):
+            for system, runs in sorted(systems.items(), key=lambda item: SYSTEMS.index(item[0])):
                 ways = next(iter(runs.values()))["ways"]
                 rows = {way: row_of(data, runs, way, ours if system != "ours" else None) for way in ways}
                 for way, (_, line) in rows.items():
@@ -488,7 +500,7 @@ def report(plot_file: Path) -> None:
                 # Ours as it writes if nothing is said; the others as they write best.
                 best = rows["default"][0] if "default" in rows else max(mean for mean, _ in rows.values())
                 curves.setdefault(system, []).append((budget / 60, best))
-        for number, system in enumerate(CANDIDATES):
+        for number, system in enumerate(SYSTEMS):
             if system in curves:
                 axis.plot(*zip(*curves[system]), marker="o", label=system, color=f"C{number}")
         axis.set(title=data, xlabel="training, minutes of one core", ylabel={"bleu": "BLEU"}.get(metric, "ROUGE-L"))
@@ -527,7 +539,7 @@ def main(args: list[str] | None = None) -> None:
         for data in arguments.data:
             for system in arguments.systems:
                 if arguments.tune is not None:
-                    tune(arguments, data, system)
+                    tune(arguments, data, base_of(system))
                     continue
                 for budget in arguments.budgets:
                     run(arguments, data, system, seed, budget)
