@@ -14,8 +14,8 @@ without data, prints the table from these files and draws the plot.
 "ours" has the directions that `train` gives it for these pairs. `VARIANTS` differ from ours or OpenNMT-py in one thing
 and have the rest as it was chosen: "twins" and "one direction" (whose updates are cheaper) in how many decoders they
 have, "ours wide" and "OpenNMT-py narrow" in their width, and "OpenNMT-py constant" has a learning rate that stays, as
-its own command line has none that falls when so many seconds are over; OpenNMT-py here has one, as ours and BART do, if
-it is better by it. All but those of another width have the same one and the same tokens, and BART as many layers as
+its own command line has none that falls when so many seconds are over; here OpenNMT-py has one, as ours and BART do,
+if it is better by it. All but those of another width have the same one and the same tokens, and BART as many layers as
 give about as many parameters. A budget is of the training alone, in processor seconds of one thread: making batches
 counts, starting and writing titles does not. Ours goes by the clock (`--max_train_minutes`), and so needs a core of
 its own. Each searches in the ways of `WAYS`; the table has them all.
@@ -476,7 +476,10 @@ def save(file: Path, result: dict) -> None:
 
 
 def report(plot_file: Path) -> None:
-    """Prints a table of each data set from the results, and draws the best way of each system against time."""
+    """Prints a table of each data set from the results, and draws the best way of each system against time.
+
+    Ours is drawn as it writes if nothing is said, and beside it by titles drawn from both ends.
+    """
     results: dict[str, dict[int, dict[str, dict[int, dict]]]] = {}
     for file in RESULTS.glob("*/*-[0-9]*.json"):
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -497,12 +500,14 @@ def report(plot_file: Path) -> None:
                 rows = {way: row_of(data, runs, way, ours if system != "ours" else None) for way in ways}
                 for way, (_, line) in rows.items():
                     print(f"{budget:6} {system:22}{way:16}{line}")
-                # Ours as it writes if nothing is said; the others as they write best.
                 best = rows["default"][0] if "default" in rows else max(mean for mean, _ in rows.values())
                 curves.setdefault(system, []).append((budget / 60, best))
-        for number, system in enumerate(SYSTEMS):
-            if system in curves:
-                axis.plot(*zip(*curves[system]), marker="o", label=system, color=f"C{number}")
+                if "l2r+r2l, drawn" in rows:
+                    curves.setdefault(f"{system}, drawn", []).append((budget / 60, rows["l2r+r2l, drawn"][0]))
+        for number, system in enumerate(CANDIDATES):
+            for name, style in ((system, "-"), (f"{system}, drawn", ":")):
+                if name in curves:
+                    axis.plot(*zip(*curves[name]), style, marker="o", label=name, color=f"C{number}")
         axis.set(title=data, xlabel="training, minutes of one core", ylabel={"bleu": "BLEU"}.get(metric, "ROUGE-L"))
         axis.set_xlim(left=0)
         axis.legend()
