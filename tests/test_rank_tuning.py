@@ -111,6 +111,14 @@ def test_a_pool_knows_what_each_choice_of_weights_would_write(saved, metric):
     else:
         expected = [pronunciation_scores([text], [one])["wer"] for text, one in zip(texts, references)]
     np.testing.assert_allclose(pool.chosen(np.array([WEIGHTS[name] for name in FEATURES])), expected)
+    # And what the model would write without being told how.
+    as_it_is = [candidates[0].text for candidates in write_titles(model, tokenizer, documents)]
+    assert as_it_is != texts
+    if metric == "wer":
+        own = [pronunciation_scores([text], [one])["wer"] for text, one in zip(as_it_is, references)]
+    else:
+        own = bleu_counts(as_it_is, references) if metric == "bleu" else pair_scores(as_it_is, references)[metric]
+    np.testing.assert_allclose(pool.written, own)
 
 
 def test_bleu_of_counts_of_all_pairs_is_that_of_a_corpus():
@@ -127,29 +135,32 @@ def pool_that_wants_short_titles(pairs: int = 200) -> CandidatePool:
     features = generator.normal(size=(pairs, 4, len(FEATURES)))
     lengths = np.array([generator.permutation(np.arange(5, 9)) for _ in range(pairs)])
     features[..., list(FEATURES).index("length")] = lengths
-    return CandidatePool(features, np.ones((pairs, 4), dtype=bool), 100.0 * (lengths == 5), "rougeL")
+    scores = 100.0 * (lengths == 5)
+    return CandidatePool(features, np.ones((pairs, 4), dtype=bool), scores, scores[:, 0], "rougeL")
 
 
 def test_what_helps_is_found_and_said_of_other_pairs():
     pool = pool_that_wants_short_titles()
     found = tune_ranking(pool, num_trials=500)
     assert found.weights["length"] < 0
-    assert found.joint == pytest.approx(pool.chosen(JOINT).mean())
+    assert found.before == pytest.approx(pool.written.mean())
     # Weights on a log scale of 0.003 to 0.3 a token, beside likelihoods of about 1: not all of it can be won.
-    assert found.tuned > found.joint + 10 and found.difference.low > 0 and found.is_better
-    errors = CandidatePool(pool.features, pool.exists, 100 - pool.scores, "wer")
+    assert found.tuned > found.before + 10 and found.difference.low > 0 and found.is_better
+    errors = CandidatePool(pool.features, pool.exists, 100 - pool.scores, 100 - pool.written, "wer")
     fewer = tune_ranking(errors, num_trials=500)
     assert fewer.weights == found.weights and fewer.tuned == pytest.approx(100 - found.tuned) and fewer.is_better
 
 
 def test_chance_is_not_taken_for_a_gain():
     pool = pool_that_wants_short_titles()
-    noise = CandidatePool(pool.features, pool.exists, np.random.default_rng(1).permuted(pool.scores, axis=1), "rougeL")
+    scores = np.random.default_rng(1).permuted(pool.scores, axis=1)
+    # What stands first is as good as any.
+    noise = CandidatePool(pool.features, pool.exists, scores, scores[:, 0], "rougeL")
     everything = np.arange(len(noise.scores))
     # On the pairs they are chosen on, the best of many weights always look better; on others these do not.
     assert noise.value(choose_weights(noise, everything), everything) > noise.value(JOINT, everything) + 1
     found = tune_ranking(noise)
-    assert found.difference.low < 0 < found.difference.high
+    assert found.difference.low < 0 < found.difference.high and not found.is_better
 
 
 def test_what_cannot_be_tuned_is_named(saved):
@@ -170,22 +181,27 @@ def test_the_command_keeps_weights_that_help(saved, monkeypatch, capsys):
     folder, model, tokenizer, pairs = saved
     stored = (folder / "model" / "generation_config.json").read_bytes()
     command(folder, "--dry_run")
+    printed = capsys.readouterr().out
+    assert ("--proposals l2r+r2l+drawn" in printed) == ("the model is left as it is" in printed)
     assert (folder / "model" / "generation_config.json").read_bytes() == stored
     # Whatever chance says of a random model: weights that help are kept, and others are not.
     for helps in (False, True):
         monkeypatch.setattr("bidir_seq2seq.rank_tuning.TunedRanking.is_better", helps)
-        command(folder, "--proposals", "l2r+r2l")
+        command(folder, "--proposals", "l2r+r2l+drawn", "--consensus_samples", "5")
         assert ((folder / "model" / "generation_config.json").read_bytes() != stored) == helps
-    assert "l2r+r2l" not in capsys.readouterr().err
+    # It has been tried.
+    assert "--proposals" not in capsys.readouterr().out
     assert differences(folder / "model") == {}
     kept = json.loads((folder / "model" / "generation_config.json").read_text())
-    assert kept["proposals"] == "l2r+r2l" and set(kept["ranking"]) <= set(FEATURES) and kept["max_length"] == 8
+    assert kept["proposals"] == "l2r+r2l+drawn" and kept["consensus_samples"] == 5 and kept["max_length"] == 8
+    assert set(kept["ranking"]) <= set(FEATURES)
     again = BidirSeq2SeqForConditionalGeneration.from_pretrained(folder / "model").eval()
     assert "tuned" in available_systems(again) and "tuned" not in available_systems(model)
     found = predict(again, tokenizer, pairs, ["tuned", "joint"], progress=False)
     expected = predict(model, tokenizer, pairs, ["both"], progress=False, ranking="own", proposals="both")
     for name, ranking in (("tuned", kept["ranking"]), ("joint", "joint")):
-        titles = write_titles(model, tokenizer, pairs["source"], ranking=ranking, proposals="l2r+r2l")
+        drawn = {"proposals": "l2r+r2l+drawn", "consensus_samples": 5}
+        titles = write_titles(model, tokenizer, pairs["source"], ranking=ranking, **drawn)
         assert found[name] == [candidates[0].text for candidates in titles], name
     assert found["tuned"] != expected["both"]
 

@@ -1,5 +1,6 @@
 """Titles drawn at random, beside the probabilities that they were drawn by."""
 
+import copy
 from collections import Counter
 
 import pytest
@@ -254,6 +255,16 @@ def test_where_nothing_is_drawn_there_is_nothing_to_propose(settings):
     with pytest.raises(ValueError, match="proposals='l2r\\+drawn'.*leave 'drawn' out"):
         model.generate(input_ids, proposals="l2r+drawn", **settings)
     model.generate(input_ids, ranking="consensus", max_length=5, **settings)
+    # What is stored for searching gives way: a model that was tuned may be sampled from.
+    for stored, rest in (("l2r+r2l+drawn", "l2r+r2l"), ("drawn", "both")):
+        tuned = copy.deepcopy(model)
+        tuned.generation_config.update(proposals=stored, ranking={"consensus": 1.0, "l2r": 0.2})
+        found, expected = [], []
+        for each, texts, more in ((tuned, found, {}), (model, expected, {"proposals": rest})):
+            torch.manual_seed(0)
+            ranking = tuned.generation_config.ranking
+            texts.extend(each.generate(input_ids, max_length=7, ranking=ranking, **settings, **more).tolist())
+        assert found == expected
 
 
 @pytest.mark.parametrize("name", ["l2r", "r2l"])

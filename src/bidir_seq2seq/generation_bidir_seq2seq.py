@@ -273,6 +273,9 @@ class BidirSeq2SeqGenerationMixin:
         stored = generation_config.proposals if direction == "both" else None
         asked = given.get("proposals") or stored or default
         names = proposers_of(asked)
+        if not given.get("proposals") and not can_draw:
+            # A model that was tuned with them may still be sampled from.
+            names = tuple(name for name in names if name != DRAWN) or proposers_of(default)
         if direction != "both" and set(names) - {direction, DRAWN}:
             raise ValueError(f"proposals={asked!r} needs decoding_direction='both', not {direction!r}")
         if DRAWN in names and not can_draw:
@@ -530,8 +533,9 @@ class BidirSeq2SeqGenerationMixin:
         write, is_pooled = one_way, self._is_pooled(generation_config)
         if is_pooled and direction != "both" and not self._is_plain_search(input_ids, generation_config, kwargs):
             raise ValueError(
-                "ranking='consensus' of one direction, or what is drawn, goes with searching alone: leave it out when "
-                "sampling, with a given beginning, candidates, a streamer or use_cache=False"
+                "ranking='consensus' of one direction, or what is drawn, goes with searching alone: leave it out, or "
+                "pass ranking='own' where the model has stored it, when sampling, with a given beginning, "
+                "candidates, a streamer or use_cache=False"
             )
         if is_pooled or self._can_search_one_way(input_ids, logits_processor, generation_config, kwargs):
             write = self._search

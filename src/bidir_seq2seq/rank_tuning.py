@@ -31,6 +31,7 @@ from .metrics import (
 from .output_bidir_seq2seq import IMPOSSIBLE
 from .pipeline import BidirSeq2SeqPipeline
 from .ranking_bidir_seq2seq import FEATURES, Candidates, joint
+from .titles import write_titles
 from .unknown_words import decode
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 # What can be tuned for, and whether more of it is better.
 METRICS = {"rougeL": True, "bleu": True, "wer": False}
-# As `ranking="joint"` weighs: where the search for weights begins, and what they are compared with.
+# As `ranking="joint"` weighs: where the search for weights begins.
 JOINT = np.array([0.5 if name in ("l2r", "r2l") else 0.0 for name in FEATURES])
 
 
@@ -50,12 +51,14 @@ class CandidatePool:
         features: `[P, M, F]`, in the order of `FEATURES`; 0 where there is no candidate.
         exists: `[P, M]` bool.
         scores: `[P, M]` in percent; for BLEU `[P, M, 10]`, as for `metrics.bleu_of_counts`.
+        written: `[P]` or `[P, 10]`, of what the model writes as it is.
         metric: Of `METRICS`.
     """
 
     features: np.ndarray
     exists: np.ndarray
     scores: np.ndarray
+    written: np.ndarray
     metric: str
 
     def chosen(self, weights: np.ndarray) -> np.ndarray:
@@ -77,23 +80,23 @@ class TunedRanking:
     Attributes:
         weights: For `generate(ranking=...)`, those of features that weigh something.
         metric: What they were chosen for.
-        joint, tuned: The metric by `ranking="joint"`, and by weights, each pair's of those that the other half of the
-            pairs chose.
+        before: The metric of what the model writes as it is.
+        tuned: That by weights, each pair's of those that the other half of the pairs chose.
         difference: Of the two, with a paired bootstrap over the pairs.
         pairs: How many there were.
     """
 
     weights: dict[str, float]
     metric: str
-    joint: float
+    before: float
     tuned: float
     difference: BootstrapResult
     pairs: int
 
     @property
     def is_better(self) -> bool:
-        """Whether tuned weights do better than `ranking="joint"` on pairs they were not chosen on."""
-        return self.tuned > self.joint if METRICS[self.metric] else self.tuned < self.joint
+        """Whether tuned weights do better on pairs they were not chosen on, and not by chance (at 95 %)."""
+        return self.difference.low > 0 if METRICS[self.metric] else self.difference.high < 0
 
 
 def write_candidates(
@@ -106,7 +109,7 @@ def write_candidates(
     progress: bool = False,
     **generate_kwargs: Any,
 ) -> CandidatePool:
-    """Writes all candidates of each pair, with their features and scores.
+    """Writes all candidates of each pair, with their features and scores, and what the model writes as it is.
 
     Args:
         model: A twin model that has learned to write alone; it stays where it is.
@@ -116,7 +119,7 @@ def write_candidates(
         batch_size: Documents per `generate` call.
         tokenization: What a token is for the metric, as for `TitleScore.compute`.
         progress: Whether to show a progress bar.
-        **generate_kwargs: As for `generate`: `proposals`, `num_beams`, `length_penalty`, ...
+        **generate_kwargs: As for `generate`, of the candidates: `proposals`, `num_beams`, `length_penalty`, ...
 
     Raises:
         ValueError: On another metric or kind of model, too few pairs, or as `generate` does.
@@ -140,14 +143,16 @@ def write_candidates(
     ]
     if len(rows) < 2:
         raise ValueError(f"{len(rows)} pairs are too few to choose weights on: give some hundreds")
+    sources = [source for source, _ in rows]
+    as_it_is = write_titles(model, tokenizer, sources, batch_size, progress=progress, num_return_sequences=1)
     pipeline = BidirSeq2SeqPipeline(model=model, tokenizer=tokenizer, device=model.device)
     # Similar lengths pad less.
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]), reverse=True)
+    order = sorted(range(len(rows)), key=lambda index: len(sources[index]), reverse=True)
     found: dict[int, tuple[np.ndarray, list[str]]] = {}
     with tqdm(total=len(rows), desc="Writing candidates", unit=" pairs", disable=not progress) as bar:
         for first in range(0, len(order), batch_size):
             some = order[first : first + batch_size]
-            inputs, words = pipeline.batch([rows[index][0] for index in some])
+            inputs, words = pipeline.batch([sources[index] for index in some])
             kept = _Kept()
             model.generate(**inputs, **{**generate_kwargs, "ranking": kept})
             for index, rows_of, titles, known in zip(some, kept.features, kept.titles, words):
@@ -157,15 +162,17 @@ def write_candidates(
     exists = np.array([[place < len(found[index][1]) for place in range(most)] for index in range(len(rows))])
     features = np.zeros((*exists.shape, len(FEATURES)))
     features[exists] = np.concatenate([found[index][0] for index in range(len(rows))])
+    all_references = [references for _, references in rows]
     by_title = _scores_of(
         [text for index in range(len(rows)) for text in found[index][1]],
-        [references for index, (_, references) in enumerate(rows) for _ in found[index][1]],
+        [references for index, references in enumerate(all_references) for _ in found[index][1]],
         metric,
         tokenization,
     )
     scores = np.zeros((*exists.shape, *by_title.shape[1:]))
     scores[exists] = by_title
-    return CandidatePool(features, exists, scores, metric)
+    written = _scores_of([candidates[0].text for candidates in as_it_is], all_references, metric, tokenization)
+    return CandidatePool(features, exists, scores, written, metric)
 
 
 class _Kept:
@@ -240,16 +247,15 @@ def tune_ranking(pool: CandidatePool, num_trials: int = 2000, seed: int = 0) -> 
     for tuned_on, tried_on in (halves, halves[::-1]):
         weights = choose_weights(pool, tuned_on, num_trials, seed)
         chosen[tried_on] = pool.chosen(weights)[tried_on]
-    before = pool.chosen(JOINT)
     statistic: Callable | None = bleu_of_counts if pool.metric == "bleu" else None
-    by_joint, by_weights = (float(statistic(x.mean(0)) if statistic else x.mean()) for x in (before, chosen))
+    before, tuned = (float(statistic(x.mean(0)) if statistic else x.mean()) for x in (pool.written, chosen))
     weights = choose_weights(pool, everything, num_trials, seed)
     return TunedRanking(
         {name: round(float(weight), 4) for name, weight in zip(FEATURES, weights) if round(float(weight), 4)},
         pool.metric,
-        by_joint,
-        by_weights,
-        difference=paired_bootstrap(chosen.tolist(), before.tolist(), statistic=statistic),
+        before,
+        tuned,
+        difference=paired_bootstrap(chosen.tolist(), pool.written.tolist(), statistic=statistic),
         pairs=len(everything),
     )
 
