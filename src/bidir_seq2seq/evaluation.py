@@ -128,7 +128,10 @@ def systems_of(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     missing = {"joint", "consensus"} if model.config.twin_dropout == 0 else set()
     if not isinstance(model.generation_config.ranking, Mapping):
         missing.add("tuned")
-    return {name: settings for name, settings in SYSTEMS.items() if name not in missing}
+    found = {name: settings for name, settings in SYSTEMS.items() if name not in missing}
+    # What a tuned model has stored proposes for "tuned" alone.
+    searches = {"proposals": "both" if model.config.twin_partner != "none" else "l2r+r2l"}
+    return found | {name: found[name] | searches for name in ("both", "joint") if name in found}
 
 
 def available_systems(model: PreTrainedModel) -> list[str]:
