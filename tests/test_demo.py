@@ -80,6 +80,16 @@ def test_the_search_is_watched_whatever_the_model_proposes_by_default():
     assert writer.write("abc").search is not None
 
 
+@pytest.mark.parametrize("overrides", [{}, {"twin_partner": "none"}])
+def test_what_a_tuned_model_has_stored_is_its_default_alone(overrides):
+    plain, tuned = make_writer(**overrides), make_writer(**overrides)
+    tuned.model.generation_config.update(proposals="l2r+r2l+drawn", ranking={"consensus": 1.0}, consensus_samples=4)
+    *expected, _ = plain.write("abc def").written
+    *found, default = tuned.write("abc def").written
+    assert [(one.system, one.titles) for one in found] == [(one.system, one.titles) for one in expected]
+    assert all(0 <= score <= 1 for _, score in default.titles)
+
+
 @pytest.mark.parametrize(
     ("text", "notices"),
     [

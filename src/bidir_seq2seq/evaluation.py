@@ -24,6 +24,7 @@ from .metrics import (
     pronunciation_scores,
     signatures,
 )
+from .proposals_bidir_seq2seq import searches_of
 from .tables import cell, open_table
 from .titles import Title, write_titles
 
@@ -130,7 +131,7 @@ def systems_of(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
         missing.add("tuned")
     found = {name: settings for name, settings in SYSTEMS.items() if name not in missing}
     # What a tuned model has stored proposes for "tuned" alone.
-    searches = {"proposals": "both" if model.config.twin_partner != "none" else "l2r+r2l"}
+    searches = {"proposals": searches_of(model.config)}
     return found | {name: found[name] | searches for name in ("both", "joint") if name in found}
 
 
@@ -340,4 +341,5 @@ __all__ = [
     "save_scores",
     "score",
     "score_pairs",
+    "systems_of",
 ]

@@ -39,7 +39,7 @@ from .cache_bidir_seq2seq import BidirSeq2SeqCache
 from .directions_bidir_seq2seq import Direction, check_ids, directions_of
 from .kernels_bidir_seq2seq import is_read_at_once
 from .output_bidir_seq2seq import NextTokens, Shortlist
-from .proposals_bidir_seq2seq import DRAWN, Found, Pool, merged, proposers_of
+from .proposals_bidir_seq2seq import DRAWN, Found, Pool, merged, proposers_of, searches_of
 from .ranking_bidir_seq2seq import Candidates, asks_alone, asks_for_samples, rule_of
 from .samples_bidir_seq2seq import DRAWN_TOGETHER, draw_titles, in_groups
 from .search_bidir_seq2seq import Beam, BeamHistory, StepRecords, forbidden_tokens, search, select
@@ -264,8 +264,7 @@ class BidirSeq2SeqGenerationMixin:
 
     def _choose_proposals(self, generation_config: GenerationConfig, given: dict) -> None:
         direction = generation_config.decoding_direction
-        reads_twin = self.config.twin_partner != "none"
-        default = ("both" if reads_twin else "l2r+r2l") if direction == "both" else direction
+        default = searches_of(self.config) if direction == "both" else direction
         can_draw = generation_config.consensus_samples > 0 and not generation_config.do_sample
         compares = asks_for_samples(generation_config.ranking)
         if can_draw and compares:
@@ -288,7 +287,7 @@ class BidirSeq2SeqGenerationMixin:
             raise ValueError(
                 f"consensus_samples is for ranking='consensus', not {generation_config.ranking!r}: leave it out"
             )
-        if "both" in names and not reads_twin:
+        if "both" in names and self.config.twin_partner == "none":
             raise ValueError(
                 f"proposals={asked!r}: the decoders of this model have not learned to read each other "
                 "(twin_partner='none'): use proposals='l2r+r2l', or train on with twin_partner='own'"

@@ -14,6 +14,7 @@ from typing import cast
 
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 
 from .directions_bidir_seq2seq import Direction
 from .output_bidir_seq2seq import IMPOSSIBLE
@@ -38,6 +39,12 @@ def proposers_of(proposals: str) -> tuple[str, ...]:
     if not names or len(set(names)) < len(names) or set(names) - set(PROPOSERS):
         raise ValueError(f"proposals={proposals!r} must be some of {', '.join(PROPOSERS)}, such as 'l2r+r2l+both'")
     return tuple(name for name in PROPOSERS if name in names)
+
+
+def searches_of(config: PreTrainedConfig) -> str:
+    """What proposes in both directions if nothing is said: the twins' own search, or, where they have not learned to
+    read each other, each direction's."""
+    return "both" if config.twin_partner != "none" else "l2r+r2l"
 
 
 @dataclass
@@ -118,4 +125,4 @@ def _pool_of(paths: torch.Tensor, scores: torch.Tensor, records: StepRecords, di
     return {name: values.unflatten(0, pool_shape) for name, values in details.items()}
 
 
-__all__ = ["DRAWN", "PROPOSERS", "Found", "Pool", "merged", "proposers_of"]
+__all__ = ["DRAWN", "PROPOSERS", "Found", "Pool", "merged", "proposers_of", "searches_of"]

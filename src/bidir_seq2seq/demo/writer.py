@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..loading import load_model_and_tokenizer
 from ..pipeline import MAX_UNKNOWN_SHARE, SOURCES, BidirSeq2SeqPipeline
+from ..proposals_bidir_seq2seq import searches_of
 from ..search_history import SearchHistory, has_twin_search, record_search
 from ..unknown_words import decode
 
@@ -94,7 +95,9 @@ class DemoWriter:
             result.notices.append(("unknown", {"share": share}))
         directions = self.model.config.decoder_directions
         for direction in ("l2r", "r2l", "both") if directions == "both" else (directions,):
-            result.written.append(self._generate(direction, encoded, decoding_direction=direction, **OWN_RANKING))
+            proposals = searches_of(self.model.config) if direction == "both" else direction
+            settings = {"decoding_direction": direction, "proposals": proposals, **OWN_RANKING}
+            result.written.append(self._generate(direction, encoded, **settings))
         result.written.append(self._generate("default", encoded))
         if has_twin_search(self.model.config):
             result.search, _ = record_search(self.model, self.tokenizer, text, num_beams=self.num_beams, **OWN_RANKING)
