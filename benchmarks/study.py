@@ -22,6 +22,7 @@ Recipes have equal processor time, give or take what the table says: one directi
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -221,6 +222,12 @@ def run(arguments: StudyArguments, data: str, recipe: str, seed: int) -> dict:
     }
 
 
+def known_mean(values: Sequence[float]) -> float:
+    """The mean of those that are known; not a number if none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.mean(known) if known else float("nan")
+
+
 def seconds_of(folder: Path, measured: float) -> float:
     """What the training of a model took, of one that was trained before as it was noted then."""
     note = folder / "seconds.json"
@@ -279,7 +286,7 @@ def report(results: dict[str, dict[str, dict[int, dict]]]) -> None:
                 ]
                 line = f"{recipe:16}{way:18}{len(figures):6}{statistics.mean(figures):8.2f}"
                 line += f"{f'{min(figures):.1f}-{max(figures):.1f}':>14}{edges[0]:8.1f}{edges[1]:7.1f}"
-                line += f"{statistics.mean(run['seconds'] for run in written.values()):12.0f}"
+                line += f"{known_mean([run['seconds'] for run in written.values()]):12.0f}"
                 line += f"{statistics.mean(x['search_seconds'] for x in found):10.1f}"
                 statistic = bleu_of_counts if metric == "bleu" else None
                 for rival in (base, drawn if "drawn" in way else None):

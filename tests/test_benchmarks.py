@@ -1,6 +1,7 @@
 """The comparisons with other libraries, without them: arguments, turns, tables, and our own systems."""
 
 import json
+import math
 import re
 import sys
 from importlib import import_module
@@ -586,14 +587,18 @@ def test_what_twins_read_in_a_study_does_not_hang_on_defaults():
 def test_a_way_that_is_new_is_counted_where_it_was_written(capsys):
     def run_of(seed: int, **figures: float) -> dict:
         ways = {way: {"rougeL": x, "by_pair": [x, x], "search_seconds": 1.0} for way, x in figures.items()}
-        return {"data": "csl", "recipe": "alone-own", "seed": seed, "seconds": 10.0 * seed, "ways": ways}
+        # Of one that was stopped on its way they are not known.
+        seconds = 10.0 * seed if seed < 3 else math.nan
+        return {"data": "csl", "recipe": "alone-own", "seed": seed, "seconds": seconds, "ways": ways}
 
-    study.report({"csl": {"alone-own": {1: run_of(1, joint=50.0), 2: run_of(2, joint=52.0, drawn=56.0)}}})
+    runs = {1: run_of(1, joint=50.0), 2: run_of(2, joint=52.0, drawn=56.0), 3: run_of(3, joint=54.0, once=54.0)}
+    study.report({"csl": {"alone-own": runs}})
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("alone-own")]
     # Way, seeds, mean; and the seconds of those trainings alone.
     assert [(line[1], line[2], line[3], line[7]) for line in lines] == [
-        ("joint", "2", "51.00", "15"),
+        ("joint", "3", "52.00", "15"),
         ("drawn", "1", "56.00", "20"),
+        ("once", "1", "54.00", "nan"),
     ]
 
 
