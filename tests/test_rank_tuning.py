@@ -184,6 +184,13 @@ def test_the_command_keeps_weights_that_help(saved, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert ("--proposals l2r+r2l+drawn" in printed) == ("the model is left as it is" in printed)
     assert (folder / "model" / "generation_config.json").read_bytes() == stored
+    # Weights of what titles have in common would else bring drawn titles that they were not chosen for.
+    with monkeypatch.context() as patch:
+        patch.setattr("bidir_seq2seq.rank_tuning.TunedRanking.is_better", True)
+        command(folder)
+        assert json.loads((folder / "model" / "generation_config.json").read_text())["proposals"] == "both"
+        (folder / "model" / "generation_config.json").write_bytes(stored)
+        write_manifest(folder / "model")
     # Whatever chance says of a random model: weights that help are kept, and others are not.
     for helps in (False, True):
         monkeypatch.setattr("bidir_seq2seq.rank_tuning.TunedRanking.is_better", helps)

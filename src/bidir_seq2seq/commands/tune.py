@@ -23,6 +23,7 @@ from ..evaluation import load_test_pairs
 from ..loading import load_model_and_tokenizer
 from ..manifest import renew_manifest
 from ..metrics import Tokenization
+from ..proposals_bidir_seq2seq import DRAWN, proposers_of, searches_of
 from ..rank_tuning import METRICS, tune_ranking, write_candidates
 
 # What candidates were written by, and is stored with the weights.
@@ -107,12 +108,14 @@ def main(argv: list[str] | None = None) -> None:
         f"{args.metric} of {found.pairs} pairs: {found.before:.2f} as the model writes, {found.tuned:.2f} by weights "
         f"that other pairs chose: {test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}] p={test.p_value:.4f}"
     )
+    config = model.generation_config
+    # Said even where it is the default, to which weights of what titles have in common would add what is drawn.
+    settings["proposals"] = args.proposals or config.proposals or searches_of(model.config)
     if not found.is_better:
         print("no better, as far as these pairs tell: the model is left as it is")
-        if "drawn" not in (args.proposals or ""):
+        if DRAWN not in proposers_of(settings["proposals"]):
             print("titles that are drawn at random, too, may be: --proposals l2r+r2l+drawn")
     elif not args.dry_run:
-        config = model.generation_config
         config.update(**settings, ranking=found.weights, joint_rescoring=False)
         config.save_pretrained(folder)
         renew_manifest(folder)
