@@ -104,11 +104,13 @@ CANDIDATES: dict[str, list[dict]] = {
     ],
 }
 WIDTH, WIDE = 128, 256
+# `train` proposes bfloat16 where the processor has it; a wide model gains more by it.
+OURS_WIDE = {"hidden_size": WIDE, "embedding_size": WIDE, "bf16": True}
 # Others that have what one of these has, and some of it otherwise.
 VARIANTS: dict[str, tuple[str, dict]] = {
     "twins": ("ours", {"decoder_directions": "both"}),
     "one direction": ("ours", {"decoder_directions": "l2r"}),
-    "ours wide": ("ours", {"hidden_size": WIDE, "embedding_size": WIDE, "bf16": True}),
+    "ours wide": ("ours", OURS_WIDE),
     "OpenNMT-py constant": ("OpenNMT-py", {"falling_share": 0.0}),
     "OpenNMT-py narrow": ("OpenNMT-py", {"hidden_size": WIDTH}),
 }
@@ -412,10 +414,7 @@ def chosen_options(data: str, system: str, budget: int) -> dict:
     if "dropout" in options and budget >= DROPOUT_FROM[data]:
         options["dropout"] = DROPOUT
     if budget >= WIDE_FROM.get(data, math.inf):
-        options["hidden_size"] = WIDE
-        if system == "ours":
-            # `train` proposes bfloat16 where the processor has it; a wide model gains more by it.
-            options |= {"embedding_size": WIDE, "bf16": True}
+        options |= OURS_WIDE if system == "ours" else {"hidden_size": WIDE}
     return options
 
 

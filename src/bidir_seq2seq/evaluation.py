@@ -131,7 +131,7 @@ def systems_of(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
         missing.add("tuned")
     found = {name: settings for name, settings in SYSTEMS.items() if name not in missing}
     # What a tuned model has stored proposes for "tuned" alone.
-    searches = {"proposals": searches_of(model.config)}
+    searches = {"proposals": searches_of(model.config, "both")}
     return found | {name: found[name] | searches for name in ("both", "joint") if name in found}
 
 

@@ -264,7 +264,7 @@ class BidirSeq2SeqGenerationMixin:
 
     def _choose_proposals(self, generation_config: GenerationConfig, given: dict) -> None:
         direction = generation_config.decoding_direction
-        default = searches_of(self.config) if direction == "both" else direction
+        default = searches_of(self.config, direction)
         can_draw = generation_config.consensus_samples > 0 and not generation_config.do_sample
         compares = asks_for_samples(generation_config.ranking)
         if can_draw and compares:

@@ -41,10 +41,10 @@ def proposers_of(proposals: str) -> tuple[str, ...]:
     return tuple(name for name in PROPOSERS if name in names)
 
 
-def searches_of(config: PreTrainedConfig) -> str:
-    """What proposes in both directions if nothing is said: the twins' own search, or, where they have not learned to
-    read each other, each direction's."""
-    return "both" if config.twin_partner != "none" else "l2r+r2l"
+def searches_of(config: PreTrainedConfig, direction: str) -> str:
+    """What proposes in a `decoding_direction` if nothing is said: its search, or, of twins that have not learned to
+    read each other, each one's."""
+    return "l2r+r2l" if direction == "both" and config.twin_partner == "none" else direction
 
 
 @dataclass

@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     config = model.generation_config
     # Said even where it is the default, to which weights of what titles have in common would add what is drawn.
-    settings["proposals"] = args.proposals or config.proposals or searches_of(model.config)
+    settings["proposals"] = args.proposals or config.proposals or searches_of(model.config, "both")
     if not found.is_better:
         print("no better, as far as these pairs tell: the model is left as it is")
         if DRAWN not in proposers_of(settings["proposals"]):

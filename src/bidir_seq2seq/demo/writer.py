@@ -95,9 +95,8 @@ class DemoWriter:
             result.notices.append(("unknown", {"share": share}))
         directions = self.model.config.decoder_directions
         for direction in ("l2r", "r2l", "both") if directions == "both" else (directions,):
-            proposals = searches_of(self.model.config) if direction == "both" else direction
-            settings = {"decoding_direction": direction, "proposals": proposals, **OWN_RANKING}
-            result.written.append(self._generate(direction, encoded, **settings))
+            own = {"decoding_direction": direction, "proposals": searches_of(self.model.config, direction)}
+            result.written.append(self._generate(direction, encoded, **own, **OWN_RANKING))
         result.written.append(self._generate("default", encoded))
         if has_twin_search(self.model.config):
             result.search, _ = record_search(self.model, self.tokenizer, text, num_beams=self.num_beams, **OWN_RANKING)
