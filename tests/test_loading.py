@@ -138,6 +138,13 @@ def test_a_tokenizer_that_does_not_fit_is_refused_without_a_manifest_too(folder,
         load_model_and_tokenizer(folder)
 
 
+def test_a_tokenizer_is_saved_as_it_was_loaded(saved, tmp_path):
+    tokenizer = load_tokenizer(saved)
+    tokenizer.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
+
+
 def test_settings_that_were_edited_are_used_and_warned_of(folder, monkeypatch):
     said = []
     monkeypatch.setattr(logger, "warning_once", said.append)

@@ -21,7 +21,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 
 from .encoders_bidir_seq2seq import SOURCE_TOKENIZER_NAME
 from .evaluation import format_table
-from .loading import forget_code
+from .loading import forget_origin
 from .manifest import write_manifest
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 
@@ -118,7 +118,7 @@ def save_for_hub(
     config.to_json_file(directory / CONFIG_NAME)
     # `register_for_auto_class` would do this too, and for every later checkpoint of the process.
     code = custom_object_save(model, directory)
-    tokenizer_files = forget_code(tokenizer).save_pretrained(directory)
+    tokenizer_files = forget_origin(tokenizer).save_pretrained(directory)
     card_file = directory / REPOCARD_NAME
     if card_file.exists() and CARD_MARK not in card_file.read_text(encoding="utf-8-sig"):
         logger.warning(f"{card_file} was not written by bidir_seq2seq and is kept; remove it to get a new one")

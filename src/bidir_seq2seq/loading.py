@@ -105,11 +105,17 @@ def load_tokenizer(model_name_or_path: str | Path, trust_remote_code: bool = Fal
             f"{model_name_or_path}: no tokenizer can be loaded from there ({str(error).strip().splitlines()[0]}): "
             "tokenizer.json and tokenizer_config.json, as they were saved with the model, must lie beside its weights"
         ) from error
-    return forget_code(tokenizer)
+    return forget_origin(tokenizer)
 
 
-def forget_code(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A tokenizer that, saved, names no code (`auto_map`) unless that code is saved with it; changed in place."""
+def forget_origin(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer that, saved, does not tell how it was loaded; changed in place.
+
+    It names no code (`auto_map`), unless that code is saved with it; and one that came from a folder is saved as what
+    it was there.
+    """
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
     if getattr(tokenizer, "_auto_class", None) is None:
         tokenizer.init_kwargs.pop("auto_map", None)
     return tokenizer
@@ -179,7 +185,7 @@ def _listed(names: list[str]) -> str:
 
 __all__ = [
     "check_files",
-    "forget_code",
+    "forget_origin",
     "load_model",
     "load_model_and_tokenizer",
     "load_tokenizer",

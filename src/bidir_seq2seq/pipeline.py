@@ -15,7 +15,7 @@ from transformers import Pipeline
 from transformers.utils import logging
 
 from .encoders_bidir_seq2seq import PIECE_INPUTS, pieces_of, places_of, readable
-from .loading import forget_code
+from .loading import forget_origin
 from .unknown_words import TitleCollator, can_extend, decode, extend_ids
 
 logger = logging.get_logger(__name__)
@@ -101,7 +101,7 @@ class BidirSeq2SeqPipeline(Pipeline):
             **kwargs: As for `save_pretrained` of a model.
         """
         self.model.save_pretrained(save_directory, **kwargs)
-        forget_code(self.tokenizer).save_pretrained(save_directory, **kwargs)
+        forget_origin(self.tokenizer).save_pretrained(save_directory, **kwargs)
 
     def get_iterator(
         self,
