@@ -25,14 +25,7 @@ def train_seed(settings_file: str, folder: Path, seed: int, **changes) -> dict[s
     Raises:
         ValueError: If the folder has a model of other settings.
     """
-    settings = yaml.safe_load(Path(settings_file).read_text(encoding="utf-8")) | {
-        "output_dir": str(folder),
-        "seed": seed,
-        "eval_strategy": "no",
-        "load_best_model_at_end": False,
-        "use_cpu": not torch.cuda.is_available(),
-        **changes,
-    }
+    settings = seed_settings(settings_file, folder, seed, **changes)
     record = folder / "trained_with.json"
     if record.exists():
         trained = json.loads(record.read_text(encoding="utf-8"))
@@ -40,6 +33,23 @@ def train_seed(settings_file: str, folder: Path, seed: int, **changes) -> dict[s
             before = trained["settings"]
             raise ValueError(f"{folder} has a model of other settings, {before}: choose another output_dir")
         return trained["metrics"]
-    metrics = train(*HfArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_dict(settings))
+    metrics = train(*parsed(settings))
     record.write_text(json.dumps({"settings": settings, "metrics": metrics}, indent=2), encoding="utf-8")
     return metrics
+
+
+def seed_settings(settings_file: str, folder: Path, seed: int, **changes) -> dict:
+    """The settings of a training that is not looked at meanwhile; arguments as of [`train_seed`]."""
+    return yaml.safe_load(Path(settings_file).read_text(encoding="utf-8")) | {
+        "output_dir": str(folder),
+        "seed": seed,
+        "eval_strategy": "no",
+        "load_best_model_at_end": False,
+        "use_cpu": not torch.cuda.is_available(),
+        **changes,
+    }
+
+
+def parsed(settings: dict) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """Settings as `train` takes them."""
+    return HfArgumentParser((ModelArguments, DataArguments, TrainingArguments)).parse_dict(settings)

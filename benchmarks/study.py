@@ -35,11 +35,18 @@ import torch
 import yaml
 from comparison import machine
 from ensemble import ensemble_generate
-from seeds import train_seed
+from seeds import parsed, seed_settings, train_seed
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from bidir_seq2seq.arguments import parse_arguments
-from bidir_seq2seq.commands.distil import DistillationArguments, Sources, write_pseudo_titles, write_training_pairs
+from bidir_seq2seq.commands.distil import (
+    TITLES,
+    DistillationArguments,
+    Sources,
+    write_pseudo_titles,
+    write_training_pairs,
+)
+from bidir_seq2seq.commands.partners import PartnerArguments, write_partners
 from bidir_seq2seq.evaluation import listed_references, load_test_pairs
 from bidir_seq2seq.metrics import TitleScore, bleu_of_counts, pair_scores, paired_bootstrap, pronunciation_scores
 from bidir_seq2seq.pipeline import BidirSeq2SeqPipeline
@@ -52,6 +59,7 @@ REFERENCES = {"cmudict_g2p": ["references"]}
 # One direction makes so many times the updates of two in the same time, as measured (`seconds` in the results).
 ONE_DIRECTION = 1.6
 SAVES = {"save_strategy": "steps", "save_steps": 1000, "save_total_limit": 1}
+SECOND_STAGE = {"learning_rate": 7e-4, "warmup_steps": 20}
 LAST_STAGE = {"learning_rate": 3e-4, "warmup_steps": 10}
 # Changes to the settings, the share of the updates, and how many models write together. What twins read is always
 # said, so that a recipe stays what it is when a default changes.
@@ -65,7 +73,12 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
     "own": ({"twin_partner": "own"}, 1, 1),
     "own-last": ({"twin_partner": "gold", "own_partner_share": 0.2}, 1, 1),
     "alone-own": ({"twin_partner": "none", "own_partner_share": 0.2}, 1, 1),
-    "repaired": ({"twin_partner": "own", "learning_rate": 7e-4, "warmup_steps": 20}, 0.2, 1),
+    "repaired": ({"twin_partner": "own", **SECOND_STAGE}, 0.2, 1),
+    # A second stage of decoders that have learned alone: beside own writing, and beside what earlier models wrote, who
+    # have learned other pairs, or the same ones.
+    "own-stage": ({"twin_partner": "own", **SECOND_STAGE}, 0.2, 1),
+    "two-stage": ({"twin_partner": "written", **SECOND_STAGE}, 0.2, 1),
+    "two-stage-leaking": ({"twin_partner": "written", **SECOND_STAGE}, 0.2, 1),
     # A last stage of as many updates: by the ordinary loss, and by whole titles.
     "l2r-more": ({"decoder_directions": "l2r", **LAST_STAGE}, 0.15, 1),
     "l2r-risk": ({"decoder_directions": "l2r", **LAST_STAGE, "sequence_objective": "risk"}, 0.15, 1),
@@ -75,7 +88,13 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
     "distilled-drawn": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
 }
 # Recipes that go on from another one's model of the same seed, and that learn from its titles.
-GOES_ON_FROM = {"repaired": "twin", "l2r-more": "l2r", "l2r-risk": "l2r", "l2r-beam": "l2r"}
+GOES_ON_FROM = {
+    "repaired": "twin",
+    **dict.fromkeys(("own-stage", "two-stage", "two-stage-leaking"), "independent"),
+    **dict.fromkeys(("l2r-more", "l2r-risk", "l2r-beam"), "l2r"),
+}
+# Into how many folds pairs are dealt out for those who write for a second stage.
+FOLDS = {"two-stage": 2, "two-stage-leaking": 1}
 TAUGHT_BY = {"distilled": "alone-own", "distilled-drawn": "alone-own"}
 # How the teacher writes for a recipe, or of a data set: else in the best way that is not much slower than others.
 TEACHES_BY = {"distilled-drawn": "l2r+r2l, drawn", "multi30k_en_de": "l2r+r2l, joint"}
@@ -169,7 +188,8 @@ def train_model(arguments: StudyArguments, data: str, recipe: str, seed: int) ->
     """
     changes, share, _ = RECIPES[recipe]
     settings_file, folder = Path(arguments.study_dir) / f"{data}.yaml", Path(arguments.data_dir) / data
-    updates = round(yaml.safe_load(settings_file.read_text(encoding="utf-8"))["max_steps"] * share)
+    all_updates = yaml.safe_load(settings_file.read_text(encoding="utf-8"))["max_steps"]
+    updates = round(all_updates * share)
     output_dir = Path(arguments.output_dir) / data / f"{recipe}-{seed}"
     settings = {**changes, **SAVES, "max_steps": updates, "report": False}
     settings |= {f"{name}_file": str(folder / f"{name}.jsonl") for name in ("train", "validation")}
@@ -182,6 +202,12 @@ def train_model(arguments: StudyArguments, data: str, recipe: str, seed: int) ->
     start, is_broken_off = time.process_time(), any(output_dir.glob("checkpoint-*"))
     if recipe in TAUGHT_BY:
         settings["train_file"] = str(pseudo_pairs(teacher, data, recipe, settings["train_file"], output_dir))
+    elif recipe in FOLDS:
+        # As often as independent decoders see theirs, those of a fold see their pairs.
+        first = {**settings, "twin_partner": "none", "max_steps": all_updates // FOLDS[recipe]}
+        first = {name: value for name, value in first.items() if name not in ("model_name_or_path", *SECOND_STAGE)}
+        first = seed_settings(str(settings_file), output_dir / "first_stage", seed, **first)
+        settings["train_file"] = str(write_partners(PartnerArguments(FOLDS[recipe]), *parsed(first)))
     train_seed(str(settings_file), output_dir, seed, **settings)
     seconds = seconds_of(output_dir, float("nan") if is_broken_off else time.process_time() - start)
     return output_dir, before_seconds + seconds
@@ -192,7 +218,8 @@ def pseudo_pairs(teacher: Path, data: str, recipe: str, train_file: str, folder:
     best = TWINS[TEACHES_BY.get(recipe) or TEACHES_BY.get(data, "all, consensus")]
     arguments = DistillationArguments(teacher_name_or_path=str(teacher), num_beams=3, **best)
     sources = Sources(arguments, DataArguments(train_file=[train_file]))
-    return write_training_pairs(sources, write_pseudo_titles(arguments, sources, folder), arguments.pairs, folder)
+    titles = write_pseudo_titles(arguments, sources, sources.description, folder / TITLES)
+    return write_training_pairs(sources, titles, arguments.pairs, folder)
 
 
 def run(arguments: StudyArguments, data: str, recipe: str, seed: int) -> dict:

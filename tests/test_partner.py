@@ -8,7 +8,7 @@ from transformers import TrainerState
 from bidir_seq2seq import BidirSeq2SeqConfig
 from bidir_seq2seq.ending import OwnPartnerCallback
 from bidir_seq2seq.kernels_bidir_seq2seq import runs_under_autocast
-from bidir_seq2seq.partner_bidir_seq2seq import visible
+from bidir_seq2seq.partner_bidir_seq2seq import as_written, visible
 from bidir_seq2seq.training_arguments import TrainingArguments
 
 PAD, START, END = 0, 2, 3
@@ -110,6 +110,96 @@ def test_it_learns_beside_itself(rnn_type, dropout):
         assert {name for name in learned if learned[name] is None} == {name for name in found if found[name] is None}
 
 
+def written_by(model, input_ids):
+    """What both directions of a model write alone, as labels in reading order."""
+    written = []
+    for direction, ids in zip(model.directions, model.write_alone(model.get_encoder()(input_ids), 8)):
+        ids = direction.reading_order(ids)[0][:, 1:]
+        written.append(ids.masked_fill(ids == PAD, -100))
+    return dict(zip(("l2r_partner_labels", "r2l_partner_labels"), written))
+
+
+@pytest.mark.parametrize("use_copy", [False, True])
+def test_what_the_model_has_written_itself_teaches_what_its_own_writing_teaches(use_copy):
+    model = tiny_model(twin_partner="own", twin_dropout=0.3, use_copy=use_copy).train()
+    input_ids, labels = random_pairs()
+    labels = torch.nn.functional.pad(labels, (0, 2), value=-100)
+    before = written_by(model, input_ids)
+    # Of the model that copies all are cut.
+    assert any(bool((ids == END).any()) for ids in before.values()) is not use_copy
+    torch.manual_seed(4)
+    own = model(input_ids, labels=labels, skip_logits=False)
+    model.config.twin_partner = "written"
+    torch.manual_seed(4)
+    written = model(input_ids, labels=labels, skip_logits=False, **before)
+    torch.testing.assert_close(written.logits, own.logits)
+    torch.testing.assert_close(written.r2l_logits, own.r2l_logits)
+    torch.manual_seed(5)
+    other = model(input_ids, labels=labels, skip_logits=False, **before)
+    assert not torch.allclose(other.logits, own.logits)
+
+
+def test_no_answer_leaks_through_what_was_written_before():
+    model = tiny_model(twin_partner="written", twin_dropout=0.2).train()
+    input_ids, labels = random_pairs()
+    before = written_by(model, input_ids)
+    labels = torch.randint(4, 24, (4, 6)).index_fill(1, torch.tensor([5]), END)
+
+    def logits(labels, before):
+        torch.manual_seed(3)
+        found = model(input_ids, labels=labels, skip_logits=False, **before)
+        return found.logits, found.r2l_logits
+
+    for place, direction in ((4, 0), (0, 1)):
+        changed = labels.clone()
+        changed[:, place] = 4 + (changed[:, place] - 3) % 20
+        assert torch.equal(logits(labels, before)[direction][:, :5], logits(changed, before)[direction][:, :5])
+    # Each reads the other's.
+    for name, reader in (("l2r_partner_labels", 1), ("r2l_partner_labels", 0)):
+        other = {**before, name: before[name].roll(1, dims=0)}
+        changes = [not torch.allclose(a, b) for a, b in zip(logits(labels, before), logits(labels, other))]
+        assert changes == [reader == 0, reader == 1]
+
+
+def test_titles_written_before_are_read_in_the_order_of_their_writing():
+    left, right = tiny_model().directions
+    labels = torch.tensor([[5, 6, END, -100], [-100, -100, -100, -100], [7, 8, 9, END]])
+    keeps = torch.tensor([True, True, False])
+    nobody = [PAD] * 5
+    assert as_written(labels, left, keeps).tolist() == [[START, 5, 6, END, PAD], nobody, nobody]
+    assert as_written(labels, right, keeps).tolist() == [[END, 6, 5, START, PAD], nobody, nobody]
+
+
+def test_several_titles_of_a_document_have_its_partner():
+    model = tiny_model(twin_partner="written").train()
+    input_ids, labels = random_pairs()
+    before = written_by(model, input_ids)
+    encoded = model.get_encoder()(input_ids)
+    torch.manual_seed(1)
+    several = model(encoder_outputs=encoded, labels=labels.repeat_interleave(2, dim=0), skip_logits=False, **before)
+    torch.manual_seed(1)
+    twice = {name: ids.repeat_interleave(2, dim=0) for name, ids in before.items()}
+    inputs = {"input_ids": input_ids.repeat_interleave(2, dim=0), "labels": labels.repeat_interleave(2, dim=0)}
+    each = model(**inputs, skip_logits=False, **twice)
+    torch.testing.assert_close(several.logits, each.logits)
+
+
+def test_who_is_to_read_what_was_written_asks_for_it():
+    model = tiny_model(twin_partner="written").train()
+    input_ids, labels = random_pairs()
+    before = written_by(model, input_ids)
+    with pytest.raises(ValueError, match="twin_partner='written' without l2r_partner_labels.*bidir-seq2seq partners"):
+        model(input_ids, labels=labels)
+    with pytest.raises(ValueError, match="r2l_partner_labels has 3 rows for 4 documents"):
+        model(input_ids, labels=labels, **{**before, "r2l_partner_labels": before["r2l_partner_labels"][:3]})
+    with pytest.raises(ValueError, match="l2r_partner_labels holds the id 24, outside the vocabulary of 24"):
+        model(input_ids, labels=labels, **{**before, "l2r_partner_labels": torch.full((4, 3), 24)})
+    # Where nobody reads them they are not asked for, and change nothing.
+    model.eval()
+    alone = model(input_ids, labels=labels)
+    torch.testing.assert_close(model(input_ids, labels=labels, **before).logits, alone.logits)
+
+
 def test_more_rows_than_documents():
     model = tiny_model(twin_partner="own").train()
     input_ids, labels = random_pairs()
@@ -128,7 +218,7 @@ def test_steps_see_what_has_been_written_by_then():
 def test_partners_ask_for_decoders_that_learn_to_write_alone():
     with pytest.raises(ValueError, match="twin_partner='own' needs twin_memory='hidden', and twin_dropout above 0"):
         BidirSeq2SeqConfig(twin_partner="own", twin_dropout=0.0)
-    with pytest.raises(ValueError, match="twin_partner='mine' must be one of gold, own, none"):
+    with pytest.raises(ValueError, match="twin_partner='mine' must be one of gold, own, written, none"):
         BidirSeq2SeqConfig(twin_partner="mine")
 
 

@@ -75,9 +75,10 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
             is likely to be copied next.
         twin_dropout (`float`): Probability that a training row gets no twin context (zeros in its place). Above 0
             the same weights are an honest left-to-right model, an honest right-to-left model and a twin.
-        twin_partner (`"gold"`, `"own"` or `"none"`): What a decoder reads of its twin in training: the true words,
-            half of which are its own answer; what the twin, alone, writes itself, its likeliest word at each step; or
-            nothing: then both write alone, and only their titles are ranked together.
+        twin_partner (`"gold"`, `"own"`, `"written"` or `"none"`): What a decoder reads of its twin in training: the
+            true words, half of which are its own answer; what the twin, alone, writes itself, its likeliest word at
+            each step; what an earlier model has written (`l2r_partner_labels`, `r2l_partner_labels`); or nothing: then
+            both write alone, and only their titles are ranked together.
         twin_memory (`"hidden"` or `"features"`): What the right-to-left side reads of its twin: its hidden states
             (symmetric), or its concatenated features (the reference's quirk). Left-to-right reads hidden states.
         dropout (`float`): Dropout on embeddings, between recurrent layers and on the decoders' features.
@@ -159,7 +160,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
             "encoder_type": ("rnn", "cnn", "self_attention", "pretrained"),
             "rnn_type": ("lstm", "gru"),
             "decoder_directions": ("both", "l2r", "r2l"),
-            "twin_partner": ("gold", "own", "none"),
+            "twin_partner": ("gold", "own", "written", "none"),
             "twin_memory": ("hidden", "features"),
         }
         for name, allowed in choices.items():

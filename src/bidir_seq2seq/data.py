@@ -18,7 +18,7 @@ from .encoders_bidir_seq2seq import PIECE_INPUTS, pieces_of, places_of, readable
 from .extras import extra
 from .files import is_saved_dataset
 from .tables import Row, Table, cell, open_table
-from .unknown_words import can_extend, extend_ids
+from .unknown_words import PARTNER_INPUTS, can_extend, extend_ids
 from .version import __version__
 
 # datasets takes seconds to import, which who writes a title for a text has no need of.
@@ -56,8 +56,15 @@ LANGUAGES = frozenset(
     )
 )  # fmt: skip
 ON_BAD_ROWS = ("error", "skip")
-# What a model is trained on; the last only if words outside the vocabulary have ids of their own.
-ENCODED_COLUMNS = ("input_ids", "attention_mask", "labels", "length", "extended_input_ids", *PIECE_INPUTS)
+# What an earlier model wrote of each document, from the left and from the right (`bidir-seq2seq partners`): where a
+# file has these columns they are kept.
+PARTNER_COLUMNS = ("l2r_title", "r2l_title")
+# What a model is trained on; some only for a model that copies, has a pretrained encoder, or reads what another wrote.
+ENCODED_COLUMNS = (
+    *("input_ids", "attention_mask", "labels", "length", "extended_input_ids"),
+    *PIECE_INPUTS,
+    *PARTNER_INPUTS,
+)
 
 
 @dataclass
@@ -100,7 +107,8 @@ def load_pairs(
 ) -> DatasetDict:
     """Loads text pairs and names their columns `source` and `target`.
 
-    Every row of a file becomes a pair, in order; one without text on a side is one with an empty side.
+    Every row of a file becomes a pair, in order; one without text on a side is one with an empty side. What an earlier
+    model wrote (`PARTNER_COLUMNS`) is kept beside it.
 
     Args:
         files: For each split (`"train"`, `"validation"`, `"test"`) a file or several: `.json`, `.jsonl`, `.csv`,
@@ -162,13 +170,14 @@ def _files_of_folder(folder: str) -> dict[str, list[str]]:
         raise ValueError(f"{folder}: holds no files of data") from error
 
 
-def _as_dataset(table: Table, columns: tuple[str, str], on_bad_rows: str, cache_dir: str | None) -> Dataset:
+def _as_dataset(table: Table, columns: tuple[str, ...], on_bad_rows: str, cache_dir: str | None) -> Dataset:
     from datasets import Dataset, Features, Value
     from datasets.exceptions import DatasetGenerationError
 
     # What stands here is part of the cache's key: files with their size and time, and how they are read.
+    columns = (*columns, *(name for name in partner_columns(table.columns) if name not in columns))
     settings = {"table": table, "columns": columns, "on_bad_rows": on_bad_rows, "version": __version__}
-    features = Features({name: Value("string") for name in ("source", "target", "problem")})
+    features = Features({name: Value("string") for name in ("source", "target", *columns[2:], "problem")})
     try:
         pairs = Dataset.from_generator(_pairs, features=features, gen_kwargs=settings, cache_dir=cache_dir)
     except DatasetGenerationError as error:
@@ -186,10 +195,15 @@ def _as_dataset(table: Table, columns: tuple[str, str], on_bad_rows: str, cache_
     return pairs.remove_columns("problem")
 
 
-def _pairs(table: Table, columns: tuple[str, str], on_bad_rows: str, version: str) -> Iterator[dict]:
+def _pairs(table: Table, columns: tuple[str, ...], on_bad_rows: str, version: str) -> Iterator[dict]:
+    names = ("source", "target", *columns[2:])
     for row, texts in read_texts(table, columns, on_bad_rows):
-        source, target = texts or (None, None)
-        yield {"source": source, "target": target, "problem": None if texts else str(row)}
+        yield {**dict(zip(names, texts or [None] * len(names))), "problem": None if texts else str(row)}
+
+
+def partner_columns(columns: Sequence[str]) -> list[str]:
+    """Those of some columns that hold what an earlier model wrote."""
+    return [name for name in PARTNER_COLUMNS if name in columns]
 
 
 def read_texts(
@@ -353,7 +367,8 @@ def check_text(
 def _name_columns(split: Dataset, name: str, source_column: str | None, target_column: str | None) -> Dataset:
     head = split.select(range(min(len(split), 100))).to_list()
     source, target = _checked_columns(split.column_names, head, name, source_column, target_column)
-    return split.select_columns([source, target]).rename_columns({source: "source", target: "target"})
+    kept = [column for column in partner_columns(split.column_names) if column not in (source, target)]
+    return split.select_columns([source, target, *kept]).rename_columns({source: "source", target: "target"})
 
 
 @dataclass(frozen=True)
@@ -365,6 +380,7 @@ class PairEncoder:
         max_source_length, max_target_length: In tokens, the end token included.
         extend: Whether words outside the vocabulary get ids of their own, if the tokenizer tells where they stand.
         source_tokenizer: That of a model with a pretrained encoder, which reads pieces of its own.
+        partners: Whether what an earlier model wrote of each document (`PARTNER_COLUMNS`) is read, too.
 
     Raises:
         ValueError: If a limit is below 2, or a pretrained encoder is to read and the tokenizer does not tell where its
@@ -376,6 +392,7 @@ class PairEncoder:
     max_target_length: int
     extend: bool = False
     source_tokenizer: Tokenizer | None = None
+    partners: bool = False
 
     def __post_init__(self):
         if self.source_tokenizer is not None and not self.tokenizer.is_fast:
@@ -394,26 +411,38 @@ class PairEncoder:
             indices: The numbers of the rows, for messages; default: from 0.
 
         Raises:
-            ValueError: If a side is not text, naming the row.
+            ValueError: If a side is not text, naming the row, or what an earlier model wrote is to be read and is not
+                there.
         """
-        for column in ("source", "target"):
+        before = PARTNER_COLUMNS if self.partners else ()
+        if missing := [name for name in before if name not in batch]:
+            raise ValueError(
+                f"twin_partner='written', and the training pairs have no column {missing[0]!r}: let `bidir-seq2seq "
+                "partners` write what decoders are to read of each other, and train on the pairs that it leaves"
+            )
+        for column in ("source", "target", *before):
             for index, text in zip(indices or itertools.count(), batch[column]):
                 if text is not None and not isinstance(text, str):
                     raise ValueError(f"row {index}: {column} is {text!r}, which is not text")
         end_id, unk_id = self.tokenizer.eos_token_id, self.tokenizer.unk_token_id
         extends = self.extend and can_extend(self.tokenizer)
-        texts = {name: [text or "" for text in batch[name]] for name in ("source", "target")}
+        texts = {name: [text or "" for text in batch[name]] for name in ("source", "target", *before)}
         if self.source_tokenizer is not None:
             texts["source"] = [readable(self.source_tokenizer, text) for text in texts["source"]]
         with_places = extends or self.source_tokenizer is not None
         encodings = {name: _tokenize(self.tokenizer, texts[name], with_places) for name in texts}
-        sources, targets = (encodings[name]["input_ids"] for name in encodings)
+        sources, *written = (encodings[name]["input_ids"] for name in encodings)
         cut = [self._cut_source(ids) for ids in sources]
         columns: dict[str, list] = {}
         if self.source_tokenizer is not None:
             columns |= self._pieces(texts["source"], encodings["source"], cut)
         if extends:
-            columns["extended_input_ids"], targets = self._extended(texts, encodings)
+            columns["extended_input_ids"], *written = self._extended(texts, encodings)
+        targets, *of_partners = written
+        for name, column, rows in zip(PARTNER_INPUTS, before, of_partners):
+            # Who has written nothing is no partner.
+            cut_rows = (_cut(ids, self.max_target_length, end_id) for ids in rows)
+            columns[name] = [[] if is_empty(text) else ids for text, ids in zip(batch[column], cut_rows)]
         return columns | {
             "input_ids": cut,
             "attention_mask": [[1] * len(ids) for ids in cut],
@@ -456,20 +485,21 @@ class PairEncoder:
         rows = [pieces_of(self.source_tokenizer, *row) for row in zip(texts, places)]
         return {name: [row[name] for row in rows] for name in PIECE_INPUTS}
 
-    def _extended(
-        self, batch: dict[str, list[str]], encodings: dict[str, BatchEncoding]
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        """The ids of sources, cut, and of targets, whole, in which the unknown words of each source have their own."""
+    def _extended(self, batch: dict[str, list[str]], encodings: dict[str, BatchEncoding]) -> list[list[list[int]]]:
+        """The ids of sources, cut, and of what was written of them, whole, in which the unknown words of each source
+        have their own: a list for each column of the batch."""
         unk_id, vocab_size = self.tokenizer.unk_token_id, len(self.tokenizer)
-        sources, targets = [], []
-        for row, (source, target) in enumerate(zip(batch["source"], batch["target"])):
+        sources: list[list[int]] = []
+        others: dict[str, list[list[int]]] = {name: [] for name in batch if name != "source"}
+        for row, source in enumerate(batch["source"]):
             ids, words = extend_ids(encodings["source"], row, source, unk_id, vocab_size)
             sources.append(self._cut_source(ids))
             # What was cut off cannot be copied.
             words = words[: max([*sources[-1], vocab_size - 1]) - vocab_size + 1]
-            ids, _ = extend_ids(encodings["target"], row, target, unk_id, vocab_size, words, grow=False)
-            targets.append(ids)
-        return sources, targets
+            for name, found in others.items():
+                ids, _ = extend_ids(encodings[name], row, batch[name][row], unk_id, vocab_size, words, grow=False)
+                found.append(ids)
+        return [sources, *others.values()]
 
     def _cut_source(self, ids: list[int]) -> list[int]:
         end_id = self.tokenizer.eos_token_id
@@ -533,6 +563,7 @@ __all__ = [
     "ENCODED_COLUMNS",
     "KNOWN_COLUMNS",
     "ON_BAD_ROWS",
+    "PARTNER_COLUMNS",
     "EncodingReport",
     "PairEncoder",
     "check_column",
@@ -543,5 +574,6 @@ __all__ = [
     "is_empty",
     "is_known_source",
     "load_pairs",
+    "partner_columns",
     "read_texts",
 ]

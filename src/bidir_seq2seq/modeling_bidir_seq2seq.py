@@ -45,7 +45,7 @@ from .encoders_bidir_seq2seq import (
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
 from .kernels_bidir_seq2seq import MatmulLinear, are_enabled, attention, is_plain, is_read_at_once
 from .output_bidir_seq2seq import Copies, CopyAttention, SourcePrior, Words, Written
-from .partner_bidir_seq2seq import Shown, visible, write_alone
+from .partner_bidir_seq2seq import Shown, as_written, visible, write_alone
 from .steps_bidir_seq2seq import DecoderSteps, FastDecoderSteps
 
 logger = logging.get_logger(__name__)
@@ -927,6 +927,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         encoder_input_ids: torch.LongTensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         encoder_positions: torch.LongTensor | None = None,
+        l2r_partner_labels: torch.LongTensor | None = None,
+        r2l_partner_labels: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> BidirSeq2SeqLMOutput:
         """As [`BidirSeq2SeqModel.forward`], which also takes `kwargs`, and further:
@@ -938,11 +940,15 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
                 is read, as by BART.
             encoder_input_ids, encoder_attention_mask, encoder_positions: `[B, P]`, `[B, P]` and `[B, S]`, for a
                 pretrained encoder, see [`Encoder.forward`].
+            l2r_partner_labels, r2l_partner_labels: `[B, P]` and `[B, Q]`, what an earlier model wrote of each document
+                from either side, as `labels`; a row without any has no partner. Read in training where
+                `twin_partner="written"`, and of no meaning elsewhere.
             **kwargs: Also what [`loss_and_logits`] knows, such as `skip_logits`.
 
         Raises:
             ValueError: On contradictory or missing inputs, and on labels outside the vocabulary (checked on CPU).
         """
+        before = (l2r_partner_labels, r2l_partner_labels)
         encoder_outputs = self.model.encode(
             input_ids,
             attention_mask,
@@ -979,7 +985,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             past_key_values=past_key_values,
             decoder_inputs_embeds=decoder_inputs_embeds,
             decoding_direction=decoding_direction,
-            use_twin=self._partners(encoder_outputs, targets) if use_twin is None else use_twin,
+            use_twin=self._partners(encoder_outputs, targets, before) if use_twin is None else use_twin,
             use_cache=use_cache,
             return_dict=True,
             **kwargs,
@@ -1033,19 +1039,48 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         return loss, logits
 
     def _partners(
-        self, encoder_outputs: BidirSeq2SeqEncoderOutput | None, targets: Sequence[torch.LongTensor]
+        self,
+        encoder_outputs: BidirSeq2SeqEncoderOutput,
+        targets: Sequence[torch.LongTensor],
+        before: tuple[torch.LongTensor | None, torch.LongTensor | None],
     ) -> tuple[torch.LongTensor, torch.LongTensor] | None:
-        """What each decoder is said to have written of targets `[R, T]`, if not the true words; see `twin_partner`."""
-        if len(targets) < 2 or not self.training or self.config.twin_partner != "own":
+        """What each decoder is said to have written of targets `[R, T]`, if not the true words; see `twin_partner`.
+
+        `before` is what an earlier model has written.
+        """
+        if len(targets) < 2 or not self.training or self.config.twin_partner not in ("own", "written"):
             return None
         rows, length = targets[0].shape
         keeps = torch.rand(rows, device=targets[0].device) >= self.config.twin_dropout
+        if self.config.twin_partner == "written":
+            return self._written_before(before, keeps, encoder_outputs)
         left, right = (targets[0].new_full((rows, length), self.config.pad_token_id) for _ in range(2))
         chosen = keeps.nonzero().squeeze(1)
         if len(chosen):
             documents = chosen // (rows // len(encoder_outputs.last_hidden_state))
             left[chosen], right[chosen] = self.write_alone(encoder_outputs.select(documents), length)
         return left, right
+
+    def _written_before(
+        self,
+        before: tuple[torch.LongTensor | None, torch.LongTensor | None],
+        keeps: torch.Tensor,
+        encoder_outputs: BidirSeq2SeqEncoderOutput,
+    ) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """What an earlier model has written, `[B, P]` of each direction, for the rows `keeps` `[R]`."""
+        shown, documents = [], len(encoder_outputs.last_hidden_state)
+        for direction, labels in zip(self.directions, before):
+            name = f"{direction.name}_partner_labels"
+            if labels is None:
+                raise ValueError(
+                    f"twin_partner='written' without {name}: give what an earlier model wrote of these documents "
+                    "(`bidir-seq2seq partners` writes it), or set config.twin_partner to 'own'"
+                )
+            if len(labels) != documents:
+                raise ValueError(f"{name} has {len(labels)} rows for {documents} documents: give one row a document")
+            self._check_labels(labels, encoder_outputs, name)
+            shown.append(as_written(labels.repeat_interleave(len(keeps) // documents, dim=0), direction, keeps))
+        return shown[0], shown[1]
 
     @torch.no_grad()
     def write_alone(self, encoder_outputs: BidirSeq2SeqEncoderOutput, num_steps: int) -> list[torch.LongTensor]:
@@ -1092,11 +1127,13 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             inputs = inputs if outputs.past_key_values is None else outputs.past_key_values.read(inputs)
         return Written(outputs.last_hidden_state, direction or self.directions[0].name, inputs)
 
-    def _check_labels(self, labels: torch.LongTensor, encoder_outputs: BidirSeq2SeqEncoderOutput) -> None:
+    def _check_labels(
+        self, labels: torch.LongTensor, encoder_outputs: BidirSeq2SeqEncoderOutput, name: str = "labels"
+    ) -> None:
         num_words = self.config.vocab_size
         if encoder_outputs.source_ids is not None and is_read_at_once(labels) and labels.numel():
             num_words = max(num_words, int(encoder_outputs.source_ids.max()) + 1)
-        check_ids("labels", labels.masked_fill(labels == IGNORE_INDEX, 0), num_words)
+        check_ids(name, labels.masked_fill(labels == IGNORE_INDEX, 0), num_words)
 
     @property
     def directions(self) -> tuple[Direction, ...]:

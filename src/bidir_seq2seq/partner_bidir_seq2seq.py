@@ -1,7 +1,8 @@
 """What a decoder reads of its twin in training: what the twin would write itself, not the true words.
 
 A decoder that reads true words reads, from the middle of a title on, its own answer; and it never learns that what it
-reads may be wrong. Beside a twin that writes by itself it learns from what a search will show it.
+reads may be wrong. Beside a twin that writes by itself it learns from what a search will show it. Either the model
+itself writes at each update, or an earlier model has written, once, what is kept beside each pair.
 
 Letters: B documents, R rows, T steps, P tokens of a partner, H hidden size.
 """
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .directions_bidir_seq2seq import Direction
+from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, pack_labels
 
 
 @dataclass
@@ -59,6 +60,24 @@ def write_alone(
     return written
 
 
+def as_written(labels: torch.LongTensor, direction: Direction, keeps: torch.Tensor) -> torch.Tensor:
+    """Titles that were written before, as a decoder alone would have read and written them.
+
+    Args:
+        labels: `[B, P]`, in reading order, their end included, -100 after it; none in a row without partner.
+        direction: Which wrote them.
+        keeps: `[B]`, false for a row that is to have no partner.
+
+    Returns:
+        `[B, P + 1]`, as [`write_alone`] returns them; a row without partner is padding.
+    """
+    labels = pack_labels(labels)
+    start = labels.new_full((len(labels), 1), direction.start_id)
+    written = torch.cat([start, direction.targets(labels)], dim=1)
+    exists = (written != IGNORE_INDEX) & keeps[:, None] & (written[:, 1:2] != IGNORE_INDEX)
+    return written.where(exists, direction.pad_id)
+
+
 def visible(num_steps: int, partner_ids: torch.LongTensor, pad_id: int) -> torch.Tensor:
     """Which of its partner's words each step may read: those that the partner has written by then.
 
@@ -76,4 +95,4 @@ def visible(num_steps: int, partner_ids: torch.LongTensor, pad_id: int) -> torch
     return (by_then & written[:, None] | ~written.any(1)[:, None, None])[:, None]
 
 
-__all__ = ["Shown", "visible", "write_alone"]
+__all__ = ["Shown", "as_written", "visible", "write_alone"]

@@ -86,11 +86,12 @@ def fingerprint(batches: Iterable[dict[str, list]]) -> str:
     """A short hash of the texts in their order, wherever they were read from.
 
     Args:
-        batches: Columns `source` and `target`, 1,000 pairs at a time (`pairs.iter(1000)`).
+        batches: Columns `source` and `target`, and what else is kept of each pair, 1,000 pairs at a time
+            (`pairs.iter(1000)`).
     """
     digest = hashlib.sha256()
     for batch in batches:
-        digest.update(json.dumps([batch["source"], batch["target"]]).encode())
+        digest.update(json.dumps(list(batch.values())).encode())
     return digest.hexdigest()[:16]
 
 

@@ -145,7 +145,9 @@ def _train(
             skip_what_was_trained_on(split, checkpoint, training_args)
         else:
             with training_args.main_process_first(desc="encoding"):
-                encoded[name], reports[name] = encoder.encode(split)
+                # In validation each direction is alone.
+                read = encoder if name == "train" else replace(encoder, partners=False)
+                encoded[name], reports[name] = read.encode(split)
             if name == "train":
                 model.count_titles(encoded[name]["labels"])
         if name in reports:
@@ -217,7 +219,13 @@ def _model_and_encoder(
     if training_args.freeze_encoder:
         freeze_encoder(model)
     limits = (data_args.max_source_length, data_args.max_target_length)
-    return model, PairEncoder(tokenizer, *limits, model.config.use_copy, model.source_tokenizer)
+    partners = model.config.decoder_directions == "both" and model.config.twin_partner == "written"
+    if partners and data_args.streaming:
+        raise ValueError(
+            "twin_partner='written' with streaming=True: a stream has no room for what an earlier model wrote; leave "
+            "streaming out, or use twin_partner='own'"
+        )
+    return model, PairEncoder(tokenizer, *limits, model.config.use_copy, model.source_tokenizer, partners)
 
 
 def _chosen(

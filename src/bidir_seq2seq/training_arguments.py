@@ -117,9 +117,10 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "What a decoder reads of its twin in training: 'gold', the true words; 'own', what the twin "
-            "itself writes, which takes longer; or 'none'. Default: the checkpoint's; for a new model none, and own "
-            "in its last updates (own_partner_share).",
-            "choices": ["gold", "own", "none"],
+            "itself writes, which takes longer; 'written', what an earlier model has written, from training pairs "
+            "that `bidir-seq2seq partners` has left; or 'none'. Default: the checkpoint's; for a new model none, and "
+            "own in its last updates (own_partner_share).",
+            "choices": ["gold", "own", "written", "none"],
         },
     )
     dropout: float | None = field(

@@ -12,7 +12,11 @@ from typing import Any
 import torch
 from transformers import BatchEncoding, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
+from .directions_bidir_seq2seq import IGNORE_INDEX
 from .encoders_bidir_seq2seq import PIECE_INPUTS
+
+# What an earlier model wrote of each document, as the model's `forward` takes it.
+PARTNER_INPUTS = ("l2r_partner_labels", "r2l_partner_labels")
 
 
 def extend_ids(
@@ -95,20 +99,21 @@ def decode_to_compare(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequenc
 
 
 class TitleCollator(DataCollatorForSeq2Seq):
-    """transformers' collator, which pads `extended_input_ids` and what a pretrained encoder reads as well."""
+    """transformers' collator, which pads `extended_input_ids`, what a pretrained encoder reads and what partners have
+    written as well."""
 
     def __call__(self, features: Sequence[dict[str, Any]], return_tensors: str | None = None) -> BatchEncoding:
-        """Rows of ids to a batch of tensors, `[B, S]` and `[B, T]`."""
+        """Rows of ids to a batch of tensors, `[B, S]`, `[B, T]` and, of partners, `[B, P]`."""
         rows = [dict(feature) for feature in features]
         pad_id, on_left = self.tokenizer.pad_token_id, self.tokenizer.padding_side == "left"
         # Pieces stand on the left whatever the tokenizer's side.
         ours = {"extended_input_ids": (pad_id, on_left), "encoder_positions": (0, on_left)}
-        rules = dict.fromkeys(PIECE_INPUTS, (0, False)) | ours
+        rules = dict.fromkeys(PIECE_INPUTS, (0, False)) | dict.fromkeys(PARTNER_INPUTS, (IGNORE_INDEX, False)) | ours
         taken = {name: [row.pop(name) for row in rows] for name in rules if name in rows[0]}
         batch = super().__call__(rows, return_tensors)
         for name, values in taken.items():
             value, on_left = rules[name]
-            length = batch["input_ids"].shape[1] if name in ours else max(map(len, values))
+            length = batch["input_ids"].shape[1] if name in ours else max(1, *map(len, values))
             padded = []
             for ids in values:
                 padding = [value] * (length - len(ids))
@@ -117,4 +122,12 @@ class TitleCollator(DataCollatorForSeq2Seq):
         return batch
 
 
-__all__ = ["TitleCollator", "can_extend", "decode", "decode_to_compare", "extend_ids", "placeholders"]
+__all__ = [
+    "PARTNER_INPUTS",
+    "TitleCollator",
+    "can_extend",
+    "decode",
+    "decode_to_compare",
+    "extend_ids",
+    "placeholders",
+]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -101,6 +101,9 @@ class DistillationArguments:
         default=None, metadata={"help": "Tokens of a document that the teacher reads. Default: as many as it can."}
     )
     teacher_batch_size: int = field(default=32, metadata={"help": "Documents per batch of the teacher."})
+    teacher_processes: int = field(
+        default=1, metadata={"help": "Processes that share the documents. A GPU each, if there are."}
+    )
     teacher_device: str | None = field(
         default=None, metadata={"help": "Such as cpu or cuda:1. Default: a GPU if there is one."}
     )
@@ -116,7 +119,13 @@ class DistillationArguments:
     )
 
     def __post_init__(self) -> None:
-        counts = ("num_beams", "max_new_tokens", "teacher_max_source_length", "teacher_batch_size")
+        counts = (
+            "num_beams",
+            "max_new_tokens",
+            "teacher_max_source_length",
+            "teacher_batch_size",
+            "teacher_processes",
+        )
         check_numbers(self, **dict.fromkeys(counts, 1), length_penalty=-math.inf)
         check_numbers(self, no_repeat_ngram_size=0, consensus_samples=0)
         self.ranking = read_ranking(self.ranking)
@@ -144,7 +153,7 @@ class Sources:
     """
 
     def __init__(self, args: DistillationArguments, data_args: DataArguments):
-        self.gold, self.validation = _given_pairs(data_args)
+        self.gold, self.validation = given_pairs(data_args)
         self.table: Table | None = None
         self.column, self.on_bad_rows = "", data_args.on_bad_rows
         self.description = fingerprint(self.gold.iter(1000))
@@ -154,7 +163,7 @@ class Sources:
             self.description += f"+{describe_input(find_files(args.unlabelled_file))}:{self.column}"
 
     def __iter__(self) -> Iterator[str]:
-        return chain((text or "" for text in _column(self.gold, "source")), self._unlabelled())
+        return chain((text or "" for text in column_of(self.gold, "source")), self._unlabelled())
 
     def _unlabelled(self) -> Iterator[str]:
         if self.table is not None:
@@ -162,16 +171,21 @@ class Sources:
                 yield (texts and texts[0]) or ""
 
 
-def _column(pairs: Dataset, name: str) -> Iterator[str | None]:
+def column_of(pairs: Dataset, name: str) -> Iterator[str | None]:
     """A column, some rows in memory at a time."""
     return chain.from_iterable(pairs[start : start + 1000][name] for start in range(0, len(pairs), 1000))
 
 
-def _given_pairs(data_args: DataArguments) -> tuple[Dataset, Dataset | None]:
+def given_pairs(data_args: DataArguments) -> tuple[Dataset, Dataset | None]:
+    """The training pairs that are to be read more than once, and those for validation, if there are any.
+
+    Raises:
+        ValueError: If they cannot be read, or are to be streamed.
+    """
     if data_args.streaming:
         raise ValueError(
-            "streaming=True is for train, and distil reads the pairs more than once: leave streaming out, or train on "
-            "the pairs that it writes"
+            "streaming=True is for train, and here the pairs are read more than once: leave streaming out, or train "
+            "on the pairs that this writes"
         )
     pairs = load_pairs(
         {"train": data_args.train_file or [], "validation": data_args.validation_file or []},
@@ -188,15 +202,19 @@ def _given_pairs(data_args: DataArguments) -> tuple[Dataset, Dataset | None]:
     return gold.select(range(min(data_args.max_train_samples or len(gold), len(gold)))), pairs.get("validation")
 
 
-def write_pseudo_titles(args: DistillationArguments, sources: Sources, output_dir: Path) -> Path:
-    """Leaves the teacher's titles of all documents in a folder, a line each, empty where there is none.
+def write_pseudo_titles(
+    args: DistillationArguments, documents: Iterable[str], description: str, path: Path, desc: str = "pseudo-titles"
+) -> Path:
+    """Leaves the teacher's titles of documents in a file, a line each, empty where there is none.
 
     A file that an earlier run of the same command has begun is gone on with.
 
     Args:
         args: The teacher, and how it writes.
-        sources: The documents.
-        output_dir: The student's folder.
+        documents: What it writes titles for.
+        description: Of what they hold.
+        path: The file; its folder is made.
+        desc: What the progress bar calls the titles.
 
     Returns:
         The file.
@@ -204,23 +222,23 @@ def write_pseudo_titles(args: DistillationArguments, sources: Sources, output_di
     Raises:
         ValueError: If the file there is of other settings, or the teacher cannot be loaded or write so.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     settings = {
         "teacher": describe_model(args.teacher_name_or_path),
-        "documents": sources.description,
+        "documents": description,
         "version": __version__,
         **{name: getattr(args, name) for name in (*RUN_SETTINGS, *GENERATE_KWARGS)},
     }
     window = window_size(args.teacher_batch_size)
-    output = TitleFile(str(output_dir / TITLES), 1, window, settings, resume=True, keep_record=True)
+    output = TitleFile(str(path), 1, window, settings, resume=True, keep_record=True)
     if output.is_finished:
         return output.path
     with closing(output):
         if output.documents:
             logger.warning(f"going on after {output.documents:,} documents in {output.partial}")
-        texts = (f"{args.source_prefix}{text}" if text.strip() else "" for text in sources)
+        texts = (f"{args.source_prefix}{text}" if text.strip() else "" for text in documents)
         titles_of = _written(args, islice(texts, output.documents, None), output.documents)
-        for titles in tqdm(titles_of, desc="Writing pseudo-titles", unit=" documents"):
+        for titles in tqdm(titles_of, desc=f"Writing {desc}", unit=" documents"):
             output.write(as_lines(titles, 1))
         output.finish()
     return output.path
@@ -238,8 +256,15 @@ def _written(args: DistillationArguments, texts: Iterator[str], start: int) -> I
             f"{foreign[0]}={settings[foreign[0]]!r} is for a teacher of this package, and "
             f"{args.teacher_name_or_path} is a {type(model).__name__}: leave it out"
         )
-    length = args.teacher_max_source_length or _most_tokens(model, tokenizer)
-    return stream_titles(model, tokenizer, texts, args.teacher_batch_size, length, start=start, **settings)
+    settings["max_source_length"] = args.teacher_max_source_length or _most_tokens(model, tokenizer)
+    settings |= {"batch_size": args.teacher_batch_size, "start": start}
+    if args.teacher_processes == 1:
+        return stream_titles(model, tokenizer, texts, **settings)
+    from .workers import write_in_processes
+
+    settings |= {"dtype": args.teacher_dtype, "device": args.teacher_device}
+    settings["trust_remote_code"] = args.trust_remote_code
+    return write_in_processes(args.teacher_processes, args.teacher_name_or_path, texts, **settings)
 
 
 def _most_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -275,7 +300,7 @@ def write_training_pairs(sources: Sources, titles: Path, pairs: str, output_dir:
                 if title:
                     yield source, title
 
-    number = _write_pairs(output_dir / PAIRS, chain(_texts(gold), pseudo())) - len(gold)
+    number = write_rows(output_dir / PAIRS, _as_rows(chain(_texts(gold), pseudo()))) - len(gold)
     if number == 0:
         raise ValueError(f"all {empty} pseudo-titles in {titles} are empty: use another teacher")
     logger.warning(
@@ -286,15 +311,20 @@ def write_training_pairs(sources: Sources, titles: Path, pairs: str, output_dir:
 
 
 def _texts(pairs: Dataset) -> Iterator[tuple[str, str]]:
-    return ((source or "", target or "") for source, target in zip(_column(pairs, "source"), _column(pairs, "target")))
+    columns = (column_of(pairs, name) for name in ("source", "target"))
+    return ((source or "", target or "") for source, target in zip(*columns))
 
 
-def _write_pairs(path: Path, pairs: Iterable[tuple[str, str]]) -> int:
-    """Writes a file of pairs, whole or not at all, and returns how many there are."""
+def _as_rows(pairs: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
+    return ({"source": source, "target": target} for source, target in pairs)
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, str | None]]) -> int:
+    """Writes a file of rows, whole or not at all, and returns how many there are."""
     unfinished, number = path.with_suffix(".tmp"), 0
     with open(unfinished, "w", encoding="utf-8") as file:
-        for source, target in pairs:
-            file.write(json.dumps({"source": source, "target": target}, ensure_ascii=False) + "\n")
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
             number += 1
     flush(unfinished)
     unfinished.replace(path)
@@ -319,22 +349,35 @@ def distil(
     Raises:
         ValueError: On arguments that do not go together, or as [`train`].
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "every process of torchrun would write all titles: start one process; for a student of several, give the "
-            f"{PAIRS} that it leaves to train"
-        )
+    refuse_processes("for a student of several")
     output_dir = Path(training_args.output_dir)
     sources = Sources(args, data_args)
-    titles = write_pseudo_titles(args, sources, output_dir)
+    titles = write_pseudo_titles(args, sources, sources.description, output_dir / TITLES)
     files: dict[str, Any] = {"train_file": [str(write_training_pairs(sources, titles, args.pairs, output_dir))]}
     if sources.validation is not None:
         # All pairs have the columns of ours.
-        _write_pairs(output_dir / VALIDATION, _texts(sources.validation))
+        write_rows(output_dir / VALIDATION, _as_rows(_texts(sources.validation)))
         files["validation_file"] = [str(output_dir / VALIDATION)]
-    limits = {"max_source_length", "max_target_length", "max_eval_samples"}
-    student_data = DataArguments(**files, **{name: getattr(data_args, name) for name in limits})
-    return train(model_args, student_data, training_args)
+    return train(model_args, DataArguments(**files, **limits_of(data_args)), training_args)
+
+
+def refuse_processes(why: str) -> None:
+    """Refuses to be one of several processes, which would all write the same files.
+
+    Raises:
+        ValueError: With the remedy.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"every process of torchrun would write all titles: start one process; {why}, give the {PAIRS} that it "
+            "leaves to train"
+        )
+
+
+def limits_of(data_args: DataArguments) -> dict[str, Any]:
+    """Those of texts and validation, which pairs that have been written anew are read with as well."""
+    names = ("max_source_length", "max_target_length", "max_eval_samples")
+    return {name: getattr(data_args, name) for name in names}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -30,6 +30,7 @@ def write_in_processes(
     batch_size: int = 32,
     seed: int | None = None,
     start: int = 0,
+    trust_remote_code: bool = False,
     **generate_kwargs,
 ) -> Iterator[list[Title]]:
     """As [`stream_titles`], with windows shared out among processes; at most two a process are under way.
@@ -38,7 +39,7 @@ def write_in_processes(
         num_processes: How many. With several GPUs each takes the next.
         model_name_or_path: What each process loads.
         documents, batch_size, seed, start, generate_kwargs: As for [`stream_titles`].
-        dtype, device: As for [`load_model_and_tokenizer`].
+        dtype, device, trust_remote_code: As for [`load_model_and_tokenizer`].
 
     Yields:
         The titles of each document, in the given order, best first.
@@ -53,7 +54,7 @@ def write_in_processes(
         num_processes,
         mp_context=context,
         initializer=_load,
-        initargs=(model_name_or_path, dtype, device, num_processes, context.Value("i", 0)),
+        initargs=(model_name_or_path, dtype, device, trust_remote_code, num_processes, context.Value("i", 0)),
     )
     under_way: deque[Future] = deque()
     try:
@@ -72,7 +73,9 @@ def write_in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _load(model_name_or_path: str, dtype: str, device: str | None, num_processes: int, counter) -> None:
+def _load(
+    model_name_or_path: str, dtype: str, device: str | None, trust_remote_code: bool, num_processes: int, counter
+) -> None:
     with counter.get_lock():
         index, counter.value = counter.value, counter.value + 1
     if device is None and torch.cuda.is_available():
@@ -81,7 +84,9 @@ def _load(model_name_or_path: str, dtype: str, device: str | None, num_processes
         torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
     keep_freed_memory()
     try:
-        _loaded["model"], _loaded["tokenizer"] = load_model_and_tokenizer(model_name_or_path, dtype, device)
+        _loaded["model"], _loaded["tokenizer"] = load_model_and_tokenizer(
+            model_name_or_path, dtype, device, trust_remote_code
+        )
     except (ValueError, OSError) as error:
         # Raised here it would reach nobody.
         _loaded["error"] = error
