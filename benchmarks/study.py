@@ -8,9 +8,9 @@ each recipe and seed, and has each write the test set in every way that it can. 
 `benchmarks/study/results/NAME/RECIPE-SEED.json`, with the scores of every pair and no text; a run whose file is there
 is not made again, so that several machines add to one study. The second, without data, prints tables from these files
 alone: each way's mean over the seeds, and its difference to the best beam of one direction in the same processor time
-(and of a way that draws titles, to what one direction makes of its own), with a paired bootstrap over the pairs, of
-whose scores the mean over the seeds is taken. A training that was stopped goes on from its newest checkpoint; its
-processor time is then not known.
+(and of a way that draws titles, or splices them, to what one direction makes of its own), with a paired bootstrap over
+the pairs, of whose scores the mean over the seeds is taken. A training that was stopped goes on from its newest
+checkpoint; its processor time is then not known.
 
 Another study is another folder of settings, which gets results of its own: `benchmarks/strong` is that of long
 trainings, whose settings are taken as they are (`--study_dir benchmarks/strong --recipes settled`), and
@@ -102,9 +102,16 @@ ALONE = {
     "l2r beam 3": {"num_beams": 3},
     "l2r beam 10": {"num_beams": 10},
     # As many titles as two directions draw.
-    "l2r, drawn": {"num_beams": 3, "ranking": "consensus", "consensus_samples": 64},
+    "l2r, drawn": {"num_beams": 3, "proposals": "l2r+drawn", "ranking": "consensus", "consensus_samples": 64},
+    "l2r, spliced": {
+        "num_beams": 3,
+        "proposals": "l2r+drawn+spliced",
+        "ranking": "consensus",
+        "consensus_samples": 64,
+    },
 }
 DRAWN = {"proposals": "l2r+r2l+drawn", "consensus_samples": 32}
+SPLICED = {**DRAWN, "proposals": "l2r+r2l+drawn+spliced"}
 TWINS = {
     "l2r": {"decoding_direction": "l2r"},
     "r2l": {"decoding_direction": "r2l"},
@@ -115,7 +122,8 @@ TWINS = {
     # Of the candidates themselves, and of titles that both directions draw.
     "all, consensus": {"proposals": "l2r+r2l+both", "ranking": "consensus", "consensus_samples": 0},
     "l2r+r2l, drawn": {**DRAWN, "ranking": "consensus"},
-    "drawn and joint": {**DRAWN, "ranking": {"consensus": 1, "l2r": 0.1, "r2l": 0.1}},
+    "l2r+r2l, spliced": {**SPLICED, "ranking": "consensus"},
+    "spliced and joint": {**SPLICED, "ranking": {"consensus": 1, "l2r": 0.05, "r2l": 0.05}},
 }
 
 
@@ -143,7 +151,7 @@ def ways_of(model, recipe: str) -> dict[str, dict]:
         return {"both": TWINS["both"]}
     ways = {name: {"num_beams": 3, **settings} for name, settings in TWINS.items()}
     if model.config.twin_partner == "none":
-        return {name: ways[name] for name in ("l2r", "r2l", "l2r+r2l, joint", "l2r+r2l, drawn", "drawn and joint")}
+        return {name: way for name, way in ways.items() if "both" not in name and "all" not in name}
     return ways
 
 
@@ -297,10 +305,10 @@ def report(results: dict[str, dict[str, dict[int, dict]]]) -> None:
         better = min if metric == "wer" else max
         print(f"\n{data}: {metric}")
         print(f"{'recipe':16}{'way':18}{'seeds':>6}{'mean':>8}{'range':>14}{'first4':>8}{'last4':>7}", end="")
-        print(f"{'training s':>12}{'search s':>10}   against one direction's best beam; and its drawn titles")
+        print(f"{'training s':>12}{'search s':>10}   against one direction's best beam; and its own of such a way")
         alone = recipes.get("l2r", {})
         beams = {way: over_seeds(data, that_have(alone, way), way) for way in ways_in(alone)}
-        drawn = beams.pop("l2r, drawn", None)
+        drawn, spliced = (beams.pop(f"l2r, {name}", None) for name in ("drawn", "spliced"))
         base = better(beams.values(), key=lambda found: statistics.mean(found[0])) if beams else None
         for recipe, runs in recipes.items():
             for way in ways_in(runs):
@@ -316,7 +324,7 @@ def report(results: dict[str, dict[str, dict[int, dict]]]) -> None:
                 line += f"{known_mean([run['seconds'] for run in written.values()]):12.0f}"
                 line += f"{statistics.mean(x['search_seconds'] for x in found):10.1f}"
                 statistic = bleu_of_counts if metric == "bleu" else None
-                for rival in (base, drawn if "drawn" in way else None):
+                for rival in (base, drawn if "drawn" in way else spliced if "spliced" in way else None):
                     if rival is not None:
                         test = paired_bootstrap(by_pair, rival[1], statistic=statistic)
                         line += f"   {test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}] p={test.p_value:.4f}"

@@ -38,6 +38,7 @@ INTERNAL_MODULES = {
     "cache_bidir_seq2seq",
     "loss_bidir_seq2seq",
     "search_bidir_seq2seq",
+    "splices_bidir_seq2seq",
     "kernels_bidir_seq2seq",
     "steps_bidir_seq2seq",
     "directions_bidir_seq2seq",

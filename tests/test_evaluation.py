@@ -45,13 +45,13 @@ def test_a_consensus_is_scored_when_it_is_asked_for():
     settings = {"tokenization": "char", "progress": False, "num_beams": 2, "max_new_tokens": 4}
     written = predict(model, tokenizer, PAIRS, ["lead", "consensus"], **settings)
     inputs = tokenizer(list(PAIRS["source"]), padding=True, return_tensors="pt")
-    asked = {"num_beams": 2, "max_new_tokens": 4, "proposals": "l2r+r2l+drawn", "ranking": "consensus"}
+    asked = {"num_beams": 2, "max_new_tokens": 4, "proposals": "l2r+r2l+drawn+spliced", "ranking": "consensus"}
     expected = tokenizer.batch_decode(model.generate(**inputs, **asked), skip_special_tokens=True)
     assert written["consensus"] == expected
     # One direction draws by itself.
     model = tiny_model(vocab_size=len(tokenizer), decoder_directions="l2r")
     written = predict(model, tokenizer, PAIRS, ["lead", "consensus"], **settings)
-    asked["proposals"] = "l2r+drawn"
+    asked["proposals"] = "l2r+drawn+spliced"
     expected = tokenizer.batch_decode(model.generate(**inputs, **asked), skip_special_tokens=True)
     assert written["consensus"] == expected
     with pytest.raises(ValueError, match="system 'consensus' is not among"):

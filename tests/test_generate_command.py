@@ -139,7 +139,7 @@ def test_processes_share_the_documents_in_order(generate, documents):
 
 def test_a_process_that_cannot_load_says_why(checkpoint, monkeypatch):
     monkeypatch.setattr(workers, "_loaded", {})
-    workers._load(checkpoint, "auto", "cuda:99", 2, get_context("spawn").Value("i", 0))
+    workers._load(checkpoint, "auto", "cuda:99", False, 2, get_context("spawn").Value("i", 0))
     with pytest.raises(ValueError, match="device='cuda:99' cannot be used"):
         workers._write(["abc"], False, None, 2, {})
 

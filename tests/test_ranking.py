@@ -2,25 +2,30 @@
 
 import json
 import math
-from collections import Counter
 
+import pytest
 import torch
 from conftest import random_pairs, tiny_model
 
 from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
-from bidir_seq2seq.ranking_bidir_seq2seq import RANKING_RULES, Candidates
+from bidir_seq2seq.ranking_bidir_seq2seq import RANKING_RULES, Candidates, _overlap
 
 PAD, START, END = 0, 2, 3
 
 
-def ngrams(words, size):
-    return Counter(tuple(words[start : start + size]) for start in range(len(words) - size + 1))
+def common(one, other) -> int:
+    """The length of the longest common subsequence, by its definition."""
+    best = [0] * (len(other) + 1)
+    for word in one:
+        row = [0]
+        for place, known in enumerate(other):
+            row.append(best[place] + 1 if word == known else max(best[place + 1], row[place]))
+        best = row
+    return best[-1]
 
 
-def f1(one, other, size):
-    left, right = ngrams(one, size), ngrams(other, size)
-    total = sum(left.values()) + sum(right.values())
-    return 2 * sum((left & right).values()) / total if total else 1.0
+def f1(one, other) -> float:
+    return 2 * common(one, other) / (len(one) + len(other)) if one or other else 1.0
 
 
 def test_consensus_is_the_expected_overlap_with_what_a_title_might_be():
@@ -46,9 +51,22 @@ def test_consensus_is_the_expected_overlap_with_what_a_title_might_be():
             for place, title in enumerate(titles)
         ]
         for place, title in enumerate(titles):
-            overlaps = [(f1(title, other, 1) + f1(title, other, 2)) / 2 for other in titles]
+            overlaps = [f1(title, other) for other in titles]
             expected = sum(w * x for w, x in zip(weights, overlaps)) / sum(weights)
             assert math.isclose(float(found[document, place]), expected, abs_tol=1e-5)
+
+
+@pytest.mark.parametrize(("length", "other"), [(9, 7), (30, 130), (5, 62), (6, 63), (70, 125), (1, 1)])
+def test_what_titles_of_any_length_have_in_common(length, other):
+    words, others = torch.randint(0, 4, (3, 4, length)), torch.randint(0, 4, (3, 5, other))
+    for titles in (words, others):
+        for title in titles.flatten(0, 1):
+            title[int(torch.randint(0, len(title) + 1, (1,))) :] = -1
+    found = _overlap(words, others)
+    for document in range(3):
+        one, two = ([[word for word in title if word >= 0] for title in x[document].tolist()] for x in (words, others))
+        expected = torch.tensor([[f1(title, own) for own in two] for title in one])
+        torch.testing.assert_close(found[document], expected)
 
 
 def test_consensus_is_the_mean_overlap_with_titles_that_were_drawn():
@@ -70,7 +88,7 @@ def test_consensus_is_the_mean_overlap_with_titles_that_were_drawn():
             for x in (proposed, drawn)
         )
         for place, title in enumerate(one):
-            expected = sum((f1(title, own, 1) + f1(title, own, 2)) / 2 for own in other) / len(other)
+            expected = sum(f1(title, own) for own in other) / len(other)
             assert math.isclose(float(found[document, place]), expected, abs_tol=1e-5)
 
 

@@ -161,7 +161,9 @@ def test_a_document_has_the_same_titles_each_time_and_whatever_stands_beside_it(
     assert drawn.shape[:2] == (len(input_ids), 10) and not torch.equal(drawn[:, :5], drawn[:, 5:])
     again, _ = drawn_by(model, input_ids=input_ids)
     assert torch.equal(drawn, again)
-    by_name = model.generate(input_ids, num_beams=3, max_length=7, ranking="consensus", consensus_samples=5)
+    by_name = model.generate(
+        input_ids, num_beams=3, max_length=7, ranking="consensus", consensus_samples=5, proposals="both+drawn"
+    )
     assert torch.equal(by_name, chosen)
     for row, own, title in zip(input_ids, drawn, chosen):
         alone, alone_chosen = drawn_by(model, input_ids=row[None])
@@ -213,7 +215,9 @@ def test_consensus_by_name_or_weight_chooses_among_what_is_drawn():
     asked = {"num_beams": 2, "max_length": 7, "consensus_samples": 6}
     for ranking in ("consensus", {"consensus": 1.0, "l2r": 0.05}):
         by_default = model.generate(input_ids, **asked, ranking=ranking)
-        assert torch.equal(by_default, model.generate(input_ids, **asked, ranking=ranking, proposals="both+drawn"))
+        assert torch.equal(
+            by_default, model.generate(input_ids, **asked, ranking=ranking, proposals="both+drawn+spliced")
+        )
         assert not torch.equal(by_default, model.generate(input_ids, **asked, ranking=ranking, proposals="both"))
     others = {"num_beams": 2, "max_length": 7}
     for ranking in ("joint", {"l2r": 1.0, "consensus": 0}):
@@ -281,7 +285,8 @@ def test_one_direction_can_ask_what_it_draws_itself(name):
     ranked, order = alone.ranked("consensus")
     expected = titles.gather(1, order[:, :1, None].expand(-1, 1, titles.shape[2]))[:, 0]
     asked = {"num_beams": 3, "max_length": 7, "ranking": "consensus", "consensus_samples": 5}
-    output = model.generate(input_ids, **asked, decoding_direction=name, return_dict_in_generate=True)
+    asked |= {"decoding_direction": name, "proposals": f"{name}+drawn"}
+    output = model.generate(input_ids, **asked, return_dict_in_generate=True)
     assert titles_of(output.sequences[None])[0] == titles_of(expected[None])[0]
     torch.testing.assert_close(output.sequences_scores, ranked[:, 0])
     assert set(output.directions) == {name}

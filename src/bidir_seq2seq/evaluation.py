@@ -43,7 +43,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "both": {"decoding_direction": "both", "joint_rescoring": False},
     "joint": {"decoding_direction": "both", "joint_rescoring": True},
     # Takes longer than all others together, and is run only when it is asked for.
-    "consensus": {"decoding_direction": "both", "proposals": "l2r+r2l+drawn", "ranking": "consensus"},
+    "consensus": {"decoding_direction": "both", "proposals": "l2r+r2l+drawn+spliced", "ranking": "consensus"},
     # As the model's own settings say, where `rank_tuning` has chosen weights.
     "tuned": {},
 }

@@ -39,10 +39,11 @@ from .cache_bidir_seq2seq import BidirSeq2SeqCache
 from .directions_bidir_seq2seq import Direction, check_ids, directions_of
 from .kernels_bidir_seq2seq import is_read_at_once
 from .output_bidir_seq2seq import NextTokens, Shortlist
-from .proposals_bidir_seq2seq import DRAWN, Found, Pool, merged, proposers_of, searches_of
-from .ranking_bidir_seq2seq import Candidates, asks_alone, asks_for_samples, rule_of
+from .proposals_bidir_seq2seq import DRAWN, SPLICED, WITH_SAMPLES, Found, Pool, merged, proposers_of, searches_of
+from .ranking_bidir_seq2seq import Candidates, asks_alone, asks_for_samples, consensus, rule_of
 from .samples_bidir_seq2seq import DRAWN_TOGETHER, draw_titles, in_groups
 from .search_bidir_seq2seq import Beam, BeamHistory, StepRecords, forbidden_tokens, search, select
+from .splices_bidir_seq2seq import may_be_written, with_splices
 
 # What transformers keeps to itself and this module builds on, all of it: methods of `GenerationMixin` that the mixin
 # below extends, and names that its `generate` leaves on a prepared `GenerationConfig`.
@@ -173,9 +174,10 @@ class BidirSeq2SeqGenerationMixin:
             its twin off. Default: what the model has.
         proposals (`str`): Which searches propose titles, joined by "+": `"both"`, in lock-step; `"l2r"` and `"r2l"`,
             the decoders alone, which needs a model trained with `twin_dropout` above 0; `"l2r+r2l+both"`, all three,
-            which takes about twice as long; `"drawn"`, chance (`consensus_samples`). What several have found is ranked
+            which takes about twice as long; `"drawn"`, chance (`consensus_samples`); `"spliced"`, beginnings of the
+            best of all these from the left with ends of the best from the right. What several have found is ranked
             together. Default: `"both"`, but `"l2r+r2l"` for a model with `twin_partner="none"`; with
-            `ranking="consensus"` what is drawn, too.
+            `ranking="consensus"` what is drawn and spliced, too.
         ranking (`str`, `dict` or function): How what is proposed is ranked, one of
             `RANKING_RULES`: `"own"`, by what the direction that wrote a title gave it; `"joint"`, by the mean of both
             directions' log-probabilities with the twin off, each a proper model of the title, which needs a model
@@ -268,22 +270,26 @@ class BidirSeq2SeqGenerationMixin:
         can_draw = generation_config.consensus_samples > 0 and not generation_config.do_sample
         compares = asks_for_samples(generation_config.ranking)
         if can_draw and compares:
-            default += f"+{DRAWN}"
+            default = "+".join((default, *WITH_SAMPLES))
         stored = generation_config.proposals if direction == "both" else None
         asked = given.get("proposals") or stored or default
         names = proposers_of(asked)
         if not given.get("proposals") and not can_draw:
             # A model that was tuned with them may still be sampled from.
-            names = tuple(name for name in names if name != DRAWN) or proposers_of(default)
-        if direction != "both" and set(names) - {direction, DRAWN}:
+            names = tuple(name for name in names if name not in WITH_SAMPLES) or proposers_of(default)
+        if direction != "both" and set(names) - {direction, *WITH_SAMPLES}:
             raise ValueError(f"proposals={asked!r} needs decoding_direction='both', not {direction!r}")
-        if DRAWN in names and not can_draw:
+        if (idle := [name for name in names if name in WITH_SAMPLES]) and not can_draw:
             raise ValueError(
                 f"proposals={asked!r}: with consensus_samples=0 there is nothing to draw, and do_sample=True draws by "
-                f"itself: leave {DRAWN!r} out"
+                f"itself: leave {' and '.join(map(repr, idle))} out"
             )
+        if names == (SPLICED,):
+            raise ValueError(f"proposals={asked!r}: there must be something to splice: use 'l2r+r2l+drawn+spliced'")
         # What a function asks for nobody knows.
-        if "consensus_samples" in given and not (DRAWN in names or compares or callable(generation_config.ranking)):
+        if "consensus_samples" in given and not (
+            {*WITH_SAMPLES} & {*names} or compares or callable(generation_config.ranking)
+        ):
             raise ValueError(
                 f"consensus_samples is for ranking='consensus', not {generation_config.ranking!r}: leave it out"
             )
@@ -444,6 +450,12 @@ class BidirSeq2SeqGenerationMixin:
         direction = generation_config.decoding_direction
         if direction != "l2r" and kwargs.get("prefix_allowed_tokens_fn") is not None:
             raise ValueError(f"prefix_allowed_tokens_fn reads titles from the left: {ONE_WAY}")
+        if self._has_samples(generation_config) and kwargs.get("prefix_allowed_tokens_fn") is not None:
+            # Of other numbers than that of the beams transformers would take one document's for another's.
+            raise ValueError(
+                f"prefix_allowed_tokens_fn goes with beams, and proposals={generation_config.proposals!r} has titles "
+                "of none: use ranking='own', without what is drawn or spliced"
+            )
         if direction == "r2l" and kwargs.get("encoder_input_ids") is not None:
             # Some processors compare what is written with the source's n-grams, which have to run the same way.
             kwargs["encoder_input_ids"] = kwargs["encoder_input_ids"].flip(1)
@@ -561,7 +573,12 @@ class BidirSeq2SeqGenerationMixin:
     def _is_pooled(generation_config: GenerationConfig) -> bool:
         """Whether titles of several searches, or of chance, are ranked together."""
         is_alone = generation_config.decoding_direction != "both" and generation_config.ranking == "own"
-        return not is_alone or DRAWN in proposers_of(generation_config.proposals)
+        return not is_alone or BidirSeq2SeqGenerationMixin._has_samples(generation_config)
+
+    @staticmethod
+    def _has_samples(generation_config: GenerationConfig) -> bool:
+        """Whether titles are proposed that no beam has held."""
+        return bool({*WITH_SAMPLES} & {*proposers_of(generation_config.proposals)})
 
     @staticmethod
     def _is_plain_search(
@@ -671,10 +688,10 @@ class BidirSeq2SeqGenerationMixin:
             return self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device)
 
         if self._is_pooled(generation_config):
-            names = [name for name in proposers_of(generation_config.proposals) if name != DRAWN]
+            names = [name for name in proposers_of(generation_config.proposals) if name not in WITH_SAMPLES]
             # A processor of the user's may remember what it has seen, which must not be another search's.
-            copies = [copy.deepcopy((logits_processor, stopping_criteria)) for _ in names]
-            to_draw, *asked = [*copies, (logits_processor, stopping_criteria)]
+            copies = [copy.deepcopy((logits_processor, stopping_criteria)) for _ in range(1 + len(names))]
+            (to_splice, _), to_draw, *asked = [*copies, (logits_processor, stopping_criteria)]
             runs = [run(name, _sides(name, one), _sides(name, two))[0] for name, (one, two) in zip(names, asked)]
 
             def draw(own: Direction, limits: torch.LongTensor) -> Found:
@@ -701,7 +718,15 @@ class BidirSeq2SeqGenerationMixin:
                 together = DRAWN_TOGETHER if any_number and is_read_at_once(limits) else len(limits)
                 return in_groups(some, limits, together)
 
-            return self._gather_results(runs, encoder_outputs, generation_config, draw)
+            def obeys(sequences: torch.LongTensor) -> torch.BoolTensor:
+                # What is read from the left is written so, too, unless there is but the other direction.
+                own = directions_of(self.config, direction)[0]
+                (processors,) = _sides(own.name, to_splice)
+                size = max(self.config.vocab_size, int(sequences.amax()) + 1)
+                written, _ = own.writing_order(sequences.flatten(0, 1))
+                return may_be_written(written, processors, size, own.pad_id).view(sequences.shape[:2])
+
+            return self._gather_results(runs, encoder_outputs, generation_config, draw, obeys)
 
         found, beam, steps = run(direction, [logits_processor], [stopping_criteria])
         count = generation_config.num_return_sequences
@@ -761,36 +786,47 @@ class BidirSeq2SeqGenerationMixin:
         encoder_outputs: Any,
         generation_config: GenerationConfig,
         draw: Callable[[Direction, torch.LongTensor], Found],
+        obeys: Callable[[torch.LongTensor], torch.BoolTensor],
     ) -> GenerateOutput | torch.LongTensor:
-        """Merges what all searches found: one ranking, no sequence twice; `draw` gives others, for limits `[B]`."""
+        """Merges what all searches found: one ranking, no sequence twice.
+
+        `draw` gives others, for limits `[B]`; `obeys` says which of sequences `[B, n, L]` may be written.
+        """
         pad_id, rows = self.config.pad_token_id, encoder_outputs.last_hidden_state.shape[0]
         directions, drawn = directions_of(self.config, generation_config.decoding_direction), list[Found]()
-        if DRAWN in proposers_of(generation_config.proposals):
+        names = proposers_of(generation_config.proposals)
+        if DRAWN in names:
             # What is longer than all that searches found takes longest, and has least in common with others.
             longest = [found.longest for found in runs]
             anything = torch.full((rows,), generation_config.max_length, device=self.device)
             limits = torch.stack(longest).amax(0) if runs else anything
             drawn = [draw(own, limits) for own in directions]
 
+        titles = list[torch.LongTensor]()
+
         def others(limits: torch.LongTensor) -> torch.LongTensor:
-            if drawn:
-                # They are the last of the pool.
-                return pool["sequences"][:, -sum(found.scores.shape[1] for found in drawn) :]
-            # A document's rows in the searches have the same ones.
-            longest = limits.view(rows, -1).amax(1)
-            titles = _pooled([draw(own, longest) for own in directions], pad_id)["sequences"]
-            return titles.repeat_interleave(len(limits) // rows, dim=0)
+            if not titles:
+                # A document's rows in the searches have the same ones.
+                found = drawn or [draw(own, limits.view(rows, -1).amax(1)) for own in directions]
+                titles.append(_pooled(found, pad_id)["sequences"])
+            return titles[0].repeat_interleave(len(limits) // rows, dim=0)
+
+        def candidates_of(sequences: torch.LongTensor, scores: torch.Tensor) -> Candidates:
+            return Candidates(
+                sequences,
+                scores,
+                pad_id,
+                generation_config.length_penalty,
+                judge=lambda labels: self.sequence_log_probs(encoder_outputs, labels),
+                draw=others if generation_config.consensus_samples else None,
+            )
 
         runs = [*runs, *drawn]
         pool = _pooled(runs, pad_id)
-        candidates = Candidates(
-            pool["sequences"],
-            pool.pop("own_scores"),
-            pad_id,
-            generation_config.length_penalty,
-            judge=lambda labels: self.sequence_log_probs(encoder_outputs, labels),
-            draw=others if generation_config.consensus_samples else None,
-        )
+        if SPLICED in names:
+            # Scores are not asked for.
+            pool = with_splices(pool, lambda them: consensus(candidates_of(them, them)), obeys, pad_id)
+        candidates = candidates_of(pool["sequences"], pool.pop("own_scores"))
         scores, order = candidates.ranked(generation_config.ranking)
         pool |= {f"{name}_log_probs": values for name, values in candidates.asked_log_probs.items()}
 
@@ -802,7 +838,7 @@ class BidirSeq2SeqGenerationMixin:
         if not generation_config.return_dict_in_generate:
             return sequences
         written_by = ["r2l" if right else "l2r" for right in found.pop("from_right").tolist()]
-        if len(runs) > 1:
+        if len(runs) > 1 or SPLICED in names:
             # Rows of one search are not those of another.
             found.pop("beam_indices", None)
         for name, step_dim in (("token_scores", 1), ("beam_indices", 1), ("source_attentions", 2)):

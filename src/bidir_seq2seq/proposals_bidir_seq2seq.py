@@ -22,9 +22,13 @@ from .search_bidir_seq2seq import BeamHistory, StepRecords
 
 # Titles that are drawn at random, of either direction alone.
 DRAWN = "drawn"
-# What may propose: searches of either direction alone with its twin off, and of both in lock-step reading each other,
-# and chance.
-PROPOSERS = ("l2r", "r2l", "both", DRAWN)
+# Titles put together of those that others have proposed.
+SPLICED = "spliced"
+# What may propose: searches of either direction alone with its twin off, and of both in lock-step reading each other;
+# chance; and what is made of all that.
+PROPOSERS = ("l2r", "r2l", "both", DRAWN, SPLICED)
+# Those that need titles that are drawn.
+WITH_SAMPLES = (DRAWN, SPLICED)
 
 Pool = dict[str, torch.Tensor]
 
@@ -87,14 +91,14 @@ def merged(pools: Sequence[Pool], pad_id: int) -> Pool:
 
 
 # Which dimension of a pool's tensors counts the tokens of a title, the start among them or not.
-_TOKEN_DIMS = {"sequences": 2, "token_scores": 2, "beam_indices": 2, "source_attentions": 3}
+TOKEN_DIMS = {"sequences": 2, "token_scores": 2, "beam_indices": 2, "source_attentions": 3}
 
 
 def _widen(name: str, values: torch.Tensor, length: int, pad_id: int) -> torch.Tensor:
-    if name not in _TOKEN_DIMS:
+    if name not in TOKEN_DIMS:
         return values
     fill = {"sequences": pad_id, "beam_indices": -1}.get(name, 0)
-    dim = _TOKEN_DIMS[name]
+    dim = TOKEN_DIMS[name]
     missing = length - (name != "sequences") - values.shape[dim]
     return F.pad(values, [0, 0] * (values.dim() - 1 - dim) + [0, missing], value=fill)
 
@@ -125,4 +129,15 @@ def _pool_of(paths: torch.Tensor, scores: torch.Tensor, records: StepRecords, di
     return {name: values.unflatten(0, pool_shape) for name, values in details.items()}
 
 
-__all__ = ["DRAWN", "PROPOSERS", "Found", "Pool", "merged", "proposers_of", "searches_of"]
+__all__ = [
+    "DRAWN",
+    "PROPOSERS",
+    "SPLICED",
+    "TOKEN_DIMS",
+    "WITH_SAMPLES",
+    "Found",
+    "Pool",
+    "merged",
+    "proposers_of",
+    "searches_of",
+]

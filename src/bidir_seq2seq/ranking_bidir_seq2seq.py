@@ -100,8 +100,9 @@ def consensus(candidates: Candidates) -> torch.Tensor:
     """`[B, M]`: how much a title has in common with what else it might be, 0 to 1: minimum Bayes risk (Kumar and Byrne
     2004, "Minimum Bayes-Risk Decoding for Statistical Machine Translation").
 
-    The mean of the F1 of words and of pairs of words, over titles that were drawn (Eikema and Aziz 2020, "Is MAP
-    Decoding All You Need?"); or, without any, over all candidates, each as often as `joint` finds it likely.
+    The mean of the F1 of the longest common subsequence, which is ROUGE-L, over titles that were drawn (Eikema and
+    Aziz 2020, "Is MAP Decoding All You Need?"); or, without any, over all candidates, each as often as `joint` finds
+    it likely.
     """
     words = candidates.labels.masked_fill(candidates.labels == IGNORE_INDEX, -1)
     if candidates.draw is not None:
@@ -114,35 +115,47 @@ def consensus(candidates: Candidates) -> torch.Tensor:
 
 
 def _overlap(words: torch.LongTensor, others: torch.LongTensor) -> torch.Tensor:
-    """`[B, M, N]`: what each of `[B, M, T]` has in common with each of `[B, N, U]`, -1 for no word."""
-    length = max(words.shape[2], others.shape[2])
-    titles = torch.cat([F.pad(x, (0, length - x.shape[2]), value=-1) for x in (words, others)], dim=1)
-    left, right = titles[..., :-1], titles[..., 1:]
-    pairs = (left * (titles.amax() + 1) + right).where(right >= 0, -1)
-    return (_shared(titles, words.shape[1]) + _shared(pairs, words.shape[1])) / 2
+    """`[B, M, N]`: what each of `[B, M, T]` has in common with each of `[B, N, U]`, -1 for no word: the F1 of their
+    longest common subsequence, as in ROUGE-L; 1 where neither has any word."""
+    total = (words >= 0).sum(2)[:, :, None] + (others >= 0).sum(2)[:, None]
+    return torch.where(total > 0, 2 * _common(words, others) / total.clamp(min=1), 1)
 
 
-def _shared(items: torch.LongTensor, number: int) -> torch.Tensor:
-    """Of items `[B, M + N, T]`, -1 for none, the F1 `[B, M, N]` of the first M = `number` with the N others; 1 where
-    neither has any."""
-    has = _incidence(items)
-    found = has[:, :number] @ has[:, number:].mT
-    total = has.sum(2)[:, :number, None] + has.sum(2)[:, None, number:]
-    return torch.where(total > 0, 2 * found / total, 1)
+# Places that an integer of 64 bits has room for, when two such are added.
+_BITS = 62
 
 
-def _incidence(items: torch.LongTensor) -> torch.Tensor:
-    """`[B, M, things]`, 1 for each thing of its document that one of `[B, M, T]` has, else 0; -1 is none.
+def _common(words: torch.LongTensor, others: torch.LongTensor) -> torch.LongTensor:
+    """`[B, M, N]`: how long the longest common subsequence of each of `[B, M, T]` and `[B, N, U]` is, -1 for no word.
 
-    A third "the" is another thing than a second, so that what two have in common is the product of their rows.
+    All places of the other title at once, a bit each (Hyyro 2004, "Bit-Parallel LCS-length Computation Revisited").
     """
-    times = (items[..., None] == items[..., None, :]).tril().sum(-1)
-    things = (items * (items.shape[2] + 1) + times).masked_fill(items < 0, -1).flatten(1)
-    in_order, order = things.sort(dim=1)
-    columns = F.pad(in_order.diff(dim=1) != 0, (1, 0)).cumsum(1)
-    columns = torch.empty_like(columns).scatter_(1, order, columns)
-    has = torch.zeros(*items.shape[:2], int(columns.amax()) + 1, device=items.device)
-    return has.scatter_add_(2, columns.view_as(items), (items >= 0).to(has.dtype))
+    number, size = others.shape[1:]
+    blocks = -(-size // _BITS)
+    # Words as numbers from 0, and where each stands in the others: [B, things, N, blocks].
+    things, order = torch.cat([words.flatten(1), others.flatten(1)], dim=1).sort(dim=1)
+    things = torch.empty_like(things).scatter_(1, order, F.pad(things.diff(dim=1) != 0, (1, 0)).cumsum(1))
+    known, things = things.split([words[0].numel(), others[0].numel()], dim=1)
+    places = torch.arange(size, device=words.device)
+    bits = (1 << places % _BITS) * (others >= 0)
+    titles = torch.arange(number, device=words.device)[:, None]
+    cells = ((things.view_as(others) * number + titles) * blocks + places // _BITS).flatten(1)
+    shape = (int(max(known.amax(), things.amax())) + 1, number, blocks)
+    table = words.new_zeros(len(words), math.prod(shape)).scatter_add_(1, cells, bits.flatten(1)).unflatten(1, shape)
+    full = (1 << _BITS) - 1
+    left = [words.new_full((*words.shape[:2], number), full) for _ in range(blocks)]
+    for step in known.view_as(words).unbind(2):
+        same, carry = select(table, step), torch.zeros_like(left[0])
+        for block, rest in enumerate(left):
+            found = rest & same[..., block]
+            total = rest + found + carry
+            carry = total >> _BITS
+            left[block] = (total | (rest - found)) & full
+    # A bit that is gone is a word in common.
+    common = torch.zeros_like(left[0])
+    for place in range(size):
+        common += 1 - (left[place // _BITS] >> place % _BITS & 1)
+    return common
 
 
 def alone(candidates: Candidates, direction: str) -> torch.Tensor:

@@ -424,7 +424,7 @@ class BeamHistory:
         self.finished_scores = beam.finished_scores.view(shape)
 
 
-def select(x: torch.Tensor, index: torch.LongTensor) -> torch.Tensor:
+def select(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """`x` `[B, M, ...]` at the entries `index` `[B, K]` of its second dimension."""
     rows = index + torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)[:, None]
     return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)

@@ -85,9 +85,10 @@ class GenerateArguments:
     proposals: str | None = field(
         default=None,
         metadata={
-            "help": "What proposes candidates, joined by '+': the searches both, l2r and r2l, and drawn, which is "
-            "chance; l2r+r2l+both takes about twice as long as both. Default: the model's own, and with "
-            "--ranking consensus what is drawn, too."
+            "help": "What proposes candidates, joined by '+': the searches both, l2r and r2l; drawn, which is chance; "
+            "and spliced, beginnings of the best from the left with ends of the best from the right. l2r+r2l+both "
+            "takes about twice as long as both. Default: the model's own, and with --ranking consensus what is drawn "
+            "and spliced, too."
         },
     )
     ranking: dict | str | None = field(

@@ -1,13 +1,13 @@
 """Learns from held-out pairs how the candidates of both directions are ranked best, and keeps it in the model.
 
-    bidir-seq2seq tune my_model --validation_file validation.jsonl --proposals l2r+r2l+drawn
+    bidir-seq2seq tune my_model --validation_file validation.jsonl --proposals l2r+r2l+drawn+spliced
     bidir-seq2seq tune my_model --validation_file dev.en dev.de --metric bleu
 
 Prints the weights of each direction's log-probability, of what titles have in common and of their length, and what
 such weights are worth: chosen on one half of the pairs, tried on the other. If that is more than the model's own way
 of writing gives, and not by chance, they become its own ranking (`generation_config.json`), with these proposals;
---dry_run leaves the model as it is. Most is to be found where titles drawn at random are among the candidates
-(--proposals l2r+r2l+drawn), by which writing takes three to four times as long.
+--dry_run leaves the model as it is. Most is to be found where titles drawn at random, and what is put together of the
+best, are among the candidates (--proposals l2r+r2l+drawn+spliced), by which writing takes three to four times as long.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TuneArguments:
     )
     max_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})
     proposals: str | None = field(
-        default=None, metadata={"help": "As for generate, such as l2r+r2l+drawn. Default: the model's own."}
+        default=None, metadata={"help": "As for generate, such as l2r+r2l+drawn+spliced. Default: the model's own."}
     )
     consensus_samples: int | None = field(
         default=None, metadata={"help": "Titles that each direction draws. Default: the model's own, 16."}
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     if not found.is_better:
         print("no better, as far as these pairs tell: the model is left as it is")
         if DRAWN not in proposers_of(settings["proposals"]):
-            print("titles that are drawn at random, too, may be: --proposals l2r+r2l+drawn")
+            print("titles that are drawn at random, too, may be: --proposals l2r+r2l+drawn+spliced")
     elif not args.dry_run:
         config.update(**settings, ranking=found.weights, joint_rescoring=False)
         config.save_pretrained(folder)
