@@ -1,8 +1,8 @@
 """How much each feature of a title should weigh in ranking, learned from held-out pairs.
 
 The candidates of every pair are written once, with their features (`ranking_bidir_seq2seq.FEATURES`) and scores; then
-random weights are tried on these numbers alone (Bergstra and Bengio 2012, "Random Search for Hyper-Parameter
-Optimization"). What the weights are worth is told by pairs that they were not chosen on.
+plain weights and random ones are tried on these numbers alone (Bergstra and Bengio 2012, "Random Search for
+Hyper-Parameter Optimization"). What the weights are worth is told by pairs that they were not chosen on.
 
 Letters: B documents of a batch, M candidates of each, P pairs, F features.
 """
@@ -39,8 +39,12 @@ if TYPE_CHECKING:
 
 # What can be tuned for, and whether more of it is better.
 METRICS = {"rougeL": True, "bleu": True, "wer": False}
-# As `ranking="joint"` weighs: where the search for weights begins.
-JOINT = np.array([0.5 if name in ("l2r", "r2l") else 0.0 for name in FEATURES])
+# Weights that others must do better than: as `ranking="joint"` and `"consensus"` weigh, and the latter with a little
+# of the former.
+PLAIN = [
+    np.array([weights.get(name, 0.0) for name in FEATURES])
+    for weights in ({"l2r": 0.5, "r2l": 0.5}, {"consensus": 1.0}, {"consensus": 1.0, "l2r": 0.05, "r2l": 0.05})
+]
 
 
 @dataclass
@@ -68,9 +72,18 @@ class CandidatePool:
 
     def value(self, weights: np.ndarray, pairs: np.ndarray) -> float:
         """The metric over some pairs, of the candidates that weights choose, so that more is better."""
-        mean = self.chosen(weights)[pairs].mean(0)
-        value = float(bleu_of_counts(mean)) if self.metric == "bleu" else float(mean)
+        value = self.over(self.chosen(weights)[pairs])
         return value if METRICS[self.metric] else -value
+
+    def over(self, scores: np.ndarray) -> float:
+        """The metric over pairs that have some scores, `[n]` or `[n, 10]`."""
+        mean = scores.mean(0)
+        return float(bleu_of_counts(mean) if self.metric == "bleu" else mean)
+
+    def difference(self, scores: np.ndarray, others: np.ndarray) -> BootstrapResult:
+        """That of the metric between two ways of writing the same pairs, `[n]` or `[n, 10]` scores of each."""
+        statistic: Callable | None = bleu_of_counts if self.metric == "bleu" else None
+        return paired_bootstrap(scores.tolist(), others.tolist(), statistic=statistic)
 
 
 @dataclass
@@ -96,7 +109,11 @@ class TunedRanking:
     @property
     def is_better(self) -> bool:
         """Whether tuned weights do better on pairs they were not chosen on, and not by chance (at 95 %)."""
-        return self.difference.low > 0 if METRICS[self.metric] else self.difference.high < 0
+        return _is_gain(self.metric, self.difference)
+
+
+def _is_gain(metric: str, difference: BootstrapResult) -> bool:
+    return difference.low > 0 if METRICS[metric] else difference.high < 0
 
 
 def write_candidates(
@@ -210,7 +227,7 @@ def random_weights(generator: np.random.Generator) -> np.ndarray:
     weights["l2r"] = generator.uniform()
     weights["r2l"] = 1 - weights["l2r"]
     # Each of the others only now and then, so that what does not help is left out.
-    for name, scale in (("own", 0.3), ("consensus", 1.0), ("length", 0.03)):
+    for name, scale in (("own", 0.3), ("consensus", 3.0), ("length", 0.03)):
         if generator.uniform() < 0.5:
             weights[name] = generator.choice([-1, 1]) * scale * 10 ** generator.uniform(-1, 1)
     weights["consensus"] = abs(weights["consensus"])
@@ -218,14 +235,20 @@ def random_weights(generator: np.random.Generator) -> np.ndarray:
 
 
 def choose_weights(pool: CandidatePool, pairs: np.ndarray, num_trials: int = 2000, seed: int = 0) -> np.ndarray:
-    """The best weights `[F]` on some pairs of a pool, of `num_trials` random ones and those of `joint`."""
+    """The best weights `[F]` on some pairs of a pool: plain ones, or of `num_trials` random ones the best.
+
+    Of so many some do better by chance, so they must do better than the plain ones beyond it (at 95 %).
+    """
     generator = np.random.default_rng(seed)
-    tried = [JOINT, *(random_weights(generator) for _ in range(num_trials))]
+    tried = [random_weights(generator) for _ in range(num_trials)]
     values = [pool.value(weights, pairs) for weights in tried]
     # What the best have in common is less a matter of chance than the best one.
     best = sorted(range(len(tried)), key=lambda index: -values[index])[: max(1, num_trials // 100)]
     mean = np.mean([tried[index] for index in best], axis=0)
-    return max([mean, tried[best[0]]], key=lambda weights: pool.value(weights, pairs))
+    found = max([mean, tried[best[0]]], key=lambda weights: pool.value(weights, pairs))
+    plain = max(PLAIN, key=lambda weights: pool.value(weights, pairs))
+    gain = pool.difference(pool.chosen(found)[pairs], pool.chosen(plain)[pairs])
+    return found if _is_gain(pool.metric, gain) else plain
 
 
 def tune_ranking(pool: CandidatePool, num_trials: int = 2000, seed: int = 0) -> TunedRanking:
@@ -247,15 +270,13 @@ def tune_ranking(pool: CandidatePool, num_trials: int = 2000, seed: int = 0) -> 
     for tuned_on, tried_on in (halves, halves[::-1]):
         weights = choose_weights(pool, tuned_on, num_trials, seed)
         chosen[tried_on] = pool.chosen(weights)[tried_on]
-    statistic: Callable | None = bleu_of_counts if pool.metric == "bleu" else None
-    before, tuned = (float(statistic(x.mean(0)) if statistic else x.mean()) for x in (pool.written, chosen))
     weights = choose_weights(pool, everything, num_trials, seed)
     return TunedRanking(
         {name: round(float(weight), 4) for name, weight in zip(FEATURES, weights) if round(float(weight), 4)},
         pool.metric,
-        before,
-        tuned,
-        difference=paired_bootstrap(chosen.tolist(), pool.written.tolist(), statistic=statistic),
+        pool.over(pool.written),
+        pool.over(chosen),
+        pool.difference(chosen, pool.written),
         pairs=len(everything),
     )
 
