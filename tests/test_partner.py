@@ -4,8 +4,9 @@ import pytest
 import torch
 from conftest import random_pairs, tiny_model
 from transformers import TrainerState
+from transformers.utils import find_labels
 
-from bidir_seq2seq import BidirSeq2SeqConfig
+from bidir_seq2seq import BidirSeq2SeqConfig, BidirSeq2SeqForConditionalGeneration
 from bidir_seq2seq.ending import OwnPartnerCallback
 from bidir_seq2seq.kernels_bidir_seq2seq import runs_under_autocast
 from bidir_seq2seq.partner_bidir_seq2seq import as_written, visible
@@ -116,7 +117,7 @@ def written_by(model, input_ids):
     for direction, ids in zip(model.directions, model.write_alone(model.get_encoder()(input_ids), 8)):
         ids = direction.reading_order(ids)[0][:, 1:]
         written.append(ids.masked_fill(ids == PAD, -100))
-    return dict(zip(("l2r_partner_labels", "r2l_partner_labels"), written))
+    return dict(zip(("l2r_partner_ids", "r2l_partner_ids"), written))
 
 
 @pytest.mark.parametrize("use_copy", [False, True])
@@ -155,7 +156,7 @@ def test_no_answer_leaks_through_what_was_written_before():
         changed[:, place] = 4 + (changed[:, place] - 3) % 20
         assert torch.equal(logits(labels, before)[direction][:, :5], logits(changed, before)[direction][:, :5])
     # Each reads the other's.
-    for name, reader in (("l2r_partner_labels", 1), ("r2l_partner_labels", 0)):
+    for name, reader in (("l2r_partner_ids", 1), ("r2l_partner_ids", 0)):
         other = {**before, name: before[name].roll(1, dims=0)}
         changes = [not torch.allclose(a, b) for a, b in zip(logits(labels, before), logits(labels, other))]
         assert changes == [reader == 0, reader == 1]
@@ -188,16 +189,20 @@ def test_who_is_to_read_what_was_written_asks_for_it():
     model = tiny_model(twin_partner="written").train()
     input_ids, labels = random_pairs()
     before = written_by(model, input_ids)
-    with pytest.raises(ValueError, match="twin_partner='written' without l2r_partner_labels.*bidir-seq2seq partners"):
+    with pytest.raises(ValueError, match="twin_partner='written' without l2r_partner_ids.*bidir-seq2seq partners"):
         model(input_ids, labels=labels)
-    with pytest.raises(ValueError, match="r2l_partner_labels has 3 rows for 4 documents"):
-        model(input_ids, labels=labels, **{**before, "r2l_partner_labels": before["r2l_partner_labels"][:3]})
-    with pytest.raises(ValueError, match="l2r_partner_labels holds the id 24, outside the vocabulary of 24"):
-        model(input_ids, labels=labels, **{**before, "l2r_partner_labels": torch.full((4, 3), 24)})
+    with pytest.raises(ValueError, match="r2l_partner_ids has 3 rows for 4 documents"):
+        model(input_ids, labels=labels, **{**before, "r2l_partner_ids": before["r2l_partner_ids"][:3]})
+    with pytest.raises(ValueError, match="l2r_partner_ids holds the id 24, outside the vocabulary of 24"):
+        model(input_ids, labels=labels, **{**before, "l2r_partner_ids": torch.full((4, 3), 24)})
     # Where nobody reads them they are not asked for, and change nothing.
     model.eval()
     alone = model(input_ids, labels=labels)
     torch.testing.assert_close(model(input_ids, labels=labels, **before).logits, alone.logits)
+
+
+def test_a_trainer_validates_by_labels_alone():
+    assert find_labels(BidirSeq2SeqForConditionalGeneration) == ["labels"]
 
 
 def test_more_rows_than_documents():

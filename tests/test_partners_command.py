@@ -142,16 +142,16 @@ def test_titles_keep_to_their_pairs_and_know_the_words_of_their_documents(tmp_pa
     encoded, _ = PairEncoder(tokenizer, 20, 4, extend=True, partners=True).encode(pairs)
     end, unk = tokenizer.eos_token_id, tokenizer.unk_token_id
     # "z" is the first word of its document that the vocabulary lacks, "y" is in none, and long titles are cut.
-    assert encoded["labels"][0][0] == encoded["l2r_partner_labels"][0][2] == size
-    assert encoded["l2r_partner_labels"][0][0] == a and encoded["l2r_partner_labels"][0][-1] == end
-    assert encoded["l2r_partner_labels"][1] == [] and encoded["r2l_partner_labels"][0] == []
-    assert encoded["r2l_partner_labels"][1][0] == unk and len(encoded["r2l_partner_labels"][1]) == 4
+    assert encoded["labels"][0][0] == encoded["l2r_partner_ids"][0][2] == size
+    assert encoded["l2r_partner_ids"][0][0] == a and encoded["l2r_partner_ids"][0][-1] == end
+    assert encoded["l2r_partner_ids"][1] == [] and encoded["r2l_partner_ids"][0] == []
+    assert encoded["r2l_partner_ids"][1][0] == unk and len(encoded["r2l_partner_ids"][1]) == 4
     model = tiny_model(vocab_size=size, use_copy=True, twin_partner="written").train()
     batch = TitleCollator(tokenizer, model=model)([encoded[0], encoded[1]])
-    assert batch["l2r_partner_labels"].tolist()[1] == [-100] * 4
+    assert batch["l2r_partner_ids"].tolist()[1] == [-100] * 4
     batch.pop("length")
     batch.pop("decoder_input_ids", None)
     assert model(**batch).loss.isfinite()
     without = PairEncoder(tokenizer, 20, 4, extend=True).encode(pairs)[0]
-    assert not set(without.column_names) & {"l2r_partner_labels", "r2l_partner_labels"}
+    assert not set(without.column_names) & {"l2r_partner_ids", "r2l_partner_ids"}
     assert without["labels"][:] == encoded["labels"][:] and c in without["labels"][1]

@@ -77,7 +77,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
             the same weights are an honest left-to-right model, an honest right-to-left model and a twin.
         twin_partner (`"gold"`, `"own"`, `"written"` or `"none"`): What a decoder reads of its twin in training: the
             true words, half of which are its own answer; what the twin, alone, writes itself, its likeliest word at
-            each step; what an earlier model has written (`l2r_partner_labels`, `r2l_partner_labels`); or nothing: then
+            each step; what an earlier model has written (`l2r_partner_ids`, `r2l_partner_ids`); or nothing: then
             both write alone, and only their titles are ranked together.
         twin_memory (`"hidden"` or `"features"`): What the right-to-left side reads of its twin: its hidden states
             (symmetric), or its concatenated features (the reference's quirk). Left-to-right reads hidden states.

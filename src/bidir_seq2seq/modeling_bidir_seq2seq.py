@@ -927,8 +927,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         encoder_input_ids: torch.LongTensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         encoder_positions: torch.LongTensor | None = None,
-        l2r_partner_labels: torch.LongTensor | None = None,
-        r2l_partner_labels: torch.LongTensor | None = None,
+        l2r_partner_ids: torch.LongTensor | None = None,
+        r2l_partner_ids: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> BidirSeq2SeqLMOutput:
         """As [`BidirSeq2SeqModel.forward`], which also takes `kwargs`, and further:
@@ -940,7 +940,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
                 is read, as by BART.
             encoder_input_ids, encoder_attention_mask, encoder_positions: `[B, P]`, `[B, P]` and `[B, S]`, for a
                 pretrained encoder, see [`Encoder.forward`].
-            l2r_partner_labels, r2l_partner_labels: `[B, P]` and `[B, Q]`, what an earlier model wrote of each document
+            l2r_partner_ids, r2l_partner_ids: `[B, P]` and `[B, Q]`, what an earlier model wrote of each document
                 from either side, as `labels`; a row without any has no partner. Read in training where
                 `twin_partner="written"`, and of no meaning elsewhere.
             **kwargs: Also what [`loss_and_logits`] knows, such as `skip_logits`.
@@ -948,7 +948,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         Raises:
             ValueError: On contradictory or missing inputs, and on labels outside the vocabulary (checked on CPU).
         """
-        before = (l2r_partner_labels, r2l_partner_labels)
+        before = (l2r_partner_ids, r2l_partner_ids)
         encoder_outputs = self.model.encode(
             input_ids,
             attention_mask,
@@ -1070,7 +1070,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         """What an earlier model has written, `[B, P]` of each direction, for the rows `keeps` `[R]`."""
         shown, documents = [], len(encoder_outputs.last_hidden_state)
         for direction, labels in zip(self.directions, before):
-            name = f"{direction.name}_partner_labels"
+            name = f"{direction.name}_partner_ids"
             if labels is None:
                 raise ValueError(
                     f"twin_partner='written' without {name}: give what an earlier model wrote of these documents "

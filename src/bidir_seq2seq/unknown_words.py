@@ -15,8 +15,9 @@ from transformers import BatchEncoding, DataCollatorForSeq2Seq, PreTrainedTokeni
 from .directions_bidir_seq2seq import IGNORE_INDEX
 from .encoders_bidir_seq2seq import PIECE_INPUTS
 
-# What an earlier model wrote of each document, as the model's `forward` takes it.
-PARTNER_INPUTS = ("l2r_partner_labels", "r2l_partner_labels")
+# What an earlier model wrote of each document, as the model's `forward` takes it. A Trainer takes every argument of it
+# with "label" in its name for one without which nothing is validated.
+PARTNER_INPUTS = ("l2r_partner_ids", "r2l_partner_ids")
 
 
 def extend_ids(
