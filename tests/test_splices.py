@@ -10,7 +10,7 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from bidir_seq2seq import generation_bidir_seq2seq
+from bidir_seq2seq import generation_bidir_seq2seq, splices_bidir_seq2seq
 from bidir_seq2seq.output_bidir_seq2seq import IMPOSSIBLE
 from bidir_seq2seq.ranking_bidir_seq2seq import consensus
 from bidir_seq2seq.splices_bidir_seq2seq import LENDERS, SPLICES, may_be_written, splices_of, with_splices
@@ -64,6 +64,17 @@ def test_all_that_fits_together_is_found_once():
         number += len(mine)
     assert number > 10 and found.exists.any(0).all()
     assert (written[found.exists][:, 0] == START).all()
+
+
+def test_documents_may_be_compared_one_by_one(monkeypatch):
+    sequences, exists = random_titles(), torch.ones(4, 5, dtype=torch.bool)
+    lenders = torch.tensor([[0, 1]] * 4), torch.tensor([[2, 3, 4]] * 4)
+    together = splices_of(sequences, exists, *lenders, PAD)
+    monkeypatch.setattr(splices_bidir_seq2seq, "COMPARED_TOGETHER", 1)
+    alone = splices_of(sequences, exists, *lenders, PAD)
+    assert together.exists.any() and all(
+        torch.equal(a, b) for a, b in zip(vars(together).values(), vars(alone).values())
+    )
 
 
 def test_where_nothing_fits_there_are_none():

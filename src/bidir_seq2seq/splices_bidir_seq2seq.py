@@ -25,6 +25,8 @@ from .search_bidir_seq2seq import forbidden_tokens, select
 LENDERS, SPLICES = 8, 16
 # So many words in common make a seam: of a single one, or of a piece of a word, titles come that nobody would write.
 SEAM = 2
+# So many pairs of words are compared at a time: of long titles there are many.
+COMPARED_TOGETHER = 1 << 24
 # Of so many of the best it is looked at whether they may be written, which takes a row of the vocabulary for each.
 LOOKED_AT = 64
 
@@ -109,13 +111,7 @@ def splices_of(
     left, right = (
         select(titles, side.clamp(min=0)).masked_fill((side < 0)[..., None], pad_id) for side in (heads, tails)
     )
-    same = (left[:, :, None, :, None] == right[:, None, :, None]) & (left != pad_id)[:, :, None, :, None]
-    # Any other place within the words in common gives the same title.
-    seams = same.clone()
-    seams[..., 1:, 1:] &= ~same[..., :-1, :-1]
-    for further in range(1, SEAM):
-        seams &= F.pad(same[..., further:, further:], (0, further, 0, further))
-    document, head, tail, kept, skipped = seams.nonzero().unbind(1)
+    document, head, tail, kept, skipped = _seams(left, right, pad_id).unbind(1)
     # The n-th of its document, which come one after the other.
     counts = document.bincount(minlength=len(titles))
     place = torch.arange(len(document), device=document.device) - (counts.cumsum(0) - counts)[document]
@@ -127,6 +123,24 @@ def splices_of(
     words = found.sequences(sequences, pad_id)[:, :, 1:].masked_fill(~found.exists[..., None], pad_id)
     found.exists &= _are_first(torch.cat([titles, words], dim=1))[:, titles.shape[1] :]
     return found.those_that_exist()
+
+
+def _seams(left: torch.Tensor, right: torch.Tensor, pad_id: int) -> torch.Tensor:
+    """`[n, 5]`: of each seam its document, which of `left` and of `right` `[B, K, T]` it joins, and where in each."""
+    together = max(1, COMPARED_TOGETHER // (left[0].numel() * right[0].numel()))
+    found = []
+    for first in range(0, len(left), together):
+        heads, tails = left[first : first + together], right[first : first + together]
+        same = (heads[:, :, None, :, None] == tails[:, None, :, None]) & (heads != pad_id)[:, :, None, :, None]
+        # Any other place within the words in common gives the same title.
+        seams = same.clone()
+        seams[..., 1:, 1:] &= ~same[..., :-1, :-1]
+        for further in range(1, SEAM):
+            seams &= F.pad(same[..., further:, further:], (0, further, 0, further))
+        places = seams.nonzero()
+        places[:, 0] += first
+        found.append(places)
+    return torch.cat(found)
 
 
 def _are_first(titles: torch.Tensor) -> torch.Tensor:
