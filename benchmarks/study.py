@@ -98,17 +98,13 @@ FOLDS = {"two-stage": 2, "two-stage-leaking": 1}
 TAUGHT_BY = {"distilled": "alone-own", "distilled-drawn": "alone-own"}
 # How the teacher writes for a recipe, or of a data set: else in the best way that is not much slower than others.
 TEACHES_BY = {"distilled-drawn": "l2r+r2l, drawn", "multi30k_en_de": "l2r+r2l, joint"}
+# As many titles as two directions draw.
+BY_ITSELF = {"num_beams": 3, "ranking": "consensus", "consensus_samples": 64}
 ALONE = {
     "l2r beam 3": {"num_beams": 3},
     "l2r beam 10": {"num_beams": 10},
-    # As many titles as two directions draw.
-    "l2r, drawn": {"num_beams": 3, "proposals": "l2r+drawn", "ranking": "consensus", "consensus_samples": 64},
-    "l2r, spliced": {
-        "num_beams": 3,
-        "proposals": "l2r+drawn+spliced",
-        "ranking": "consensus",
-        "consensus_samples": 64,
-    },
+    "l2r, drawn": {**BY_ITSELF, "proposals": "l2r+drawn"},
+    "l2r, spliced": {**BY_ITSELF, "proposals": "l2r+drawn+spliced"},
 }
 DRAWN = {"proposals": "l2r+r2l+drawn", "consensus_samples": 32}
 SPLICED = {**DRAWN, "proposals": "l2r+r2l+drawn+spliced"}

@@ -60,6 +60,22 @@ def write_rows(path, rows):
     return str(path)
 
 
+def kill_at_title(number, run, monkeypatch):
+    """Runs something, and ends it where so many titles have been written."""
+    written = []
+
+    def dies(*args, original=distil.as_lines):
+        written.append(1)
+        if len(written) == number:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distil, "as_lines", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+
+
 @pytest.fixture
 def run(teacher, pairs, tmp_path):
     """Runs the command on the pairs; returns what it printed of its folder: titles, and pairs as tuples."""
@@ -118,18 +134,7 @@ def test_the_student_loads_and_writes(run, tmp_path):
 @pytest.mark.e2e
 def test_it_goes_on_after_a_kill_to_the_same_pairs(run, tmp_path, monkeypatch):
     titles, learned = run("whole")
-    written = []
-
-    def dies(*args, original=distil.as_lines):
-        written.append(1)
-        if len(written) == 50:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(distil, "as_lines", dies)
-        with pytest.raises(KeyboardInterrupt):
-            run("killed")
+    kill_at_title(50, lambda: run("killed"), monkeypatch)
     partial = tmp_path / "killed" / f"{distil.TITLES}.partial"
     assert partial.read_text().count("\n") == 32
     with open(partial, "ab") as file:

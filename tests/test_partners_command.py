@@ -5,6 +5,7 @@ import random
 
 import pytest
 from conftest import tiny_model
+from test_distil import kill_at_title, write_rows
 from test_training import RUN, TINY
 from transformers import AutoModelForSeq2SeqLM
 
@@ -16,11 +17,6 @@ from bidir_seq2seq.tokenization import build_char_tokenizer
 from bidir_seq2seq.unknown_words import TitleCollator
 
 SETTINGS = {**TINY, **RUN, "max_steps": 2, "save_steps": 2, "report": False, "min_frequency": 1}
-
-
-def write_rows(path, rows) -> str:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 def read_rows(path) -> list[dict]:
@@ -72,18 +68,7 @@ def test_each_title_is_by_a_model_that_has_not_learned_it(run, pairs, tmp_path, 
 @pytest.mark.e2e
 def test_it_goes_on_after_a_kill_to_the_same_rows(run, tmp_path, monkeypatch):
     rows = run("whole")
-    written = []
-
-    def dies(*args, original=distil.as_lines):
-        written.append(1)
-        if len(written) == 65:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(distil, "as_lines", dies)
-        with pytest.raises(KeyboardInterrupt):
-            run("killed")
+    kill_at_title(65, lambda: run("killed"), monkeypatch)
     assert run("killed") == rows
     # What is finished is not written again.
     monkeypatch.setattr(distil, "load_model_and_tokenizer", None)

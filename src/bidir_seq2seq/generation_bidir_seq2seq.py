@@ -807,8 +807,8 @@ class BidirSeq2SeqGenerationMixin:
         def others(limits: torch.LongTensor) -> torch.LongTensor:
             if not titles:
                 # A document's rows in the searches have the same ones.
-                found = drawn or [draw(own, limits.view(rows, -1).amax(1)) for own in directions]
-                titles.append(_pooled(found, pad_id)["sequences"])
+                longest = limits.view(rows, -1).amax(1)
+                titles.append(_pooled([draw(own, longest) for own in directions], pad_id)["sequences"])
             return titles[0].repeat_interleave(len(limits) // rows, dim=0)
 
         def candidates_of(sequences: torch.LongTensor, scores: torch.Tensor) -> Candidates:
@@ -823,6 +823,9 @@ class BidirSeq2SeqGenerationMixin:
 
         runs = [*runs, *drawn]
         pool = _pooled(runs, pad_id)
+        if drawn:
+            # They are the last of the pool.
+            titles.append(pool["sequences"][:, -sum(found.scores.shape[1] for found in drawn) :])
         if SPLICED in names:
             # Scores are not asked for.
             pool = with_splices(pool, lambda them: consensus(candidates_of(them, them)), obeys, pad_id)

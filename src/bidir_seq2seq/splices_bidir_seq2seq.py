@@ -65,12 +65,11 @@ class Splices:
     def pool(self, pool: Pool, pad_id: int) -> Pool:
         """They as a pool: each token with what was recorded of it; the score is the mean of both titles' own, and the
         writer that of the beginning."""
-        lenders = [{name: select(pool[name], side) for name in pool} for side in (self.heads, self.tails)]
-        scores = (lenders[0]["own_scores"] + lenders[1]["own_scores"]) / 2
+        scores = (select(pool["own_scores"], self.heads) + select(pool["own_scores"], self.tails)) / 2
         found = {
             "sequences": self.sequences(pool["sequences"], pad_id),
             "own_scores": scores.masked_fill(~self.exists, IMPOSSIBLE),
-            "from_right": lenders[0]["from_right"],
+            "from_right": select(pool["from_right"], self.heads),
         }
         for name in pool.keys() & TOKEN_DIMS.keys() - found.keys():
             values = pool[name].movedim(TOKEN_DIMS[name], 2)

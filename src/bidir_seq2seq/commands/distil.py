@@ -291,16 +291,16 @@ def write_training_pairs(sources: Sources, titles: Path, pairs: str, output_dir:
     gold = sources.gold if pairs == "gold+pseudo" else sources.gold.select([])
     empty = 0
 
-    def pseudo() -> Iterator[tuple[str, str]]:
+    def pseudo() -> Iterator[dict[str, str]]:
         nonlocal empty
         with open(titles, encoding="utf-8", newline="\n") as lines:
             for source, line in zip(sources, lines, strict=True):
                 title = line.rstrip("\n")
                 empty += not title
                 if title:
-                    yield source, title
+                    yield {"source": source, "target": title}
 
-    number = write_rows(output_dir / PAIRS, _as_rows(chain(_texts(gold), pseudo()))) - len(gold)
+    number = write_rows(output_dir / PAIRS, chain(rows_of(gold), pseudo())) - len(gold)
     if number == 0:
         raise ValueError(f"all {empty} pseudo-titles in {titles} are empty: use another teacher")
     logger.warning(
@@ -310,13 +310,10 @@ def write_training_pairs(sources: Sources, titles: Path, pairs: str, output_dir:
     return output_dir / PAIRS
 
 
-def _texts(pairs: Dataset) -> Iterator[tuple[str, str]]:
+def rows_of(pairs: Dataset) -> Iterator[dict[str, str]]:
+    """The pairs, one at a time, an empty text where there is none."""
     columns = (column_of(pairs, name) for name in ("source", "target"))
-    return ((source or "", target or "") for source, target in zip(*columns))
-
-
-def _as_rows(pairs: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
-    return ({"source": source, "target": target} for source, target in pairs)
+    return ({"source": source or "", "target": target or ""} for source, target in zip(*columns))
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, str | None]]) -> int:
@@ -356,7 +353,7 @@ def distil(
     files: dict[str, Any] = {"train_file": [str(write_training_pairs(sources, titles, args.pairs, output_dir))]}
     if sources.validation is not None:
         # All pairs have the columns of ours.
-        write_rows(output_dir / VALIDATION, _as_rows(_texts(sources.validation)))
+        write_rows(output_dir / VALIDATION, rows_of(sources.validation))
         files["validation_file"] = [str(output_dir / VALIDATION)]
     return train(model_args, DataArguments(**files, **limits_of(data_args)), training_args)
 

@@ -34,6 +34,7 @@ from .distil import (
     given_pairs,
     limits_of,
     refuse_processes,
+    rows_of,
     write_pseudo_titles,
     write_rows,
 )
@@ -93,7 +94,7 @@ def write_partners(
     if len(gold) < 2 * args.num_folds:
         raise ValueError(f"num_folds={args.num_folds} for {len(gold)} pairs leaves too few in a fold: use fewer folds")
     if validation is not None:
-        write_rows(output_dir / VALIDATION, _rows(validation))
+        write_rows(output_dir / VALIDATION, rows_of(validation))
     # Which decoders never read each other is quickest, and each of them writes alone.
     model_args = replace(model_args, decoder_directions="both", twin_partner=model_args.twin_partner or "none")
     titles = {}
@@ -102,7 +103,7 @@ def write_partners(
         folder.mkdir(exist_ok=True)
         logger.warning(f"fold {fold + 1} of {args.num_folds}")
         learned = [row for row in range(len(gold)) if row % args.num_folds != fold or args.num_folds == 1]
-        write_rows(folder / PAIRS, _rows(gold.select(learned)))
+        write_rows(folder / PAIRS, rows_of(gold.select(learned)))
         files: dict[str, Any] = {"train_file": [str(folder / PAIRS)]}
         if validation is not None:
             files["validation_file"] = [str(output_dir / VALIDATION)]
@@ -113,11 +114,6 @@ def write_partners(
         for column in PARTNER_COLUMNS:
             titles[fold, column] = _write_fold(args, folder, documents, column)
     return _merge(args.num_folds, gold, titles, output_dir)
-
-
-def _rows(pairs: Dataset) -> Iterator[dict[str, str | None]]:
-    columns = (column_of(pairs, name) for name in ("source", "target"))
-    return ({"source": source, "target": target} for source, target in zip(*columns))
 
 
 def _write_fold(args: PartnerArguments, folder: Path, documents: Dataset, column: str) -> Path:
@@ -139,12 +135,12 @@ def _merge(num_folds: int, gold: Dataset, titles: dict[tuple[int, str], Path], o
     lines = {place: path.read_text(encoding="utf-8").split("\n")[:-1] for place, path in titles.items()}
     is_true = dict.fromkeys(PARTNER_COLUMNS, 0)
 
-    def rows() -> Iterator[dict[str, str | None]]:
-        for number, row in enumerate(_rows(gold)):
+    def rows() -> Iterator[dict[str, str]]:
+        for number, row in enumerate(rows_of(gold)):
             fold, place = number % num_folds, number // num_folds
             written = {column: lines[fold, column][place] for column in PARTNER_COLUMNS}
             for column, title in written.items():
-                is_true[column] += title == " ".join((row["target"] or "").split())
+                is_true[column] += title == " ".join(row["target"].split())
             yield {**row, **written}
 
     number = write_rows(output_dir / PAIRS, rows())
