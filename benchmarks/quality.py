@@ -119,12 +119,22 @@ OURS = {
     "default": {},
     "l2r": {"decoding_direction": "l2r", "num_beams": 3},
     # As many as twins draw together.
-    "l2r, drawn": {"decoding_direction": "l2r", "ranking": "consensus", "consensus_samples": 32, "num_beams": 3},
+    "l2r, drawn": {
+        "decoding_direction": "l2r",
+        "proposals": "l2r+drawn",
+        "ranking": "consensus",
+        "consensus_samples": 32,
+        "num_beams": 3,
+    },
 }
+SPLICED = {"proposals": "l2r+r2l+drawn+spliced", "num_beams": 3}
 TWINS = {
     **OURS,
     "l2r+r2l, joint": {"proposals": "l2r+r2l", "ranking": "joint", "num_beams": 3},
     "l2r+r2l, drawn": {"proposals": "l2r+r2l+drawn", "ranking": "consensus", "num_beams": 3},
+    "l2r+r2l, spliced": {**SPLICED, "ranking": "consensus"},
+    # Four times as many, and how probable they are to both directions.
+    "spliced, 64 each": {**SPLICED, "consensus_samples": 64, "ranking": {"consensus": 1, "l2r": 0.05, "r2l": 0.05}},
 }
 # Of ours those of twins are left out where there are none.
 WAYS: dict[str, dict[str, dict]] = {

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import random_pairs, tiny_model
 from datasets import Dataset
+from transformers import BartConfig, BartForConditionalGeneration
 
 from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
 from bidir_seq2seq.commands.tune import main
@@ -22,7 +23,7 @@ from bidir_seq2seq.rank_tuning import (
     tune_ranking,
     write_candidates,
 )
-from bidir_seq2seq.ranking_bidir_seq2seq import FEATURES, RANKING_RULES
+from bidir_seq2seq.ranking_bidir_seq2seq import FEATURES, RANKING_RULES, features_of
 from bidir_seq2seq.titles import write_titles
 from bidir_seq2seq.tokenization import build_char_tokenizer
 
@@ -101,15 +102,22 @@ def test_weights_of_a_direction_alone_need_one_that_has_learned_it():
 
 
 @pytest.mark.parametrize("metric", ["rougeL", "bleu", "wer"])
-def test_a_pool_knows_what_each_choice_of_weights_would_write(saved, metric):
+@pytest.mark.parametrize("directions", ["both", "l2r", "r2l"])
+def test_a_pool_knows_what_each_choice_of_weights_would_write(saved, metric, directions):
     _, model, tokenizer, pairs = saved
     settings = {"proposals": "l2r+r2l+both", "num_beams": 3}
+    if directions != "both":
+        torch.manual_seed(2)
+        model = tiny_model(vocab_size=len(tokenizer), use_copy=True, decoder_directions=directions)
+        model.generation_config.update(max_length=8, num_beams=3)
+        settings["proposals"] = f"{directions}+drawn+spliced"
     pool = write_candidates(model, tokenizer, pairs, metric, batch_size=7, **settings)
     kept = [index for index in range(len(pairs)) if pairs["source"][index] and pairs["target"][index]]
     assert len(pool.scores) == len(kept) == 31
     documents = [pairs["source"][index] for index in kept]
     references = [pairs["target"][index] for index in kept]
-    titles = write_titles(model, tokenizer, documents, ranking=WEIGHTS, **settings)
+    weights = {name: WEIGHTS[name] for name in features_of(directions)}
+    titles = write_titles(model, tokenizer, documents, ranking=weights, **settings)
     texts = [candidates[0].text for candidates in titles]
     if metric == "rougeL":
         expected = pair_scores(texts, references)["rougeL"]
@@ -117,7 +125,7 @@ def test_a_pool_knows_what_each_choice_of_weights_would_write(saved, metric):
         expected = bleu_counts(texts, references)
     else:
         expected = [pronunciation_scores([text], [one])["wer"] for text, one in zip(texts, references)]
-    np.testing.assert_allclose(pool.chosen(np.array([WEIGHTS[name] for name in FEATURES])), expected)
+    np.testing.assert_allclose(pool.chosen(pool.vector(WEIGHTS)), expected)
     # And what the model would write without being told how.
     as_it_is = [candidates[0].text for candidates in write_titles(model, tokenizer, documents)]
     assert as_it_is != texts
@@ -143,7 +151,7 @@ def pool_that_wants_short_titles(pairs: int = 200) -> CandidatePool:
     lengths = np.array([generator.permutation(np.arange(5, 9)) for _ in range(pairs)])
     features[..., list(FEATURES).index("length")] = lengths
     scores = 100.0 * (lengths == 5)
-    return CandidatePool(features, np.ones((pairs, 4), dtype=bool), scores, scores[:, 0], "rougeL")
+    return CandidatePool(tuple(FEATURES), features, np.ones((pairs, 4), dtype=bool), scores, scores[:, 0], "rougeL")
 
 
 def test_what_helps_is_found_and_said_of_other_pairs():
@@ -153,7 +161,7 @@ def test_what_helps_is_found_and_said_of_other_pairs():
     assert found.before == pytest.approx(pool.written.mean())
     # Weights on a log scale of 0.003 to 0.3 a token, beside likelihoods of about 1: not all of it can be won.
     assert found.tuned > found.before + 10 and found.difference.low > 0 and found.is_better
-    errors = CandidatePool(pool.features, pool.exists, 100 - pool.scores, 100 - pool.written, "wer")
+    errors = CandidatePool(pool.names, pool.features, pool.exists, 100 - pool.scores, 100 - pool.written, "wer")
     fewer = tune_ranking(errors, num_trials=500)
     assert fewer.weights == found.weights and fewer.tuned == pytest.approx(100 - found.tuned) and fewer.is_better
 
@@ -162,12 +170,12 @@ def test_chance_is_not_taken_for_a_gain():
     pool = pool_that_wants_short_titles()
     scores = np.random.default_rng(1).permuted(pool.scores, axis=1)
     # What stands first is as good as any.
-    noise = CandidatePool(pool.features, pool.exists, scores, scores[:, 0], "rougeL")
+    noise = CandidatePool(pool.names, pool.features, pool.exists, scores, scores[:, 0], "rougeL")
     everything = np.arange(len(noise.scores))
     # On the pairs they are chosen on, the best of many weights always look better than the plain ones, which stay.
     generator = np.random.default_rng(0)
-    best = max(noise.value(random_weights(generator), everything) for _ in range(500))
-    plain = [noise.value(weights, everything) for weights in PLAIN]
+    best = max(noise.value(noise.vector(random_weights(generator)), everything) for _ in range(500))
+    plain = [noise.value(noise.vector(weights), everything) for weights in PLAIN]
     assert best > max(plain) and noise.value(choose_weights(noise, everything), everything) == max(plain)
     found = tune_ranking(noise)
     assert found.difference.low < 0 < found.difference.high and not found.is_better
@@ -224,14 +232,45 @@ def test_the_command_keeps_weights_that_help(saved, monkeypatch, capsys):
     assert found["tuned"] != expected["both"]
 
 
-def test_one_direction_has_nothing_to_weigh(saved, tmp_path):
-    folder, _, tokenizer, _ = saved
-    tiny_model(vocab_size=len(tokenizer), decoder_directions="l2r").save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="this model writes 'l2r' only"):
-        main([str(tmp_path), "--validation_file", str(folder / "validation.jsonl")])
+def test_one_direction_keeps_what_helps_too(saved, tmp_path, monkeypatch, capsys):
+    folder, _, tokenizer, pairs = saved
+    torch.manual_seed(1)
+    model = tiny_model(vocab_size=len(tokenizer), decoder_directions="l2r")
+    model.generation_config.update(max_length=8, num_beams=3)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "validation.jsonl").write_bytes((folder / "validation.jsonl").read_bytes())
+    monkeypatch.setattr("bidir_seq2seq.rank_tuning.TunedRanking.is_better", False)
+    command(tmp_path)
+    assert "--proposals l2r+drawn+spliced" in capsys.readouterr().out
+    monkeypatch.setattr("bidir_seq2seq.rank_tuning.TunedRanking.is_better", True)
+    command(tmp_path, "--proposals", "l2r+drawn+spliced", "--consensus_samples", "5")
+    again = BidirSeq2SeqForConditionalGeneration.from_pretrained(tmp_path / "model").eval()
+    kept = again.generation_config
+    assert kept.proposals == "l2r+drawn+spliced" and "r2l" not in kept.ranking and kept.ranking
+    stored = {"ranking": kept.ranking, "proposals": "l2r+drawn+spliced", "consensus_samples": 5}
+    found = predict(again, tokenizer, pairs, ["tuned", "l2r", "consensus"], progress=False)
+    titles = write_titles(model, tokenizer, pairs["source"], **stored)
+    assert found["tuned"] == [candidates[0].text for candidates in titles]
+    # What is stored changes no other system, and neither samples nor what has been asked to write plainly.
+    expected = predict(model, tokenizer, pairs, ["l2r"], progress=False)
+    expected |= predict(model, tokenizer, pairs, ["consensus"], consensus_samples=5, progress=False)
+    assert {name: found[name] for name in expected} == expected and found["tuned"] != expected["l2r"]
+    input_ids, _ = random_pairs(vocab_size=len(tokenizer))
+    for settings in ({"do_sample": True, "num_beams": 1}, {"ranking": "own"}):
+        torch.manual_seed(0)
+        plain = model.generate(input_ids, **settings)
+        torch.manual_seed(0)
+        assert torch.equal(again.generate(input_ids, **settings), plain)
+
+
+def test_what_has_no_weights_is_refused(saved, tmp_path):
+    _, _, tokenizer, pairs = saved
+    bart = BartForConditionalGeneration(BartConfig(vocab_size=len(tokenizer), d_model=16, encoder_layers=1))
+    with pytest.raises(ValueError, match="only a model of this library ranks by weights, not 'bart'"):
+        write_candidates(bart, tokenizer, pairs)
     leaking = tiny_model(vocab_size=len(tokenizer), twin_dropout=0.0)
     with pytest.raises(ValueError, match="have not learned to write alone"):
-        write_candidates(leaking, tokenizer, saved[3])
+        write_candidates(leaking, tokenizer, pairs)
     with pytest.raises(ValueError, match="is no folder that the ranking could be kept in"):
-        main(["somebody/model", "--validation_file", str(folder / "validation.jsonl")])
+        main(["somebody/model", "--validation_file", str(tmp_path / "validation.jsonl")])

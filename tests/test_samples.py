@@ -302,9 +302,13 @@ def test_a_model_of_one_direction_can_have_consensus_as_its_own(num_beams):
     model.generation_config.ranking = "consensus"
     assert torch.equal(model.generate(input_ids, **asked), chosen)
     assert torch.equal(model.generate(input_ids, **asked, ranking="own"), searched)
-    for settings in ({"do_sample": True}, {"use_cache": False}, {"decoder_input_ids": torch.full((3, 2), 5)}):
+    for settings in ({"use_cache": False}, {"decoder_input_ids": torch.full((3, 2), 5)}):
         with pytest.raises(ValueError, match="leave it out when sampling|given beginning"):
             model.generate(input_ids[:3], **asked, **settings)
+    # Nobody has asked for both at once, unless it is said here.
+    assert len(model.generate(input_ids, **asked, do_sample=True)) == len(input_ids)
+    with pytest.raises(ValueError, match="of one direction, or what is drawn, goes with searching alone"):
+        model.generate(input_ids, **asked, do_sample=True, ranking="consensus")
     # What twins have stored is meant for both.
     model = tiny_model(vocab_size=24)
     searched = model.generate(input_ids, **asked, decoding_direction="l2r")
@@ -312,15 +316,41 @@ def test_a_model_of_one_direction_can_have_consensus_as_its_own(num_beams):
     assert torch.equal(model.generate(input_ids, **asked, decoding_direction="l2r"), searched)
 
 
-def test_one_direction_that_draws_nothing_has_no_consensus():
+@pytest.mark.parametrize("directions", ["both", "l2r"])
+def test_one_direction_that_draws_nothing_compares_its_candidates(directions):
+    model = tiny_model(vocab_size=24, decoder_directions=directions)
+    input_ids, _ = random_pairs()
+    seen = []
+
+    def ranking(candidates):
+        # It knows nothing of the other direction, whose titles and thoughts are not asked for.
+        assert set(candidates.log_probs) == {"l2r"}
+        seen.append(candidates)
+        return candidates.scores
+
+    asked = {"num_beams": 3, "max_length": 7, "decoding_direction": "l2r"}
+    searched = model.generate(input_ids, **asked)
+    asked["consensus_samples"] = 0
+    assert torch.equal(model.generate(input_ids, **asked, ranking=ranking), searched)
+    sequences, log_probs = seen[0].sequences, seen[0].log_probs["l2r"]
+    output = model.generate(input_ids, **asked, ranking="consensus", return_dict_in_generate=True)
+    twice = Candidates(sequences, seen[0].scores, PAD, 1.0, judge=lambda labels: {"l2r": log_probs, "r2l": log_probs})
+    scores, order = twice.ranked("consensus")
+    best = sequences.gather(1, order[:, :1, None].expand(-1, 1, sequences.shape[2]))[:, 0]
+    assert titles_of(output.sequences[None])[0] == titles_of(best[None])[0]
+    torch.testing.assert_close(output.sequences_scores, scores[:, 0])
+
+
+@pytest.mark.parametrize("ranking", ["joint", {"own": 1, "r2l": 0.5}])
+def test_one_direction_knows_nothing_of_the_other(ranking):
     input_ids, _ = random_pairs()
     for model in (tiny_model(), tiny_model(decoder_directions="l2r")):
-        with pytest.raises(ValueError, match="ranking='consensus' needs decoding_direction='both'"):
-            model.generate(input_ids, decoding_direction="l2r", ranking="consensus", consensus_samples=0)
-        with pytest.raises(ValueError, match="ranking='joint' needs decoding_direction='both'"):
-            model.generate(input_ids, decoding_direction="l2r", ranking="joint")
+        with pytest.raises(ValueError, match=f"ranking={ranking!r} needs decoding_direction='both'"):
+            model.generate(input_ids, decoding_direction="l2r", ranking=ranking)
         with pytest.raises(ValueError, match="proposals='r2l\\+drawn' needs decoding_direction='both'"):
             model.generate(input_ids, decoding_direction="l2r", proposals="r2l+drawn")
+        with pytest.raises(ValueError, match="'r2' must be one of own, l2r, r2l"):
+            model.generate(input_ids, decoding_direction="l2r", ranking={"r2": 1})
 
 
 def test_words_outside_the_vocabulary_are_drawn():

@@ -124,10 +124,13 @@ def processes() -> PartialState:
 def systems_of(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     """All systems that a model can run, and how `generate` is told to."""
     direction = model.config.decoder_directions
+    tuned = {"tuned": SYSTEMS["tuned"]} if isinstance(model.generation_config.ranking, Mapping) else {}
     if direction != "both":
-        return {"lead": {}, direction: SYSTEMS[direction], "consensus": {"ranking": "consensus"}}
+        # What the model has stored is for "tuned" alone.
+        plain, compared = {"ranking": "own"}, {"ranking": "consensus", "proposals": f"{direction}+drawn+spliced"}
+        return {"lead": {}, direction: SYSTEMS[direction] | plain, "consensus": compared, **tuned}
     missing = {"joint", "consensus"} if model.config.twin_dropout == 0 else set()
-    if not isinstance(model.generation_config.ranking, Mapping):
+    if not tuned:
         missing.add("tuned")
     found = {name: settings for name, settings in SYSTEMS.items() if name not in missing}
     # What a tuned model has stored proposes for "tuned" alone.

@@ -40,7 +40,7 @@ from .directions_bidir_seq2seq import Direction, check_ids, directions_of
 from .kernels_bidir_seq2seq import is_read_at_once
 from .output_bidir_seq2seq import NextTokens, Shortlist
 from .proposals_bidir_seq2seq import DRAWN, SPLICED, WITH_SAMPLES, Found, Pool, merged, proposers_of, searches_of
-from .ranking_bidir_seq2seq import Candidates, asks_alone, asks_for_samples, consensus, rule_of
+from .ranking_bidir_seq2seq import Candidates, asks_alone, asks_for_samples, consensus, is_known_to, rule_of
 from .samples_bidir_seq2seq import DRAWN_TOGETHER, draw_titles, in_groups
 from .search_bidir_seq2seq import Beam, BeamHistory, StepRecords, forbidden_tokens, search, select
 from .splices_bidir_seq2seq import may_be_written, with_splices
@@ -185,7 +185,7 @@ class BidirSeq2SeqGenerationMixin:
             drawn at random by both directions, or by the only one (`consensus_samples`), the best and slowest. Or
             weights of `FEATURES`, such as `{"l2r": 0.4, "r2l": 0.6, "length": 0.02}`, which
             [`rank_tuning.tune_ranking`] finds, or a function from [`Candidates`] to their scores `[B, M]`. One
-            direction knows `"own"` and `"consensus"`.
+            direction knows `"own"`, `"consensus"`, and weights without the other's log-probability.
         consensus_samples (`int`): How many titles each direction draws for `"consensus"`; the same ones each time. 0:
             the candidates themselves are compared, each as often as `"joint"` finds it likely. Default: 16.
         joint_rescoring (`bool`): The same by its older name: `True` is `ranking="joint"`.
@@ -247,16 +247,17 @@ class BidirSeq2SeqGenerationMixin:
                 raise ValueError(f"ranking={wanted!r} disagrees with joint_rescoring={by_flag == 'joint'}: give one")
             wanted = by_flag
         direction, built = generation_config.decoding_direction, self.config.decoder_directions
-        # What one direction knows how to rank by; a model of both has stored what is meant for both.
-        alone = (None, "own", "consensus") if generation_config.consensus_samples else (None, "own")
-        if direction != "both" and wanted not in alone:
-            name = f"ranking={wanted!r}" if given.get("ranking") else "joint_rescoring"
-            raise ValueError(f"{name} needs decoding_direction='both', not {direction!r}")
+
         stored = [generation_config.ranking, "joint" if generation_config.joint_rescoring else "own"]
         if direction != "both":
-            stored = [rule for rule in stored if direction == built and rule in alone] + ["own"]
-        rule = next(rule for rule in (wanted, *stored) if rule is not None)
+            # A model of both has stored what is meant for both, and what one samples is not ranked.
+            is_meant = direction == built and not generation_config.do_sample
+            stored = [rule for rule in stored if rule is not None and is_known_to(rule, direction) and is_meant]
+        rule = next(rule for rule in (wanted, *stored, "own") if rule is not None)
         rule_of(rule)
+        if not is_known_to(rule, direction):
+            name = f"ranking={rule!r}" if given.get("ranking") else "joint_rescoring"
+            raise ValueError(f"{name} needs decoding_direction='both', not {direction!r}")
         if asks_alone(rule) and built == "both" and self.config.twin_dropout == 0:
             raise ValueError(
                 f"ranking={rule!r}, or joint_rescoring, needs directions that have learned to write alone, and this "
@@ -271,7 +272,9 @@ class BidirSeq2SeqGenerationMixin:
         compares = asks_for_samples(generation_config.ranking)
         if can_draw and compares:
             default = "+".join((default, *WITH_SAMPLES))
-        stored = generation_config.proposals if direction == "both" else None
+        # What one direction has stored belongs to the ranking beside it.
+        is_ranked = direction == self.config.decoder_directions and generation_config.ranking != "own"
+        stored = generation_config.proposals if direction == "both" or is_ranked else None
         asked = given.get("proposals") or stored or default
         names = proposers_of(asked)
         if not given.get("proposals") and not can_draw:
@@ -793,7 +796,8 @@ class BidirSeq2SeqGenerationMixin:
         `draw` gives others, for limits `[B]`; `obeys` says which of sequences `[B, n, L]` may be written.
         """
         pad_id, rows = self.config.pad_token_id, encoder_outputs.last_hidden_state.shape[0]
-        directions, drawn = directions_of(self.config, generation_config.decoding_direction), list[Found]()
+        direction, drawn = generation_config.decoding_direction, list[Found]()
+        directions = directions_of(self.config, direction)
         names = proposers_of(generation_config.proposals)
         if DRAWN in names:
             # What is longer than all that searches found takes longest, and has least in common with others.
@@ -817,7 +821,7 @@ class BidirSeq2SeqGenerationMixin:
                 scores,
                 pad_id,
                 generation_config.length_penalty,
-                judge=lambda labels: self.sequence_log_probs(encoder_outputs, labels),
+                judge=lambda labels: self.sequence_log_probs(encoder_outputs, labels, direction),
                 draw=others if generation_config.consensus_samples else None,
             )
 

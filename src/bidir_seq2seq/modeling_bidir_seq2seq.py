@@ -1174,26 +1174,33 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
 
     @torch.no_grad()
     def sequence_log_probs(
-        self, encoder_outputs: BidirSeq2SeqEncoderOutput, labels: torch.LongTensor
+        self,
+        encoder_outputs: BidirSeq2SeqEncoderOutput,
+        labels: torch.LongTensor,
+        decoding_direction: str | None = None,
     ) -> dict[str, torch.Tensor]:
         """Log-probability of given titles under each direction alone, the twin off; without gradients.
 
         Args:
             encoder_outputs: Of B documents.
             labels: `[R, T]` titles, R = B * G, each ending in the end id and padded with -100.
+            decoding_direction: Which directions: `"l2r"`, `"r2l"` or `"both"`. Default: the model's.
 
         Returns:
-            For each direction of the model, `[R]` natural log-probabilities of the whole title and its end.
+            For each direction, `[R]` natural log-probabilities of the whole title and its end.
         """
+        directions = directions_of(self.config, decoding_direction)
         labels = pack_labels(labels)
         documents = len(encoder_outputs.source_mask)
         if documents <= JUDGED_TOGETHER or not is_read_at_once(labels):
-            return self._judge(encoder_outputs, labels)
+            return self._judge(encoder_outputs, labels, directions)
         # With all others one long title would have the whole batch read to its length.
         titles = labels.unflatten(0, (documents, -1))
         lengths, order = (titles != IGNORE_INDEX).sum(2).amax(1).sort()
         judged = [
-            self._judge(encoder_outputs.select(some), titles[some, :, : max(int(longest[-1]), 1)].flatten(0, 1))
+            self._judge(
+                encoder_outputs.select(some), titles[some, :, : max(int(longest[-1]), 1)].flatten(0, 1), directions
+            )
             for some, longest in zip(order.split(JUDGED_TOGETHER), lengths.split(JUDGED_TOGETHER))
         ]
         back = order.argsort()
@@ -1202,10 +1209,12 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             for name in judged[0]
         }
 
-    def _judge(self, encoder_outputs: BidirSeq2SeqEncoderOutput, labels: torch.LongTensor) -> dict[str, torch.Tensor]:
+    def _judge(
+        self, encoder_outputs: BidirSeq2SeqEncoderOutput, labels: torch.LongTensor, directions: Sequence[Direction]
+    ) -> dict[str, torch.Tensor]:
         """As `sequence_log_probs`, of labels that are packed to the left, all at once."""
         words, log_probs = self.words(encoder_outputs), {}
-        for direction in self.directions:
+        for direction in directions:
             targets = direction.targets(labels)
             inputs = direction.decoder_inputs(targets)
             outputs = self.model(

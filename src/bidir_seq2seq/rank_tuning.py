@@ -4,12 +4,12 @@ The candidates of every pair are written once, with their features (`ranking_bid
 plain weights and random ones are tried on these numbers alone (Bergstra and Bengio 2012, "Random Search for
 Hyper-Parameter Optimization"). What the weights are worth is told by pairs that they were not chosen on.
 
-Letters: B documents of a batch, M candidates of each, P pairs, F features.
+Letters: B documents of a batch, M candidates of each, P pairs, F features that the model's directions know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from .metrics import (
 )
 from .output_bidir_seq2seq import IMPOSSIBLE
 from .pipeline import BidirSeq2SeqPipeline
-from .ranking_bidir_seq2seq import FEATURES, Candidates, joint
+from .ranking_bidir_seq2seq import FEATURES, Candidates, features_of, own
 from .titles import write_titles
 from .unknown_words import decode
 
@@ -40,10 +40,11 @@ if TYPE_CHECKING:
 # What can be tuned for, and whether more of it is better.
 METRICS = {"rougeL": True, "bleu": True, "wer": False}
 # Weights that others must do better than: as `ranking="joint"` and `"consensus"` weigh, and the latter with a little
-# of the former.
-PLAIN = [
-    np.array([weights.get(name, 0.0) for name in FEATURES])
-    for weights in ({"l2r": 0.5, "r2l": 0.5}, {"consensus": 1.0}, {"consensus": 1.0, "l2r": 0.05, "r2l": 0.05})
+# of the former. Where there is one direction, the other's are left out.
+PLAIN: list[dict[str, float]] = [
+    {"l2r": 0.5, "r2l": 0.5},
+    {"consensus": 1.0},
+    {"consensus": 1.0, "l2r": 0.05, "r2l": 0.05},
 ]
 
 
@@ -52,18 +53,24 @@ class CandidatePool:
     """What was written of each pair.
 
     Attributes:
-        features: `[P, M, F]`, in the order of `FEATURES`; 0 where there is no candidate.
+        names: The F features, some of `FEATURES`.
+        features: `[P, M, F]`, in the order of `names`; 0 where there is no candidate.
         exists: `[P, M]` bool.
         scores: `[P, M]` in percent; for BLEU `[P, M, 10]`, as for `metrics.bleu_of_counts`.
         written: `[P]` or `[P, 10]`, of what the model writes as it is.
         metric: Of `METRICS`.
     """
 
+    names: tuple[str, ...]
     features: np.ndarray
     exists: np.ndarray
     scores: np.ndarray
     written: np.ndarray
     metric: str
+
+    def vector(self, weights: Mapping[str, float]) -> np.ndarray:
+        """Weights by name as `[F]`; of what the model does not know there are none."""
+        return np.array([weights.get(name, 0.0) for name in self.names])
 
     def chosen(self, weights: np.ndarray) -> np.ndarray:
         """The scores, `[P]` or `[P, 10]`, of each pair's best candidate by some weights `[F]`."""
@@ -129,7 +136,7 @@ def write_candidates(
     """Writes all candidates of each pair, with their features and scores, and what the model writes as it is.
 
     Args:
-        model: A twin model that has learned to write alone; it stays where it is.
+        model: Of twins that have learned to write alone, or of one direction; it stays where it is.
         tokenizer: Its tokenizer.
         pairs: Held-out ones, as from `evaluation.load_test_pairs`; those without source or title are left out.
         metric: Of `METRICS`.
@@ -139,16 +146,17 @@ def write_candidates(
         **generate_kwargs: As for `generate`, of the candidates: `proposals`, `num_beams`, `length_penalty`, ...
 
     Raises:
-        ValueError: On another metric or kind of model, too few pairs, or as `generate` does.
+        ValueError: On another metric or library's model, twins that cannot write alone, too few pairs, or as
+            `generate` does.
     """
     if metric not in METRICS:
         raise ValueError(f"metric={metric!r} must be one of {', '.join(METRICS)}")
     config = model.config
-    # Another library's model writes from the left, too.
-    directions = getattr(config, "decoder_directions", "l2r")
-    if directions != "both":
-        raise ValueError(f"{config.name_or_path}: this model writes {directions!r} only: there is nothing to weigh")
-    if config.twin_dropout == 0:
+    if not hasattr(config, "decoder_directions"):
+        raise ValueError(
+            f"{config.name_or_path}: only a model of this library ranks by weights, not {config.model_type!r}"
+        )
+    if config.decoder_directions == "both" and config.twin_dropout == 0:
         raise ValueError(
             f"{config.name_or_path}: the directions of this model have not learned to write alone (twin_dropout=0), "
             "and what either thinks of a title means nothing: train with twin_dropout=0.5"
@@ -162,6 +170,7 @@ def write_candidates(
         raise ValueError(f"{len(rows)} pairs are too few to choose weights on: give some hundreds")
     sources = [source for source, _ in rows]
     as_it_is = write_titles(model, tokenizer, sources, batch_size, progress=progress, num_return_sequences=1)
+    names = features_of(config.decoder_directions)
     pipeline = BidirSeq2SeqPipeline(model=model, tokenizer=tokenizer, device=model.device)
     # Similar lengths pad less.
     order = sorted(range(len(rows)), key=lambda index: len(sources[index]), reverse=True)
@@ -170,14 +179,14 @@ def write_candidates(
         for first in range(0, len(order), batch_size):
             some = order[first : first + batch_size]
             inputs, words = pipeline.batch([sources[index] for index in some])
-            kept = _Kept()
+            kept = _Kept(names)
             model.generate(**inputs, **{**generate_kwargs, "ranking": kept})
             for index, rows_of, titles, known in zip(some, kept.features, kept.titles, words):
                 found[index] = rows_of, [decode(tokenizer, ids, known, config.vocab_size) for ids in titles]
             bar.update(len(some))
     most = max(len(texts) for _, texts in found.values())
     exists = np.array([[place < len(found[index][1]) for place in range(most)] for index in range(len(rows))])
-    features = np.zeros((*exists.shape, len(FEATURES)))
+    features = np.zeros((*exists.shape, len(names)))
     features[exists] = np.concatenate([found[index][0] for index in range(len(rows))])
     all_references = [references for _, references in rows]
     by_title = _scores_of(
@@ -189,13 +198,14 @@ def write_candidates(
     scores = np.zeros((*exists.shape, *by_title.shape[1:]))
     scores[exists] = by_title
     written = _scores_of([candidates[0].text for candidates in as_it_is], all_references, metric, tokenization)
-    return CandidatePool(features, exists, scores, written, metric)
+    return CandidatePool(names, features, exists, scores, written, metric)
 
 
 class _Kept:
-    """A ranking as `joint`, which keeps what it has seen of B documents.
+    """A ranking as the searches have it, which keeps what it has seen of B documents.
 
     Attributes:
+        names: Of the features that it keeps.
         features: Of each document those of its titles, `[n, F]`.
         titles: Of each document their ids. One that several searches have found is there as often.
     """
@@ -203,12 +213,15 @@ class _Kept:
     features: list[np.ndarray]
     titles: list[list[list[int]]]
 
+    def __init__(self, names: Sequence[str]):
+        self.names = names
+
     def __call__(self, candidates: Candidates) -> torch.Tensor:
-        features = torch.stack([feature(candidates) for feature in FEATURES.values()], dim=-1)
+        features = torch.stack([FEATURES[name](candidates) for name in self.names], dim=-1)
         exists = candidates.scores > IMPOSSIBLE
         self.features = [rows[mask].double().cpu().numpy() for rows, mask in zip(features, exists)]
         self.titles = [ids[mask].tolist() for ids, mask in zip(candidates.sequences, exists)]
-        return joint(candidates)
+        return own(candidates)
 
 
 def _scores_of(titles: list[str], references: list[list[str]], metric: str, tokenization: Tokenization) -> np.ndarray:
@@ -221,8 +234,8 @@ def _scores_of(titles: list[str], references: list[list[str]], metric: str, toke
     return np.array([found["wer"] for found in errors])
 
 
-def random_weights(generator: np.random.Generator) -> np.ndarray:
-    """Weights `[F]` to try: the two directions' add up to 1, about which the others are small or large."""
+def random_weights(generator: np.random.Generator) -> dict[str, float]:
+    """Weights to try: the two directions' add up to 1, about which the others are small or large."""
     weights = dict.fromkeys(FEATURES, 0.0)
     weights["l2r"] = generator.uniform()
     weights["r2l"] = 1 - weights["l2r"]
@@ -231,7 +244,7 @@ def random_weights(generator: np.random.Generator) -> np.ndarray:
         if generator.uniform() < 0.5:
             weights[name] = generator.choice([-1, 1]) * scale * 10 ** generator.uniform(-1, 1)
     weights["consensus"] = abs(weights["consensus"])
-    return np.array(list(weights.values()))
+    return weights
 
 
 def choose_weights(pool: CandidatePool, pairs: np.ndarray, num_trials: int = 2000, seed: int = 0) -> np.ndarray:
@@ -240,13 +253,13 @@ def choose_weights(pool: CandidatePool, pairs: np.ndarray, num_trials: int = 200
     Of so many some do better by chance, so they must do better than the plain ones beyond it (at 95 %).
     """
     generator = np.random.default_rng(seed)
-    tried = [random_weights(generator) for _ in range(num_trials)]
+    tried = [pool.vector(random_weights(generator)) for _ in range(num_trials)]
     values = [pool.value(weights, pairs) for weights in tried]
     # What the best have in common is less a matter of chance than the best one.
     best = sorted(range(len(tried)), key=lambda index: -values[index])[: max(1, num_trials // 100)]
     mean = np.mean([tried[index] for index in best], axis=0)
     found = max([mean, tried[best[0]]], key=lambda weights: pool.value(weights, pairs))
-    plain = max(PLAIN, key=lambda weights: pool.value(weights, pairs))
+    plain = max(map(pool.vector, PLAIN), key=lambda weights: pool.value(weights, pairs))
     gain = pool.difference(pool.chosen(found)[pairs], pool.chosen(plain)[pairs])
     return found if _is_gain(pool.metric, gain) else plain
 
@@ -272,7 +285,7 @@ def tune_ranking(pool: CandidatePool, num_trials: int = 2000, seed: int = 0) -> 
         chosen[tried_on] = pool.chosen(weights)[tried_on]
     weights = choose_weights(pool, everything, num_trials, seed)
     return TunedRanking(
-        {name: round(float(weight), 4) for name, weight in zip(FEATURES, weights) if round(float(weight), 4)},
+        {name: round(float(weight), 4) for name, weight in zip(pool.names, weights) if round(float(weight), 4)},
         pool.metric,
         pool.over(pool.written),
         pool.over(chosen),

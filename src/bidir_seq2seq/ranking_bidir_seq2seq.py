@@ -101,15 +101,15 @@ def consensus(candidates: Candidates) -> torch.Tensor:
     2004, "Minimum Bayes-Risk Decoding for Statistical Machine Translation").
 
     The mean of the F1 of the longest common subsequence, which is ROUGE-L, over titles that were drawn (Eikema and
-    Aziz 2020, "Is MAP Decoding All You Need?"); or, without any, over all candidates, each as often as `joint` finds
-    it likely.
+    Aziz 2020, "Is MAP Decoding All You Need?"); or, without any, over all candidates, each as often as the directions
+    find it likely.
     """
     words = candidates.labels.masked_fill(candidates.labels == IGNORE_INDEX, -1)
     if candidates.draw is not None:
         # What is longer than all candidates has no more in common with one than with another at its end.
         drawn = candidates.draw(candidates.lengths.amax(1) + 1)[:, :, 1:]
         return _overlap(words, drawn.masked_fill(drawn == candidates.pad_id, -1)).mean(2)
-    log_probs = (candidates.log_probs["l2r"] + candidates.log_probs["r2l"]) / 2
+    log_probs = torch.stack([*candidates.log_probs.values()]).mean(0)
     weights = log_probs.masked_fill(~candidates.is_first, IMPOSSIBLE).softmax(1)
     return (_overlap(words, words) @ weights[:, :, None]).squeeze(2)
 
@@ -213,6 +213,17 @@ def rule_of(ranking: Ranking) -> Callable[[Candidates], torch.Tensor]:
     return RANKING_RULES[ranking]
 
 
+def is_known_to(ranking: Ranking, directions: str) -> bool:
+    """Whether directions, as for `features_of`, know all that a ranking asks for; a function sees for itself."""
+    known = (*features_of(directions), *(RANKING_RULES if directions == "both" else ()))
+    return callable(ranking) or all(name in known for name in _names_in(ranking))
+
+
+def features_of(directions: str) -> tuple[str, ...]:
+    """Those of `FEATURES` that `"l2r"`, `"r2l"` or `"both"` know: one direction knows nothing of the other."""
+    return tuple(name for name in FEATURES if name not in ("l2r", "r2l") or directions in ("both", name))
+
+
 def asks_for_samples(ranking: Any) -> bool:
     """Whether a ranking by name or weights compares candidates with titles that are drawn."""
     return "consensus" in _names_in(ranking)
@@ -236,6 +247,8 @@ __all__ = [
     "asks_alone",
     "asks_for_samples",
     "consensus",
+    "features_of",
+    "is_known_to",
     "joint",
     "length",
     "own",

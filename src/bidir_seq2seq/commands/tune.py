@@ -1,4 +1,4 @@
-"""Learns from held-out pairs how the candidates of both directions are ranked best, and keeps it in the model.
+"""Learns from held-out pairs how what a model proposes is ranked best, and keeps it in the model.
 
     bidir-seq2seq tune my_model --validation_file validation.jsonl --proposals l2r+r2l+drawn+spliced
     bidir-seq2seq tune my_model --validation_file dev.en dev.de --metric bleu
@@ -7,7 +7,8 @@ Prints the weights of each direction's log-probability, of what titles have in c
 such weights are worth: chosen on one half of the pairs, tried on the other. If that is more than the model's own way
 of writing gives, and not by chance, they become its own ranking (`generation_config.json`), with these proposals;
 --dry_run leaves the model as it is. Most is to be found where titles drawn at random, and what is put together of the
-best, are among the candidates (--proposals l2r+r2l+drawn+spliced), by which writing takes three to four times as long.
+best, are among the candidates (--proposals l2r+r2l+drawn+spliced; of one direction l2r+drawn+spliced), by which
+writing takes three to four times as long.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ KEPT = ("proposals", "consensus_samples", "num_beams")
 class TuneArguments:
     """What to tune, on what, and for what."""
 
-    model_name_or_path: str = field(metadata={"help": "Folder of a twin model; also as the first argument."})
+    model_name_or_path: str = field(metadata={"help": "Folder of a model; also as the first argument."})
     validation_file: list[str] = field(
         metadata={
             "help": "Held-out pairs, some hundreds: a file of rows, or two of plain text. Not those of the test."
@@ -110,11 +111,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     config = model.generation_config
     # Said even where it is the default, to which weights of what titles have in common would add what is drawn.
-    settings["proposals"] = args.proposals or config.proposals or searches_of(model.config, "both")
+    settings["proposals"] = (
+        args.proposals or config.proposals or searches_of(model.config, model.config.decoder_directions)
+    )
     if not found.is_better:
         print("no better, as far as these pairs tell: the model is left as it is")
         if DRAWN not in proposers_of(settings["proposals"]):
-            print("titles that are drawn at random, too, may be: --proposals l2r+r2l+drawn+spliced")
+            searches = "l2r+r2l" if model.config.decoder_directions == "both" else model.config.decoder_directions
+            print(f"titles that are drawn at random, too, may be: --proposals {searches}+drawn+spliced")
     elif not args.dry_run:
         config.update(**settings, ranking=found.weights, joint_rescoring=False)
         config.save_pretrained(folder)
