@@ -23,7 +23,7 @@ export TOKENIZERS_PARALLELISM ?= false
 quickstart: $(VENV)/.installed
 	$(BIN)/python examples/docstring_pairs.py --output_dir quickstart/data
 	$(BIN)/python scripts/train.py scripts/quickstart.yaml
-	$(BIN)/python scripts/score.py --model_name_or_path quickstart/model --test_file quickstart/data/test.jsonl \
+	$(BIN)/python scripts/score.py quickstart/model --test_file quickstart/data/test.jsonl \
 		--num_examples 6 --output_dir quickstart/scores
 	$(BIN)/python scripts/report.py quickstart/model
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from typing import get_args, get_type_hints
 
 import pytest
@@ -68,6 +69,34 @@ def test_a_file_without_names_is_refused(parse):
 def test_a_file_that_cannot_be_read_is_named(parse, name, text):
     with pytest.raises(ValueError, match=f"{name} cannot be read as settings"):
         parse(text, name=name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--hiden_size", "1"], "'--hiden_size' is no setting of this command: did you mean --hidden_size?"),
+        (["--xyzzy=1"], "'--xyzzy=1' is no setting of this command: see --help"),
+        (["pairs.jsonl"], "'pairs.jsonl' is no setting of this command: a value stands after the name of its setting"),
+    ],
+)
+def test_a_flag_that_there_is_not_is_named(parse, flags, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse("use_cpu: true\n", *flags)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_arguments(ModelArguments, description="", args=["--hidden_size", "3", *flags])
+
+
+def test_what_is_given_first_is_what_the_command_is_about(tmp_path):
+    def model_of(*args: str) -> tuple:
+        (found,) = parse_arguments(GenerateArguments, description="", args=args, first="model_name_or_path")
+        return found.model_name_or_path, found.num_beams
+
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({"model_name_or_path": "mine", "num_beams": 5}))
+    assert model_of("mine", "--num_beams", "5") == model_of("--num_beams", "5", "--model_name_or_path", "mine")
+    assert model_of(str(settings)) == ("mine", 5) and model_of(str(settings), "--num_beams", "7") == ("mine", 7)
+    with pytest.raises(ValueError, match="'other' is no setting of this command"):
+        model_of("mine", "other")
 
 
 NAN, INF = float("nan"), float("inf")

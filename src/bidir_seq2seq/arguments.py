@@ -15,31 +15,57 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+SETTINGS_FILES = (".yaml", ".yml", ".json")
+
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and leaves the examples of a description as they are written."""
 
 
-def parse_arguments(*dataclass_types: type, description: str, args: Sequence[str] | None = None) -> tuple:
+def parse_arguments(
+    *dataclass_types: type, description: str, args: Sequence[str] | None = None, first: str | None = None
+) -> tuple:
     """Reads one object of each dataclass from flags, from a settings file given first, or from both.
 
     Args:
         dataclass_types: As for `HfArgumentParser`.
         description: Shown by `--help`.
         args: Instead of `sys.argv[1:]`.
+        first: The setting that is meant by what is given first and is neither a flag nor a settings file.
+            Default: none.
 
     Returns:
         One object a type, in their order. Flags after a settings file have the last word.
 
     Raises:
-        ValueError: If the settings file cannot be read, is no mapping, holds an unknown setting, or text as a number.
+        ValueError: If the settings file cannot be read, is no mapping, holds an unknown setting, or text as a number;
+            and on arguments that belong to no setting.
     """
     args = list(sys.argv[1:] if args is None else args)
     parser = HfArgumentParser(dataclass_types, description=description, formatter_class=_HelpFormatter)
-    if not args or not args[0].endswith((".yaml", ".yml", ".json")):
-        return parser.parse_args_into_dataclasses(args)
+    is_file = bool(args) and args[0].endswith(SETTINGS_FILES)
+    if first and args and not is_file and not args[0].startswith("-"):
+        args = [f"--{first}", *args]
+    if not is_file:
+        *found, unknown = parser.parse_args_into_dataclasses(args, return_remaining_strings=True)
+        _check_known(unknown, parser)
+        return tuple(found)
     settings = _read_settings(args[0], dataclass_types)
     return parser.parse_dict({**settings, **_overrides(parser, args[1:])})
+
+
+def _check_known(unknown: Sequence[str], parser: HfArgumentParser) -> None:
+    if not unknown:
+        return
+    name = unknown[0]
+    close = difflib.get_close_matches(name.split("=")[0], parser._option_string_actions, n=1)
+    if close:
+        hint = f"did you mean {close[0]}?"
+    elif name.startswith("-"):
+        hint = "see --help for those there are"
+    else:
+        hint = "a value stands after the name of its setting; see --help"
+    raise ValueError(f"{name!r} is no setting of this command: {hint}")
 
 
 def check_numbers(arguments: object, **least: int | float) -> None:
@@ -108,7 +134,9 @@ def _overrides(parser: HfArgumentParser, flags: list[str]) -> dict[str, Any]:
     for action in parser._actions:
         # The file may have given it, and a default would pass for a flag.
         action.required, action.default = False, argparse.SUPPRESS
-    return vars(parser.parse_args(flags))
+    found, unknown = parser.parse_known_args(flags)
+    _check_known(unknown, parser)
+    return vars(found)
 
 
 __all__ = ["check_numbers", "parse_arguments"]

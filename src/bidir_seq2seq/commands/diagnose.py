@@ -9,9 +9,7 @@ titles when the twins are muted. --output_dir also gets these figures and a pict
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ..allocator import keep_freed_memory
 from ..arguments import check_numbers, parse_arguments
@@ -45,10 +43,7 @@ class DiagnoseArguments:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command; `argv` instead of the process's own arguments."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and not argv[0].startswith("-") and Path(argv[0]).suffix not in (".yaml", ".yml", ".json"):
-        argv = ["--model_name_or_path", *argv]
-    (args,) = parse_arguments(DiagnoseArguments, description=__doc__, args=argv)
+    (args,) = parse_arguments(DiagnoseArguments, description=__doc__, args=argv, first="model_name_or_path")
     keep_freed_memory()
     model, tokenizer = load_model_and_tokenizer(args.model_name_or_path, device=args.device)
     columns = [args.target_column] if args.target_column else None

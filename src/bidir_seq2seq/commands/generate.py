@@ -1,9 +1,9 @@
 """Writes titles for texts with a trained model.
 
-    bidir-seq2seq generate --model_name_or_path my_model --text "The article ..."
-    bidir-seq2seq generate --model_name_or_path my_model --input_file articles.txt --output_file titles.txt
-    bidir-seq2seq generate --model_name_or_path my_model --input_file pairs.csv.gz --output_file titles.jsonl --resume
-    cat articles.txt | bidir-seq2seq generate --model_name_or_path my_model --show_details
+    bidir-seq2seq generate my_model --text "The article ..."
+    bidir-seq2seq generate my_model --input_file articles.txt --output_file titles.txt
+    bidir-seq2seq generate my_model --input_file pairs.csv.gz --output_file titles.jsonl --resume
+    cat articles.txt | bidir-seq2seq generate my_model --show_details
 
 Plain text holds one document a line; files of rows are read by column. Titles are written while they come, in the
 order of the documents, and memory does not grow with their number. An empty document gets as many empty lines as
@@ -46,7 +46,7 @@ logger = logging.get_logger(__name__)
 class GenerateArguments:
     """What to write titles for, with which model and how."""
 
-    model_name_or_path: str = field(metadata={"help": "Trained model."})
+    model_name_or_path: str = field(metadata={"help": "Trained model; also as the first argument."})
     text: list[str] | None = field(default=None, metadata={"help": "One or more documents. Default: standard input."})
     input_file: list[str] | None = field(
         default=None,
@@ -324,7 +324,7 @@ def check_arguments(args: GenerateArguments) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command; `argv` instead of the process's own arguments."""
-    (args,) = parse_arguments(GenerateArguments, description=__doc__, args=argv)
+    (args,) = parse_arguments(GenerateArguments, description=__doc__, args=argv, first="model_name_or_path")
     check_arguments(args)
     set_seed(args.seed)
     documents = Documents(args)

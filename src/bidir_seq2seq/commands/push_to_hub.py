@@ -1,7 +1,7 @@
 """Uploads a trained model with its tokenizer, code and model card to the Hugging Face Hub.
 
-    bidir-seq2seq push --model_name_or_path my_model --repo_id user/name --dry_run
-    bidir-seq2seq push --model_name_or_path my_model --repo_id user/name --language zh --license apache-2.0
+    bidir-seq2seq push my_model --repo_id user/name --dry_run
+    bidir-seq2seq push my_model --repo_id user/name --language zh --license apache-2.0
     bidir-seq2seq push settings.yaml
 
 With --dry_run nothing is sent: it writes the folder and shows what would go where. To upload, log in once with
@@ -24,7 +24,7 @@ from ..loading import load_model_and_tokenizer
 class PushArguments:
     """What goes where."""
 
-    model_name_or_path: str = field(metadata={"help": "Trained model."})
+    model_name_or_path: str = field(metadata={"help": "Trained model; also as the first argument."})
     repo_id: str = field(metadata={"help": "Where to: user/name or organization/name."})
     dry_run: bool = field(default=False, metadata={"help": "Show what would go up, and send nothing."})
     output_dir: str | None = field(
@@ -62,7 +62,9 @@ class CardArguments:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command; `argv` instead of the process's own arguments."""
-    args, card_args = parse_arguments(PushArguments, CardArguments, description=__doc__, args=argv)
+    args, card_args = parse_arguments(
+        PushArguments, CardArguments, description=__doc__, args=argv, first="model_name_or_path"
+    )
     card = asdict(card_args)
     metrics_file = card.pop("metrics_file")
     card["metrics"] = json.loads(Path(metrics_file).read_text(encoding="utf-8")) if metrics_file else None

@@ -1,8 +1,8 @@
 """Scores titles: a model's directions on held-out pairs, or lines that something else wrote.
 
-    bidir-seq2seq score --model_name_or_path my_model --test_file test.jsonl
+    bidir-seq2seq score my_model --test_file test.jsonl
     bidir-seq2seq score --predictions_file mine.txt --test_file test.jsonl
-    torchrun --nproc_per_node 2 -m bidir_seq2seq score --model_name_or_path my_model --test_file test.jsonl
+    torchrun --nproc_per_node 2 -m bidir_seq2seq score my_model --test_file test.jsonl
 
 Prints ROUGE-1/2/L, BLEU and the share of the first and last four tokens in their place, in percent, each system
 compared with the first by paired bootstrap. Works without a network, for Chinese characters and for spaced words. With
@@ -55,7 +55,9 @@ class ScoreArguments:
     device: str | None = field(
         default=None, metadata={"help": "Such as cpu or cuda:1. Default: a GPU if there is one."}
     )
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Model to score."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Model to score; also as the first argument."}
+    )
     predictions_file: list[str] | None = field(
         default=None, metadata={"help": "Files of titles to score instead, one a line, in the order of the pairs."}
     )
@@ -126,7 +128,7 @@ def read_predictions(path: str, pairs: int, wanted: int) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command; `argv` instead of the process's own arguments."""
-    (args,) = parse_arguments(ScoreArguments, description=__doc__, args=argv)
+    (args,) = parse_arguments(ScoreArguments, description=__doc__, args=argv, first="model_name_or_path")
     if (args.model_name_or_path is None) == (args.predictions_file is None):
         raise ValueError("give either model_name_or_path or predictions_file")
     columns = [args.target_column] if isinstance(args.target_column, str) else args.target_column

@@ -13,7 +13,6 @@ writing takes three to four times as long.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -77,10 +76,7 @@ class TuneArguments:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command; `argv` instead of the process's own arguments."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and not argv[0].startswith("-") and Path(argv[0]).suffix not in (".yaml", ".yml", ".json"):
-        argv = ["--model_name_or_path", *argv]
-    (args,) = parse_arguments(TuneArguments, description=__doc__, args=argv)
+    (args,) = parse_arguments(TuneArguments, description=__doc__, args=argv, first="model_name_or_path")
     folder = Path(args.model_name_or_path)
     if not args.dry_run and not folder.is_dir():
         raise ValueError(
