@@ -42,7 +42,37 @@ def test_text_that_is_no_number_is_refused(parse):
 
 def test_text_stays_text(parse):
     _, data, _ = parse("train_file: '1'\nuse_cpu: true\n")
-    assert data.train_file == "1"
+    assert data.train_file == ["1"]
+
+
+def test_where_lists_are_meant_a_single_text_is_one(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("model_name_or_path: mine\ntext: Hello world\n")
+    (found,) = parse_arguments(GenerateArguments, description="", args=[str(path)])
+    assert found.text == ["Hello world"]
+    path.write_text("test_file: test.jsonl\nsystems: joint\nmetrics: wer\ntarget_column: [title, headline]\n")
+    (found,) = parse_arguments(ScoreArguments, description="", args=[str(path)])
+    assert (found.test_file, found.systems, found.metrics) == (["test.jsonl"], ["joint"], ["wer"])
+    assert found.target_column == ["title", "headline"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        (
+            DistillationArguments,
+            "teacher_name_or_path: m\npairs: gold\n",
+            "pairs is 'gold', but it must be one of gold+",
+        ),
+        (ScoreArguments, "test_file: t\nmetrics: [wer, rouge]\n", "metrics is 'rouge', but it must be one of rouge1"),
+        (ModelArguments, "rnn_type: tanh\n", "rnn_type is 'tanh', but it must be one of lstm, gru"),
+    ],
+)
+def test_what_is_no_choice_is_none_in_a_file_either(tmp_path, kind, text, message):
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {message}")):
+        parse_arguments(kind, description="", args=[str(path)])
 
 
 @pytest.mark.parametrize("name", ["settings.yaml", "settings.json"])

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import threading
 
 import pytest
 import torch
@@ -475,6 +476,51 @@ def test_an_assistant_drafts_from_the_left(do_sample):
     else:
         assert torch.equal(written, greedy)
         assert len(forwards) < 12
+
+
+@pytest.mark.parametrize("num_beams", [1])
+def test_candidates_are_tried_where_nothing_else_is_asked_for_too(num_beams):
+    model, assistant = tiny_model(use_prior=True), tiny_model()
+    input_ids, _ = random_pairs(batch_size=1)
+    settings = {"decoding_direction": "l2r", "max_new_tokens": 8}
+    greedy = model.generate(input_ids, **settings)
+    forwards = []
+    assistant.register_forward_hook(lambda *_: forwards.append(1))
+    assert torch.equal(model.generate(input_ids, **settings, assistant_model=assistant), greedy) and forwards
+    for candidates in ({"assistant_model": assistant}, {"prompt_lookup_num_tokens": 2}):
+        with pytest.raises(ValueError, match="goes with searching alone"):
+            model.generate(input_ids, **settings, **candidates, ranking="consensus")
+        with pytest.raises(ValueError, match="vocabulary_shortlist is for searching"):
+            model.generate(input_ids, **settings, **candidates, vocabulary_shortlist=4)
+
+
+class StopButton(StoppingCriteria):
+    """Ends all titles when it is pressed; it cannot be copied."""
+
+    def __init__(self):
+        self.pressed = threading.Event()
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.full(input_ids.shape[:1], self.pressed.is_set(), device=input_ids.device)
+
+
+class SharedStopButton(StopButton):
+    def __deepcopy__(self, memo):
+        return self
+
+
+@pytest.mark.parametrize("settings", [{}, {"ranking": "joint"}, {"decoding_direction": "l2r"}], ids=str)
+def test_what_cannot_be_copied_goes_with_a_single_search(settings):
+    model = tiny_model()
+    input_ids, _ = random_pairs()
+    settings = {"num_beams": 3, "max_new_tokens": 5, **settings}
+    written = model.generate(input_ids, **settings, stopping_criteria=[StopButton()])
+    assert torch.equal(written, model.generate(input_ids, **settings))
+    settings["ranking"] = "consensus"
+    with pytest.raises(ValueError, match="cannot be copied .*use a single search, or give it a __deepcopy__"):
+        model.generate(input_ids, **settings, stopping_criteria=[StopButton()])
+    written = model.generate(input_ids, **settings, stopping_criteria=[SharedStopButton()])
+    assert torch.equal(written, model.generate(input_ids, **settings))
 
 
 # Ways in

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -352,6 +353,25 @@ class SilentStreamer:
         pass
 
 
+def test_what_a_config_says_has_been_said_in_the_call():
+    model = tiny_model()
+    input_ids, _ = random_pairs()
+    for ranking, message in (("joint", "ranking='joint' needs decoding_direction='both'"), ("best", "must be one of")):
+        with pytest.raises(ValueError, match=message):
+            model.generate(input_ids, GenerationConfig(decoding_direction="l2r", ranking=ranking))
+    asked = {"decoding_direction": "l2r", "num_beams": 3, "max_length": 7}
+    plain, compared = model.generate(input_ids, **asked), model.generate(input_ids, **asked, ranking="consensus")
+    assert torch.equal(model.generate(input_ids, GenerationConfig(**asked, ranking="consensus")), compared)
+    # But a copy of the model's own says no more than the model, whose ranking is meant for both directions.
+    model.generation_config.update(ranking={"l2r": 1, "r2l": 1}, proposals="l2r+r2l+drawn")
+    copied = copy.deepcopy(model.generation_config)
+    copied.update(**asked)
+    assert torch.equal(model.generate(input_ids, copied), plain) and not torch.equal(plain, compared)
+    model.generation_config.ranking = "best"
+    with pytest.raises(ValueError, match="ranking='best' must be one of"):
+        model.generate(input_ids, decoding_direction="l2r")
+
+
 def test_flags_are_kept_by_a_checkpoint_and_taken_from_a_config(tmp_path):
     model = tiny_model()
     assert model.generation_config.decoding_direction == "both"
@@ -387,6 +407,9 @@ def test_flags_are_kept_by_a_checkpoint_and_taken_from_a_config(tmp_path):
         ({"stop_strings": ["x"], "decoding_direction": "r2l"}, "stop_strings"),
         ({"watermarking_config": WatermarkingConfig()}, "watermarking_config"),
         ({"guidance_scale": 2.0, "decoding_direction": "l2r"}, "guidance_scale"),
+        ({"decoder_start_token_id": 7}, "decoder_start_token_id=7: this model's titles have its own"),
+        ({"decoder_start_token_id": [2, 7], "decoding_direction": "l2r"}, "decoder_start_token_id=.*its own"),
+        ({"pad_token_id": 5, "decoding_direction": "l2r", "num_beams": 2}, "pad_token_id=5: this model's titles have"),
         ({"prompt_lookup_num_tokens": 2}, "candidates can be tried in one direction only"),
         ({"assistant_model": "set below"}, "an assistant_model writes from the left"),
         ({"assistant_model": "set below", "decoding_direction": "r2l"}, "an assistant_model writes from the left"),

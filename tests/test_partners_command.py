@@ -105,6 +105,20 @@ def test_a_second_stage_reads_what_was_written(run, tmp_path):
             train.main([str(tmp_path / "second.json")])
 
 
+def test_models_on_the_way_are_nobody_elses(run, monkeypatch, tmp_path, caplog):
+    seen = []
+
+    def stop(model_args, data_args, training_args):
+        seen.append(training_args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(partners, "train", stop)
+    tiny_model(vocab_size=12).save_pretrained(tmp_path / "before")
+    with pytest.raises(KeyboardInterrupt):
+        run(push_to_hub=True, hub_model_id="me/mine", model_name_or_path=str(tmp_path / "before"))
+    assert not seen[0].push_to_hub and "if that has learned these pairs" in caplog.text
+
+
 def test_one_direction_writes_no_partners(run):
     with pytest.raises(ValueError, match="decoder_directions='l2r': partners are titles from both sides"):
         run(decoder_directions="l2r")

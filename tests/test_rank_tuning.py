@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -244,10 +245,14 @@ def test_one_direction_keeps_what_helps_too(saved, tmp_path, monkeypatch, capsys
     command(tmp_path)
     assert "--proposals l2r+drawn+spliced" in capsys.readouterr().out
     monkeypatch.setattr("bidir_seq2seq.rank_tuning.TunedRanking.is_better", True)
+    monkeypatch.setattr(
+        "bidir_seq2seq.rank_tuning.choose_weights",
+        lambda pool, *_: pool.vector({"consensus": 1, "l2r": 0.1, "r2l": 3}),
+    )
     command(tmp_path, "--proposals", "l2r+drawn+spliced", "--consensus_samples", "5")
     again = BidirSeq2SeqForConditionalGeneration.from_pretrained(tmp_path / "model").eval()
     kept = again.generation_config
-    assert kept.proposals == "l2r+drawn+spliced" and "r2l" not in kept.ranking and kept.ranking
+    assert kept.proposals == "l2r+drawn+spliced" and kept.ranking == {"consensus": 1, "l2r": 0.1}
     stored = {"ranking": kept.ranking, "proposals": "l2r+drawn+spliced", "consensus_samples": 5}
     found = predict(again, tokenizer, pairs, ["tuned", "l2r", "consensus"], progress=False)
     titles = write_titles(model, tokenizer, pairs["source"], **stored)
@@ -262,6 +267,24 @@ def test_one_direction_keeps_what_helps_too(saved, tmp_path, monkeypatch, capsys
         plain = model.generate(input_ids, **settings)
         torch.manual_seed(0)
         assert torch.equal(again.generate(input_ids, **settings), plain)
+
+
+@pytest.mark.parametrize("missing", [["ranking", "proposals"], ["consensus_samples"]])
+def test_weights_are_kept_where_an_older_checkpoint_has_no_place_for_them(saved, tmp_path, monkeypatch, missing):
+    folder = saved[0]
+    shutil.copytree(folder, tmp_path / "older")
+    path = tmp_path / "older" / "model" / "generation_config.json"
+    stored = {name: value for name, value in json.loads(path.read_text()).items() if name not in missing}
+    path.write_text(json.dumps(stored))
+    write_manifest(path.parent)
+    older = BidirSeq2SeqForConditionalGeneration.from_pretrained(path.parent)
+    assert ("tuned" in available_systems(older)) == isinstance(stored.get("ranking"), dict)
+    monkeypatch.setattr("bidir_seq2seq.rank_tuning.TunedRanking.is_better", True)
+    command(tmp_path / "older", "--proposals", "l2r+r2l+drawn", "--consensus_samples", "4")
+    kept = json.loads(path.read_text())
+    assert (
+        kept["proposals"] == "l2r+r2l+drawn" and kept["consensus_samples"] == 4 and set(kept["ranking"]) <= {*FEATURES}
+    )
 
 
 def test_what_has_no_weights_is_refused(saved, tmp_path):

@@ -401,3 +401,39 @@ def test_returned_sequences_that_have_rows_of_their_own_are_compared_with_their_
     output = model.generate(input_ids, **asked, num_return_sequences=3, return_dict_in_generate=True)
     assert output.sequences.shape[0] == 3 * len(input_ids)
     assert ((output.sequences_scores >= 0) & (output.sequences_scores <= 1)).all()
+
+
+@pytest.mark.parametrize("direction", ["l2r", "both"])
+def test_no_more_titles_are_asked_for_than_are_drawn(direction):
+    model = tiny_model(vocab_size=24)
+    input_ids, _ = random_pairs()
+    asked = {"num_beams": 3, "max_length": 7, "proposals": "drawn", "decoding_direction": direction}
+    number = 2 * (1 + (direction == "both"))
+    written = model.generate(input_ids, **asked, consensus_samples=2, num_return_sequences=min(number, 3))
+    assert len(written) == len(input_ids) * min(number, 3)
+    with pytest.raises(ValueError, match="num_return_sequences=3 is more than the . titles that are drawn"):
+        model.generate(input_ids, **asked, consensus_samples=1, num_return_sequences=3)
+
+
+@pytest.mark.parametrize("proposals", ["l2r+drawn", "l2r+r2l+drawn"])
+def test_where_no_search_finds_a_title_details_are_still_told(proposals):
+    model = tiny_model(vocab_size=24)
+    input_ids, _ = random_pairs()
+    asked = {"decoding_direction": "l2r"} if proposals == "l2r+drawn" else {}
+    asked |= {"proposals": proposals, "max_length": 6, "output_scores": True, "return_dict_in_generate": True}
+    output = model.generate(input_ids, **asked, suppress_tokens=list(range(24)))
+    assert output.sequences.shape[0] == output.token_scores.shape[0] == len(input_ids)
+
+
+def test_another_ranking_than_the_stored_one_draws_nothing_for_it(monkeypatch):
+    model = tiny_model(vocab_size=24)
+    input_ids, _ = random_pairs()
+    asked = {"num_beams": 3, "max_length": 7}
+    rankings = ({"ranking": "own"}, {"ranking": "joint"}, {"joint_rescoring": True}, {"ranking": {"l2r": 1, "r2l": 1}})
+    expected = [model.generate(input_ids, **asked, **other, proposals="l2r+r2l") for other in rankings]
+    model.generation_config.update(proposals="l2r+r2l+drawn+spliced", ranking={"consensus": 1, "l2r": 0.05})
+    tuned = model.generate(input_ids, **asked)
+    assert torch.equal(model.generate(input_ids, **asked, ranking={"consensus": 1, "l2r": 0.05}), tuned)
+    monkeypatch.setattr("bidir_seq2seq.generation_bidir_seq2seq.draw_titles", None)
+    for other, titles in zip(rankings, expected):
+        assert torch.equal(model.generate(input_ids, **asked, **other), titles)

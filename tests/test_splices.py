@@ -16,8 +16,16 @@ from bidir_seq2seq.ranking_bidir_seq2seq import consensus
 from bidir_seq2seq.splices_bidir_seq2seq import LENDERS, SPLICES, may_be_written, splices_of, with_splices
 
 PAD, START, END = 0, 2, 3
-ASKED = {"num_beams": 3, "max_length": 8, "consensus_samples": 6, "return_dict_in_generate": True}
+ASKED = {"num_beams": 3, "max_length": 8, "consensus_samples": 12, "return_dict_in_generate": True}
 PROPOSALS = "l2r+r2l+drawn"
+
+
+def short_writer(**settings):
+    """A random model whose titles come to their end: only such lend their parts."""
+    model = tiny_model(vocab_size=12, spread=0.3, **settings)
+    with torch.no_grad():
+        model.lm_head.bias[[START, END]] += 1.5
+    return model
 
 
 def as_words(sequences) -> list[tuple[int, ...]]:
@@ -108,7 +116,7 @@ def test_the_best_of_the_best_are_added_with_what_is_known_of_each_token(is_both
     def obeys(titles):
         return titles[:, :, 1] != 4
 
-    found = with_splices(pool, shared, obeys, PAD)
+    found = with_splices(pool, shared, obeys, PAD, torch.tensor([END]))
     number = found["sequences"].shape[1]
     assert number <= 30 + SPLICES
     for document in range(3):
@@ -158,8 +166,8 @@ def seen_by_ranking(model, input_ids, **asked):
 @pytest.mark.parametrize("use_copy", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"decoding_direction": "l2r"}, {"decoding_direction": "r2l"}])
 def test_candidates_of_generate_are_those_proposed_and_their_splices(use_copy, settings):
-    model = tiny_model(vocab_size=12, use_copy=use_copy)
-    input_ids, _ = random_pairs(vocab_size=12)
+    model = short_writer(use_copy=use_copy)
+    input_ids, _ = random_pairs(batch_size=8, vocab_size=12)
     direction = settings.get("decoding_direction")
     plain = f"{direction}+drawn" if direction else PROPOSALS
     if direction:
@@ -184,7 +192,7 @@ def test_candidates_of_generate_are_those_proposed_and_their_splices(use_copy, s
 
 
 def test_a_document_has_the_same_splices_whatever_stands_beside_it():
-    model = tiny_model(vocab_size=12)
+    model = short_writer()
     input_ids, _ = random_pairs(vocab_size=12)
     settings = {**ASKED, "proposals": f"{PROPOSALS}+spliced", "ranking": "consensus", "num_return_sequences": 3}
     together = model.generate(input_ids, **settings)
@@ -196,7 +204,7 @@ def test_a_document_has_the_same_splices_whatever_stands_beside_it():
 
 
 def test_splices_go_with_any_ranking_and_what_was_recorded():
-    model = tiny_model(vocab_size=12)
+    model = short_writer()
     input_ids, _ = random_pairs(vocab_size=12)
     details = {"output_scores": True, "output_attentions": True, "num_return_sequences": 3}
     for ranking in ("own", "joint", {"consensus": 1, "l2r": 0.1}):
@@ -208,7 +216,7 @@ def test_splices_go_with_any_ranking_and_what_was_recorded():
 
 
 def test_splices_obey_processors(monkeypatch):
-    model = tiny_model(vocab_size=12)
+    model = short_writer()
     input_ids, _ = random_pairs(vocab_size=12)
     settings = {"proposals": f"{PROPOSALS}+spliced", "no_repeat_ngram_size": 1, "min_length": 4}
     candidates, _ = seen_by_ranking(model, input_ids, **settings)
@@ -258,3 +266,28 @@ def test_there_must_be_something_to_splice_and_to_compare_with():
         model.generate(input_ids, proposals="l2r+drawn+spliced", do_sample=True)
     # What is spliced need not be drawn.
     model.generate(input_ids, **ASKED, proposals="l2r+r2l+spliced")
+
+
+@pytest.mark.parametrize("direction", ["both", "l2r", "r2l"])
+@pytest.mark.parametrize("ranking", ["consensus", "weights"])
+def test_titles_that_were_cut_lend_nothing(direction, ranking):
+    searches = "l2r+r2l" if direction == "both" else direction
+    weights = {name: 1.0 for name in ("l2r", "r2l") if name in searches}
+    asked = {"decoding_direction": direction, "proposals": f"{searches}+drawn+spliced", "num_beams": 4}
+    asked |= {"ranking": ranking if ranking == "consensus" else weights, "max_length": 12}
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model, input_ids = tiny_model(vocab_size=12, spread=0.8), torch.randint(4, 12, (6, 7))
+        assert all(len(title) == 11 for title in as_words(model.generate(input_ids, **asked, min_length=12)))
+        # A title has an end, or there was no room for one.
+        assert all(title[-1] == END or len(title) == 11 for title in as_words(model.generate(input_ids, **asked)))
+
+
+def test_what_processors_forbid_stays_forbidden_where_infinities_are_removed():
+    asked = {"num_beams": 3, "max_length": 14, "ranking": "consensus", "no_repeat_ngram_size": 3}
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model, input_ids = tiny_model(vocab_size=12, spread=0.8), torch.randint(4, 12, (6, 7))
+        for title in as_words(model.generate(input_ids, **asked, remove_invalid_values=True)):
+            grams = [title[place : place + 3] for place in range(len(title) - 2)]
+            assert len(set(grams)) == len(grams)

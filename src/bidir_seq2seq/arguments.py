@@ -10,7 +10,8 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -105,10 +106,26 @@ def _read_settings(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds {settings!r}: write settings as name: value")
     types: dict[str, Any] = {}
+    choices: dict[str, Any] = {}
     for dataclass_type in dataclass_types:
         hints = get_type_hints(dataclass_type)
-        types |= {field.name: hints[field.name] for field in dataclasses.fields(dataclass_type) if field.init}
-    return {name: _as_number(path, name, value, types) for name, value in settings.items()}
+        own = [field for field in dataclasses.fields(dataclass_type) if field.init]
+        types |= {field.name: hints[field.name] for field in own}
+        choices |= {field.name: field.metadata["choices"] for field in own if "choices" in field.metadata}
+    found = {name: _as_list(_as_number(path, name, value, types), types[name]) for name, value in settings.items()}
+    for name in found.keys() & choices.keys():
+        for value in found[name] if isinstance(found[name], list) else [found[name]]:
+            if value is not None and value not in choices[name]:
+                raise ValueError(
+                    f"{path}: {name} is {value!r}, but it must be one of {', '.join(map(str, choices[name]))}"
+                )
+    return found
+
+
+def _as_list(value: Any, kind: Any) -> Any:
+    """`value`, as a list if it is a text and a list is all that its setting takes."""
+    kinds = set(get_args(kind) if isinstance(kind, UnionType) or get_origin(kind) is Union else [kind]) - {type(None)}
+    return [value] if isinstance(value, str) and all(get_origin(each) is list for each in kinds) else value
 
 
 def _as_number(path: str, name: str, value: Any, types: dict[str, Any]) -> Any:

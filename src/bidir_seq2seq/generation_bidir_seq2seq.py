@@ -209,6 +209,11 @@ class BidirSeq2SeqGenerationMixin:
         # Before transformers stumbles over text among them.
         for settings in (kwargs, vars(self.generation_config), vars(generation_config or self.generation_config)):
             self._check_ids_of(settings)
+        if generation_config is not None:
+            # What it says otherwise than the model's own has been said in this call.
+            theirs = {name: getattr(generation_config, name, None) for name in FLAGS.keys() - ours.keys()}
+            known = {name: getattr(self.generation_config, name, value) for name, value in FLAGS.items()}
+            ours |= {name: value for name, value in theirs.items() if value is not None and value != known[name]}
         asked = [kwargs.get("max_new_tokens"), kwargs.get("max_length"), generation_config]
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         if asked[0] is not None and asked[1] is asked[2] is None:
@@ -249,6 +254,8 @@ class BidirSeq2SeqGenerationMixin:
         direction, built = generation_config.decoding_direction, self.config.decoder_directions
 
         stored = [generation_config.ranking, "joint" if generation_config.joint_rescoring else "own"]
+        if stored[0] is not None:
+            rule_of(stored[0])
         if direction != "both":
             # A model of both has stored what is meant for both, and what one samples is not ranked.
             is_meant = direction == built and not generation_config.do_sample
@@ -272,13 +279,14 @@ class BidirSeq2SeqGenerationMixin:
         compares = asks_for_samples(generation_config.ranking)
         if can_draw and compares:
             default = "+".join((default, *WITH_SAMPLES))
-        # What one direction has stored belongs to the ranking beside it.
-        is_ranked = direction == self.config.decoder_directions and generation_config.ranking != "own"
-        stored = generation_config.proposals if direction == "both" or is_ranked else None
+        stored = generation_config.proposals if direction == self.config.decoder_directions else None
         asked = given.get("proposals") or stored or default
         names = proposers_of(asked)
-        if not given.get("proposals") and not can_draw:
-            # A model that was tuned with them may still be sampled from.
+        is_ranked_otherwise = ("ranking" in given or "joint_rescoring" in given) and not (
+            compares or callable(generation_config.ranking)
+        )
+        if not given.get("proposals") and (is_ranked_otherwise or not can_draw):
+            # A model that was tuned with them may still be ranked in another way, and sampled from.
             names = tuple(name for name in names if name not in WITH_SAMPLES) or proposers_of(default)
         if direction != "both" and set(names) - {direction, *WITH_SAMPLES}:
             raise ValueError(f"proposals={asked!r} needs decoding_direction='both', not {direction!r}")
@@ -286,6 +294,13 @@ class BidirSeq2SeqGenerationMixin:
             raise ValueError(
                 f"proposals={asked!r}: with consensus_samples=0 there is nothing to draw, and do_sample=True draws by "
                 f"itself: leave {' and '.join(map(repr, idle))} out"
+            )
+        searched = [name for name in names if name not in WITH_SAMPLES]
+        drawn = generation_config.consensus_samples * len(directions_of(self.config, direction))
+        if not searched and drawn < generation_config.num_return_sequences:
+            raise ValueError(
+                f"num_return_sequences={generation_config.num_return_sequences} is more than the {drawn} titles that "
+                "are drawn: raise consensus_samples, or add a search to proposals"
             )
         if names == (SPLICED,):
             raise ValueError(f"proposals={asked!r}: there must be something to splice: use 'l2r+r2l+drawn+spliced'")
@@ -343,6 +358,10 @@ class BidirSeq2SeqGenerationMixin:
             raise ValueError(f"decoding_direction={direction!r} must be one of {', '.join(DIRECTIONS)}")
         if built not in ("both", direction):
             raise ValueError(f"decoding_direction={direction!r}: this model writes {built!r} only")
+        for name, own in (("decoder_start_token_id", "bos_token_id"), ("pad_token_id", "pad_token_id")):
+            given, known = getattr(generation_config, name), getattr(self.config, own)
+            if any(value not in (None, known) for value in (given if isinstance(given, list) else [given])):
+                raise ValueError(f"{name}={given!r}: this model's titles have its own ({known}): leave it out")
         shortlist = generation_config.vocabulary_shortlist
         if shortlist is not None and (not self.config.use_prior or shortlist < 1):
             raise ValueError(
@@ -470,7 +489,7 @@ class BidirSeq2SeqGenerationMixin:
         if direction == "both":
             mirrored = self._turned_round(generation_config)
             # A processor of the user's may remember what it has seen, which must not be the other direction's.
-            kwargs["logits_processor"] = copy.deepcopy(kwargs.get("logits_processor"))
+            kwargs["logits_processor"] = _copied(kwargs.get("logits_processor"))
             processors = _TwoWayProcessors(processors)
             processors.r2l = self._get_logits_processor(mirrored, *args, **kwargs)
         return processors
@@ -527,6 +546,9 @@ class BidirSeq2SeqGenerationMixin:
     ) -> GenerateOutput | torch.LongTensor:
         # `generate` looks for the name `inputs_tensor` in this signature.
         one_way, kwargs["inputs_tensor"] = super()._assisted_decoding, inputs_tensor
+        if kwargs.get("past_key_values") is not None:
+            # It would be done anyway, and tells this from a plain search.
+            kwargs["past_key_values"].activate_past_recording()
         return self._decode(one_way, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
     def _decode(
@@ -582,6 +604,13 @@ class BidirSeq2SeqGenerationMixin:
     def _has_samples(generation_config: GenerationConfig) -> bool:
         """Whether titles are proposed that no beam has held."""
         return bool({*WITH_SAMPLES} & {*proposers_of(generation_config.proposals)})
+
+    @staticmethod
+    def _may_draw(generation_config: GenerationConfig) -> bool:
+        """Whether titles may be drawn, to be proposed or compared with; of a function that ranks nobody knows."""
+        may_compare = callable(generation_config.ranking) or asks_for_samples(generation_config.ranking)
+        compares = may_compare and generation_config.consensus_samples > 0
+        return compares or BidirSeq2SeqGenerationMixin._has_samples(generation_config)
 
     @staticmethod
     def _is_plain_search(
@@ -691,10 +720,12 @@ class BidirSeq2SeqGenerationMixin:
             return self._has_unfinished_sequences(done, synced_gpus, device=input_ids.device)
 
         if self._is_pooled(generation_config):
-            names = [name for name in proposers_of(generation_config.proposals) if name not in WITH_SAMPLES]
+            proposers, given = proposers_of(generation_config.proposals), (logits_processor, stopping_criteria)
+            names = [name for name in proposers if name not in WITH_SAMPLES]
             # A processor of the user's may remember what it has seen, which must not be another search's.
-            copies = [copy.deepcopy((logits_processor, stopping_criteria)) for _ in range(1 + len(names))]
-            (to_splice, _), to_draw, *asked = [*copies, (logits_processor, stopping_criteria)]
+            to_splice = _copied(logits_processor) if SPLICED in proposers else None
+            to_draw = _copied(given) if self._may_draw(generation_config) else None
+            asked = [given, *(_copied(given) for _ in names[1:])]
             runs = [run(name, _sides(name, one), _sides(name, two))[0] for name, (one, two) in zip(names, asked)]
 
             def draw(own: Direction, limits: torch.LongTensor) -> Found:
@@ -803,7 +834,8 @@ class BidirSeq2SeqGenerationMixin:
             # What is longer than all that searches found takes longest, and has least in common with others.
             longest = [found.longest for found in runs]
             anything = torch.full((rows,), generation_config.max_length, device=self.device)
-            limits = torch.stack(longest).amax(0) if runs else anything
+            # A title has a token, or an end, even where no search has found any.
+            limits = torch.stack(longest).amax(0).clamp(min=2).minimum(anything) if runs else anything
             drawn = [draw(own, limits) for own in directions]
 
         titles = list[torch.LongTensor]()
@@ -832,7 +864,10 @@ class BidirSeq2SeqGenerationMixin:
             titles.append(pool["sequences"][:, -sum(found.scores.shape[1] for found in drawn) :])
         if SPLICED in names:
             # Scores are not asked for.
-            pool = with_splices(pool, lambda them: consensus(candidates_of(them, them)), obeys, pad_id)
+            ends = generation_config._eos_token_tensor if direction == "l2r" else None
+            if ends is None:
+                ends = torch.tensor([self.config.eos_token_id], device=self.device)
+            pool = with_splices(pool, lambda them: consensus(candidates_of(them, them)), obeys, pad_id, ends)
         candidates = candidates_of(pool["sequences"], pool.pop("own_scores"))
         scores, order = candidates.ranked(generation_config.ranking)
         pool |= {f"{name}_log_probs": values for name, values in candidates.asked_log_probs.items()}
@@ -881,6 +916,18 @@ def _sides(name: str, asked: Any) -> list[Any]:
     if not isinstance(asked, (_TwoWayProcessors, _TwoWayCriteria)):
         return [asked]
     return [own for side, own in (("l2r", asked), ("r2l", asked.r2l)) if name in (side, "both")]
+
+
+def _copied(given: Any) -> Any:
+    """Processors and criteria for another search, which start from what they know by now."""
+    try:
+        return copy.deepcopy(given)
+    except (TypeError, RuntimeError, copy.Error) as error:
+        raise ValueError(
+            f"a logits processor or stopping criterion that was given cannot be copied ({error}), and several "
+            "searches, or titles that are drawn, each need theirs: use a single search, or give it a __deepcopy__, "
+            "which may return itself if it remembers nothing of the titles"
+        ) from error
 
 
 def _as_tuple(steps: list[torch.Tensor] | None) -> tuple[torch.Tensor, ...] | None:

@@ -71,8 +71,8 @@ class BidirSeq2SeqPipeline(Pipeline):
             For a document its `num_return_sequences` titles, best first; for a list such a list for each document, in
             the given order; for a generator or dataset an iterable of them. A title is a dictionary with the key
             `generated_text` and, with `return_details`, `score` (what it was ranked by, a length-normalised
-            log-probability; `None` where nothing was ranked), `direction` (which wrote it, `"l2r"` or `"r2l"`; `None`
-            for an empty document) and `truncated` (whether the document was cut).
+            log-probability or what `ranking` says; `None` where nothing was ranked), `direction` (which wrote it,
+            `"l2r"` or `"r2l"`; `None` for an empty document) and `truncated` (whether the document was cut).
 
         Raises:
             ValueError: If a document is not a string (naming which), or as `generate` does.

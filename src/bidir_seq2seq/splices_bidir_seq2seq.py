@@ -156,6 +156,7 @@ def with_splices(
     shared: Callable[[torch.Tensor], torch.Tensor],
     obeys: Callable[[torch.Tensor], torch.Tensor],
     pad_id: int,
+    end_ids: torch.Tensor,
 ) -> Pool:
     """A pool, and those splices of its best titles that are best.
 
@@ -165,12 +166,14 @@ def with_splices(
         shared: From sequences `[B, n, L]` to what each has in common with what a title might be, `[B, n]`.
         obeys: Of sequences `[B, n, L]` those that may be written, `[B, n]`.
         pad_id: What stands after the end.
+        end_ids: `[n]`, of tokens that end a title. One that was cut before its end lends nothing.
     """
     sequences, exists, from_right = pool["sequences"], pool["own_scores"] > IMPOSSIBLE, pool["from_right"]
     worth, is_both = shared(sequences), (from_right != from_right[:, :1]).any()
+    has_ended = exists & torch.isin(sequences[:, :, 1:], end_ids).any(2)
     lenders: list[torch.Tensor] = []
     for side in (~from_right, from_right):
-        own = exists & (side | ~is_both)
+        own = has_ended & (side | ~is_both)
         own &= _are_first(sequences.masked_fill(~own[..., None], pad_id))
         best, places = _best(worth.masked_fill(~own, IMPOSSIBLE), LENDERS)
         lenders.append(places.masked_fill(best <= IMPOSSIBLE, -1))
@@ -211,7 +214,9 @@ def may_be_written(
         else:
             scores = torch.zeros(len(token), vocab_size, device=token.device)
             processed = processors(cast(torch.LongTensor, sequences[:, :length]), cast(torch.FloatTensor, scores))
-            let[:, length] = processed.gather(1, token[:, None]).squeeze(1) > float("-inf")
+            # With `remove_invalid_values` the smallest number stands for minus infinity.
+            least = torch.finfo(processed.dtype).min
+            let[:, length] = processed.gather(1, token[:, None]).squeeze(1) > least
     return (let | (sequences == pad_id)).all(1)
 
 

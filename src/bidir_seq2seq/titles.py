@@ -23,7 +23,8 @@ class Title:
 
     Attributes:
         text: The title; empty for an empty document.
-        score: What it was ranked by (a length-normalised log-probability), `None` for greedy search and sampling.
+        score: What it was ranked by (a length-normalised log-probability, or what `ranking` says), `None` for greedy
+            search and sampling.
         direction: Which direction wrote it, `"l2r"` or `"r2l"`; `None` for an empty document.
         truncated: Whether the document was longer than what is read of one.
     """

@@ -6,10 +6,11 @@
 
 The first of two stages of training: the pairs are dealt out to folds, a model is trained on all folds but one, and
 writes the titles of that one, from the left and from the right. They stand beside each pair then, in the columns
-`l2r_title` and `r2l_title`, and in the second stage each decoder reads, beside true words of its own, what its twin
-wrote (after Zhou, Zhang and Zong 2019, https://arxiv.org/abs/1905.04847, who have one model write what it has learned,
-as `--num_folds 1` does). All settings of `train` are those of the models, and may stand in the same file. The same
-command goes on where it was stopped, while titles are written as well as in training.
+`l2r_title` and `r2l_title` (the pair itself in `source` and `target`, whatever its columns were before), and in the
+second stage each decoder reads, beside true words of its own, what its twin wrote (after Zhou, Zhang and Zong 2019,
+https://arxiv.org/abs/1905.04847, who have one model write what it has learned, as `--num_folds 1` does). All settings
+of `train` are those of the models, and may stand in the same file. The same command goes on where it was stopped,
+while titles are written as well as in training.
 """
 
 from __future__ import annotations
@@ -97,6 +98,11 @@ def write_partners(
         write_rows(output_dir / VALIDATION, rows_of(validation))
     # Which decoders never read each other is quickest, and each of them writes alone.
     model_args = replace(model_args, decoder_directions="both", twin_partner=model_args.twin_partner or "none")
+    if model_args.model_name_or_path is not None and args.num_folds > 1:
+        logger.warning(
+            f"each fold's model goes on from {model_args.model_name_or_path}: if that has learned these pairs, it has "
+            "seen the titles that it is to write"
+        )
     titles = {}
     for fold in range(args.num_folds):
         folder = output_dir / f"fold-{fold}"
@@ -108,7 +114,8 @@ def write_partners(
         if validation is not None:
             files["validation_file"] = [str(output_dir / VALIDATION)]
         own_args = copy.copy(training_args)
-        own_args.output_dir = str(folder)
+        # It is a model on the way, with checkpoints of its own.
+        own_args.output_dir, own_args.push_to_hub, own_args.resume_from_checkpoint = str(folder), False, None
         train(model_args, DataArguments(**files, **limits_of(data_args)), own_args)
         documents = gold.select(range(fold, len(gold), args.num_folds))
         for column in PARTNER_COLUMNS:

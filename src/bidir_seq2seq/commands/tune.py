@@ -108,7 +108,9 @@ def main(argv: list[str] | None = None) -> None:
     config = model.generation_config
     # Said even where it is the default, to which weights of what titles have in common would add what is drawn.
     settings["proposals"] = (
-        args.proposals or config.proposals or searches_of(model.config, model.config.decoder_directions)
+        args.proposals
+        or getattr(config, "proposals", None)
+        or searches_of(model.config, model.config.decoder_directions)
     )
     if not found.is_better:
         print("no better, as far as these pairs tell: the model is left as it is")
@@ -116,7 +118,8 @@ def main(argv: list[str] | None = None) -> None:
             searches = "l2r+r2l" if model.config.decoder_directions == "both" else model.config.decoder_directions
             print(f"titles that are drawn at random, too, may be: --proposals {searches}+drawn+spliced")
     elif not args.dry_run:
-        config.update(**settings, ranking=found.weights, joint_rescoring=False)
+        # An older checkpoint's has no place for them.
+        config.update(allow_custom_entries=True, **settings, ranking=found.weights, joint_rescoring=False)
         config.save_pretrained(folder)
         renew_manifest(folder)
         print(f"{folder}: generation_config.json ranks by these weights now")
