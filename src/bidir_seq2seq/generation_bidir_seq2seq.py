@@ -264,13 +264,20 @@ class BidirSeq2SeqGenerationMixin:
         rule_of(rule)
         if not is_known_to(rule, direction):
             name = f"ranking={rule!r}" if given.get("ranking") else "joint_rescoring"
-            raise ValueError(f"{name} needs decoding_direction='both', not {direction!r}")
+            raise ValueError(f"{name} needs decoding_direction='both', not {direction!r}{self._remedy(direction)}")
         if asks_alone(rule) and built == "both" and self.config.twin_dropout == 0:
             raise ValueError(
                 f"ranking={rule!r}, or joint_rescoring, needs directions that have learned to write alone, and this "
                 "model has twin_dropout=0: train with twin_dropout=0.5, or leave it out"
             )
         generation_config.ranking, generation_config.joint_rescoring = rule, rule == "joint"
+
+    def _remedy(self, direction: str) -> str:
+        """What to do where a model has but one direction."""
+        if self.config.decoder_directions == "both":
+            return ""
+        ours = f"proposals='{direction}+drawn+spliced', and ranking='own' or 'consensus'"
+        return f", which is all that this model writes: it has {ours}"
 
     def _choose_proposals(self, generation_config: GenerationConfig, given: dict) -> None:
         direction = generation_config.decoding_direction
@@ -289,7 +296,9 @@ class BidirSeq2SeqGenerationMixin:
             # A model that was tuned with them may still be ranked in another way, and sampled from.
             names = tuple(name for name in names if name not in WITH_SAMPLES) or proposers_of(default)
         if direction != "both" and set(names) - {direction, *WITH_SAMPLES}:
-            raise ValueError(f"proposals={asked!r} needs decoding_direction='both', not {direction!r}")
+            raise ValueError(
+                f"proposals={asked!r} needs decoding_direction='both', not {direction!r}{self._remedy(direction)}"
+            )
         if (idle := [name for name in names if name in WITH_SAMPLES]) and not can_draw:
             raise ValueError(
                 f"proposals={asked!r}: with consensus_samples=0 there is nothing to draw, and do_sample=True draws by "

@@ -1,14 +1,14 @@
 """Learns from held-out pairs how what a model proposes is ranked best, and keeps it in the model.
 
-    bidir-seq2seq tune my_model --validation_file validation.jsonl --proposals l2r+r2l+drawn+spliced
-    bidir-seq2seq tune my_model --validation_file dev.en dev.de --metric bleu
+    bidir-seq2seq tune my_model --validation_file validation.jsonl
+    bidir-seq2seq tune my_model --validation_file dev.en dev.de --metric bleu --proposals l2r+r2l
 
 Prints the weights of each direction's log-probability, of what titles have in common and of their length, and what
 such weights are worth: chosen on one half of the pairs, tried on the other. If that is more than the model's own way
 of writing gives, and not by chance, they become its own ranking (`generation_config.json`), with these proposals;
---dry_run leaves the model as it is. Most is to be found where titles drawn at random, and what is put together of the
-best, are among the candidates (--proposals l2r+r2l+drawn+spliced; of one direction l2r+drawn+spliced), by which
-writing takes three to four times as long.
+--dry_run leaves the model as it is. Candidates are what the model's directions find, titles that they draw at random,
+and what is put together of the best, where most is to be found, though writing then takes three to six times as long.
+--proposals l2r+r2l leaves what is drawn out.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from transformers import PreTrainedModel
+
 from ..allocator import keep_freed_memory
 from ..arguments import check_numbers, parse_arguments
 from ..evaluation import load_test_pairs
 from ..loading import load_model_and_tokenizer
 from ..manifest import renew_manifest
 from ..metrics import Tokenization
-from ..proposals_bidir_seq2seq import DRAWN, proposers_of, searches_of
+from ..proposals_bidir_seq2seq import WITH_SAMPLES
 from ..rank_tuning import METRICS, tune_ranking, write_candidates
 
 # What candidates were written by, and is stored with the weights.
@@ -53,7 +55,11 @@ class TuneArguments:
     )
     max_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})
     proposals: str | None = field(
-        default=None, metadata={"help": "As for generate, such as l2r+r2l+drawn+spliced. Default: the model's own."}
+        default=None,
+        metadata={
+            "help": "As for generate. Default: each direction's search, and what is drawn and spliced, such as "
+            "l2r+r2l+drawn+spliced."
+        },
     )
     consensus_samples: int | None = field(
         default=None, metadata={"help": "Titles that each direction draws. Default: the model's own, 16."}
@@ -88,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     pairs = load_test_pairs(args.validation_file, args.source_column, args.target_column, args.encoding)
     pairs = pairs.select(range(min(args.max_samples or len(pairs), len(pairs))))
     settings = {name: value for name in KEPT if (value := getattr(args, name)) is not None}
+    settings.setdefault("proposals", _everything(model, args.consensus_samples))
     pool = write_candidates(
         model,
         tokenizer,
@@ -105,24 +112,22 @@ def main(argv: list[str] | None = None) -> None:
         f"{args.metric} of {found.pairs} pairs: {found.before:.2f} as the model writes, {found.tuned:.2f} by weights "
         f"that other pairs chose: {test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}] p={test.p_value:.4f}"
     )
-    config = model.generation_config
-    # Said even where it is the default, to which weights of what titles have in common would add what is drawn.
-    settings["proposals"] = (
-        args.proposals
-        or getattr(config, "proposals", None)
-        or searches_of(model.config, model.config.decoder_directions)
-    )
     if not found.is_better:
         print("no better, as far as these pairs tell: the model is left as it is")
-        if DRAWN not in proposers_of(settings["proposals"]):
-            searches = "l2r+r2l" if model.config.decoder_directions == "both" else model.config.decoder_directions
-            print(f"titles that are drawn at random, too, may be: --proposals {searches}+drawn+spliced")
     elif not args.dry_run:
+        config = model.generation_config
         # An older checkpoint's has no place for them.
         config.update(allow_custom_entries=True, **settings, ranking=found.weights, joint_rescoring=False)
         config.save_pretrained(folder)
         renew_manifest(folder)
         print(f"{folder}: generation_config.json ranks by these weights now")
+
+
+def _everything(model: PreTrainedModel, consensus_samples: int | None) -> str:
+    """What a model can propose; the search of twins that read each other finds little that they do not find alone."""
+    directions = getattr(model.config, "decoder_directions", "l2r")
+    searches = ["l2r", "r2l"] if directions == "both" else [directions]
+    return "+".join([*searches, *(() if consensus_samples == 0 else WITH_SAMPLES)])
 
 
 if __name__ == "__main__":
