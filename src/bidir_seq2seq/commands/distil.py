@@ -1,7 +1,7 @@
 """Distils a teacher into a student: writes pseudo-titles with the one, and trains the other on them.
 
     bidir-seq2seq distil settings.yaml --teacher_name_or_path my_twins --decoder_directions l2r --output_dir my_student
-    bidir-seq2seq distil --train_file train.jsonl --unlabelled_file more.txt --teacher_name_or_path my_twins \
+    bidir-seq2seq distil --train_file train.jsonl --unlabelled_file more.txt --teacher_name_or_path my_twins \\
         --proposals l2r+r2l+both --ranking consensus --num_beams 5 --output_dir my_student
     bidir-seq2seq distil --train_file train.jsonl --teacher_name_or_path a_bart --pairs pseudo --output_dir my_student
 

@@ -1,7 +1,7 @@
 """Writes what twin decoders are to read of each other: titles by models that have not learned them.
 
     bidir-seq2seq partners settings.yaml --output_dir first_stage
-    bidir-seq2seq train settings.yaml --model_name_or_path my_twins --train_file first_stage/training_pairs.jsonl \
+    bidir-seq2seq train settings.yaml --model_name_or_path my_twins --train_file first_stage/training_pairs.jsonl \\
         --twin_partner written --output_dir second_stage
 
 The first of two stages of training: the pairs are dealt out to folds, a model is trained on all folds but one, and

@@ -1,11 +1,11 @@
 """Writes a page about one run, or several side by side, and its pictures.
 
-    python scripts/report.py my_model
-    python scripts/report.py my_model other_model --scores_dirs my_scores other_scores --output_dir comparison
+    bidir-seq2seq report my_model
+    bidir-seq2seq report my_model other_model --scores_dirs my_scores other_scores --output_dir comparison
 
-It shows what train.py and score.py left behind: learning curves; scores with intervals, accuracy from both ends,
-lengths and examples, if there are scores (score.py --output_dir my_model/scores); and, by the trained model itself,
-where it looks and what its prior does. The page is one file that needs no network.
+It shows what `train` and `score` left behind: learning curves; scores with intervals, accuracy from both ends, lengths
+and examples, if there are scores (score --output_dir my_model/scores); and, by the trained model itself, where it looks
+and what its prior does. The page is one file that needs no network.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
         "--scores_dirs",
         nargs="+",
         metavar="DIR",
-        help="What score.py wrote, a folder for each run. Default: scores in or beside the run's folder.",
+        help="What score wrote, a folder for each run. Default: scores in or beside the run's folder.",
     )
     parser.add_argument("--names", nargs="+", metavar="NAME", help="What to call the runs. Default: their folders.")
     parser.add_argument("--output_dir", help="Where to. Default: report in the first run's folder.")

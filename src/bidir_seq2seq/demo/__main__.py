@@ -18,7 +18,9 @@ EXAMPLES = 4
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command; `argv` instead of the process's own arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bidir_seq2seq.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model_dir", metavar="MODEL_DIR", help="Folder of a trained model.")
     parser.add_argument("--text", help="A text: the first example, or what an animation is of.")
     parser.add_argument("--language", choices=["en", "zh"], default="en", help="The language it opens in.")
