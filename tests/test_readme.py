@@ -27,7 +27,9 @@ def test_the_examples_run(tmp_path, monkeypatch, capsys):
     assert [len(first), len(second)] == [3, 1] and second[0]["generated_text"] == ""
     names = {}
     exec(make, names)
-    assert all(parameter.grad is not None for parameter in names["model"].parameters())
+    # The decoders learn alone first.
+    missing = {name for name, parameter in names["model"].named_parameters() if parameter.grad is None}
+    assert missing and all("twin_attention" in name for name in missing)
     assert torch.isfinite(names["model"].lm_head.weight.grad).all()
 
 

@@ -205,7 +205,7 @@ def test_settings_may_stand_in_a_file(tmp_path):
     (tmp_path / "run.yaml").write_text("train_file: a.jsonl\nhidden_size: 64\nlearning_rate: 0.002\nuse_cpu: true\n")
     types = (ModelArguments, DataArguments, TrainingArguments)
     model, data, training = parse_arguments(*types, description="", args=[str(tmp_path / "run.yaml")])
-    assert (model.hidden_size, data.train_file, training.learning_rate) == (64, "a.jsonl", 0.002)
+    assert (model.hidden_size, data.train_file, training.learning_rate) == (64, ["a.jsonl"], 0.002)
     (tmp_path / "run.json").write_text('{"hidden_sise": 64}')
     with pytest.raises(ValueError, match="hidden_sise"):
         parse_arguments(*types, description="", args=[str(tmp_path / "run.json")])

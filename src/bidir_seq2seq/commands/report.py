@@ -3,9 +3,9 @@
     bidir-seq2seq report my_model
     bidir-seq2seq report my_model other_model --scores_dirs my_scores other_scores --output_dir comparison
 
-It shows what `train` and `score` left behind: learning curves; scores with intervals, accuracy from both ends, lengths
-and examples, if there are scores (score --output_dir my_model/scores); and, by the trained model itself, where it looks
-and what its prior does. The page is one file that needs no network.
+It shows what `train` and `score` left behind: learning curves; scores with intervals, accuracy from both ends,
+lengths and examples, if there are scores (score --output_dir my_model/scores); and, by the trained model itself, where
+it looks and what its prior does. The page is one file that needs no network.
 """
 
 import argparse
