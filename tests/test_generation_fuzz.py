@@ -26,8 +26,11 @@ MODELS = {
 # Of each setting what is sound, and what is not or goes with few others.
 SETTINGS = {
     "decoding_direction": ["both", "l2r", "r2l", None, "left", 3],
-    "proposals": ["both", "l2r+r2l", "l2r+r2l+both", "l2r", "r2l+drawn", "drawn", None, "l2r+l2r", "", 2],
-    "ranking": [*RANKING_RULES, None, "best", 1],
+    "proposals": [
+        *("both", "l2r+r2l", "l2r+r2l+both", "l2r", "r2l+drawn", "drawn", None, "l2r+l2r", "", 2),
+        *("l2r+r2l+drawn+spliced", "l2r+spliced", "drawn+spliced", "spliced"),
+    ],
+    "ranking": [*RANKING_RULES, None, "best", 1, {"consensus": 1, "length": -0.1}, {"l2r": 1}, {"r2l": 1, "own": 0.5}],
     "consensus_samples": [1, 3, 0, None, -1, 2.5, True],
     "joint_rescoring": [True, False, None, "yes"],
     "vocabulary_shortlist": [None, 1, 5, 100, 0, -1, 2.5, True],
@@ -64,6 +67,9 @@ SETTINGS = {
     "forced_bos_token_id": [5, VOCAB_SIZE],
     "forced_eos_token_id": [3, VOCAB_SIZE, -1],
     "eos_token_id": [3, 5, [3, 5], VOCAB_SIZE],
+    "decoder_start_token_id": [2, 7],
+    "pad_token_id": [0, 5],
+    "remove_invalid_values": [True, False],
     "use_cache": [True, False],
     "return_dict_in_generate": [True, False],
     "output_scores": [True, False],
