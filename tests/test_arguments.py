@@ -116,6 +116,22 @@ def test_a_flag_that_there_is_not_is_named(parse, flags, message):
         parse_arguments(ModelArguments, description="", args=["--hidden_size", "3", *flags])
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "the following arguments are required: --model_name_or_path; see --help"),
+        (["mine", "--num_beams", "x"], "argument --num_beams: invalid int value: 'x'; see --help"),
+        (["mine", "--decoding_direction", "up"], "argument --decoding_direction: invalid choice: 'up' (choose from"),
+        (["mine", "--num_beams"], "argument --num_beams: expected one argument; see --help"),
+    ],
+)
+def test_what_is_wrong_with_a_flag_is_said_in_a_line(capsys, flags, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_arguments(GenerateArguments, description="", args=flags, first="model_name_or_path")
+    # A usage of a hundred flags would hide it.
+    assert capsys.readouterr() == ("", "")
+
+
 def test_what_is_given_first_is_what_the_command_is_about(tmp_path):
     def model_of(*args: str) -> tuple:
         (found,) = parse_arguments(GenerateArguments, description="", args=args, first="model_name_or_path")

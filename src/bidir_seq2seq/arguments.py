@@ -7,11 +7,12 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -21,6 +22,15 @@ SETTINGS_FILES = (".yaml", ".yml", ".json")
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and leaves the examples of a description as they are written."""
+
+
+class _Parser(HfArgumentParser):
+    """Says what is wrong in a line; a usage of a hundred flags would hide it."""
+
+    def error(self, message: str) -> NoReturn:
+        # Each flag has two names, with underscores and with hyphens.
+        message = re.sub(r"/--[\w-]+", "", message)
+        raise ValueError(f"{message}; see --help")
 
 
 def parse_arguments(
@@ -40,10 +50,10 @@ def parse_arguments(
 
     Raises:
         ValueError: If the settings file cannot be read, is no mapping, holds an unknown setting, or text as a number;
-            and on arguments that belong to no setting.
+            on arguments that belong to no setting, or are none of a setting's choices; and if one is missing.
     """
     args = list(sys.argv[1:] if args is None else args)
-    parser = HfArgumentParser(dataclass_types, description=description, formatter_class=_HelpFormatter)
+    parser = _Parser(dataclass_types, description=description, formatter_class=_HelpFormatter)
     is_file = bool(args) and args[0].endswith(SETTINGS_FILES)
     if first and args and not is_file and not args[0].startswith("-"):
         args = [f"--{first}", *args]
