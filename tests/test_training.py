@@ -471,6 +471,13 @@ def test_half_precision_that_the_processor_cannot_compute_is_refused_at_once(fil
         run(files, tmp_path, **{name: True})
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is more than a CPU")
+def test_where_there_is_but_a_cpu_nothing_has_to_be_said_of_it(tmp_path):
+    for settings in ({}, {"bf16": True}):
+        args = TrainingArguments(output_dir=str(tmp_path), **settings)
+        assert args.use_cpu and args.device.type == "cpu"
+
+
 @pytest.mark.parametrize(
     ("has", "settings", "is_said"),
     [

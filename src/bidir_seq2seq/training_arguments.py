@@ -341,6 +341,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
                 raise ValueError(f"{name}_steps=0 is no interval: give a number, or {name}_strategy='no'")
         self._choose_metric()
         self._choose_best_model()
+        # transformers would ask for it, in bfloat16 and of several processes, where there is nothing but a CPU.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         if self.max_train_minutes is not None and not 0 < self.max_train_minutes < math.inf:
             raise ValueError(
