@@ -342,7 +342,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         self._choose_metric()
         self._choose_best_model()
         # transformers would ask for it, in bfloat16 and of several processes, where there is nothing but a CPU.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
         super().__post_init__()
         if self.max_train_minutes is not None and not 0 < self.max_train_minutes < math.inf:
             raise ValueError(
