@@ -362,6 +362,12 @@ def test_what_a_config_says_has_been_said_in_the_call():
     asked = {"decoding_direction": "l2r", "num_beams": 3, "max_length": 7}
     plain, compared = model.generate(input_ids, **asked), model.generate(input_ids, **asked, ranking="consensus")
     assert torch.equal(model.generate(input_ids, GenerationConfig(**asked, ranking="consensus")), compared)
+    # What is said beside it comes first, by whichever of its two names.
+    joint = GenerationConfig(joint_rescoring=True, num_beams=3, max_length=7)
+    own = model.generate(input_ids, ranking="own", num_beams=3, max_length=7)
+    assert torch.equal(model.generate(input_ids, joint, ranking="own"), own)
+    both = GenerationConfig(ranking="consensus", num_beams=3, max_length=7)
+    assert torch.equal(model.generate(input_ids, both, joint_rescoring=False), own)
     # But a copy of the model's own says no more than the model, whose ranking is meant for both directions.
     model.generation_config.update(ranking={"l2r": 1, "r2l": 1}, proposals="l2r+r2l+drawn")
     copied = copy.deepcopy(model.generation_config)

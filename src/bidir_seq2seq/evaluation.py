@@ -124,9 +124,8 @@ def processes() -> PartialState:
 def systems_of(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
     """All systems that a model can run, and how `generate` is told to."""
     direction = model.config.decoder_directions
-    tuned = (
-        {"tuned": SYSTEMS["tuned"]} if isinstance(getattr(model.generation_config, "ranking", None), Mapping) else {}
-    )
+    ranking = getattr(model.generation_config, "ranking", None)
+    tuned = {"tuned": SYSTEMS["tuned"]} if isinstance(ranking, Mapping) else {}
     if direction != "both":
         # What the model has stored is for "tuned" alone.
         plain, compared = {"ranking": "own"}, {"ranking": "consensus", "proposals": f"{direction}+drawn+spliced"}

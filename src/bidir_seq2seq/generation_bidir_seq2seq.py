@@ -39,8 +39,26 @@ from .cache_bidir_seq2seq import BidirSeq2SeqCache
 from .directions_bidir_seq2seq import Direction, check_ids, directions_of
 from .kernels_bidir_seq2seq import is_read_at_once
 from .output_bidir_seq2seq import NextTokens, Shortlist
-from .proposals_bidir_seq2seq import DRAWN, SPLICED, WITH_SAMPLES, Found, Pool, merged, proposers_of, searches_of
-from .ranking_bidir_seq2seq import Candidates, asks_alone, asks_for_samples, consensus, is_known_to, rule_of
+from .proposals_bidir_seq2seq import (
+    DRAWN,
+    SPLICED,
+    WITH_SAMPLES,
+    Found,
+    Pool,
+    merged,
+    proposers_of,
+    searches_in,
+    searches_of,
+)
+from .ranking_bidir_seq2seq import (
+    Candidates,
+    asks_alone,
+    asks_for_samples,
+    consensus,
+    is_known_to,
+    may_ask_for_samples,
+    rule_of,
+)
 from .samples_bidir_seq2seq import DRAWN_TOGETHER, draw_titles, in_groups
 from .search_bidir_seq2seq import Beam, BeamHistory, StepRecords, forbidden_tokens, search, select
 from .splices_bidir_seq2seq import may_be_written, with_splices
@@ -73,6 +91,8 @@ FLAGS: dict[str, Any] = {
     "joint_rescoring": False,
     "vocabulary_shortlist": None,
 }
+# Two names of one thing.
+RANKING_FLAGS = {"ranking", "joint_rescoring"}
 # Of a `GenerationConfig`: ids of tokens that may be written.
 ID_SETTINGS = (
     "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id",
@@ -210,8 +230,10 @@ class BidirSeq2SeqGenerationMixin:
         for settings in (kwargs, vars(self.generation_config), vars(generation_config or self.generation_config)):
             self._check_ids_of(settings)
         if generation_config is not None:
-            # What it says otherwise than the model's own has been said in this call.
-            theirs = {name: getattr(generation_config, name, None) for name in FLAGS.keys() - ours.keys()}
+            # What it says otherwise than the model's own has been said in this call, but what is said beside it, by
+            # either of its names, comes first.
+            said = ours.keys() | (RANKING_FLAGS if ours.keys() & RANKING_FLAGS else set())
+            theirs = {name: getattr(generation_config, name, None) for name in FLAGS.keys() - said}
             known = {name: getattr(self.generation_config, name, value) for name, value in FLAGS.items()}
             ours |= {name: value for name, value in theirs.items() if value is not None and value != known[name]}
         asked = [kwargs.get("max_new_tokens"), kwargs.get("max_length"), generation_config]
@@ -289,12 +311,11 @@ class BidirSeq2SeqGenerationMixin:
         stored = generation_config.proposals if direction == self.config.decoder_directions else None
         asked = given.get("proposals") or stored or default
         names = proposers_of(asked)
-        is_ranked_otherwise = ("ranking" in given or "joint_rescoring" in given) and not (
-            compares or callable(generation_config.ranking)
-        )
+        may_compare = may_ask_for_samples(generation_config.ranking)
+        is_ranked_otherwise = bool(given.keys() & RANKING_FLAGS) and not may_compare
         if not given.get("proposals") and (is_ranked_otherwise or not can_draw):
             # A model that was tuned with them may still be ranked in another way, and sampled from.
-            names = tuple(name for name in names if name not in WITH_SAMPLES) or proposers_of(default)
+            names = searches_in(names) or proposers_of(default)
         if direction != "both" and set(names) - {direction, *WITH_SAMPLES}:
             raise ValueError(
                 f"proposals={asked!r} needs decoding_direction='both', not {direction!r}{self._remedy(direction)}"
@@ -304,19 +325,15 @@ class BidirSeq2SeqGenerationMixin:
                 f"proposals={asked!r}: with consensus_samples=0 there is nothing to draw, and do_sample=True draws by "
                 f"itself: leave {' and '.join(map(repr, idle))} out"
             )
-        searched = [name for name in names if name not in WITH_SAMPLES]
         drawn = generation_config.consensus_samples * len(directions_of(self.config, direction))
-        if not searched and drawn < generation_config.num_return_sequences:
+        if not searches_in(names) and drawn < generation_config.num_return_sequences:
             raise ValueError(
                 f"num_return_sequences={generation_config.num_return_sequences} is more than the {drawn} titles that "
                 "are drawn: raise consensus_samples, or add a search to proposals"
             )
         if names == (SPLICED,):
             raise ValueError(f"proposals={asked!r}: there must be something to splice: use 'l2r+r2l+drawn+spliced'")
-        # What a function asks for nobody knows.
-        if "consensus_samples" in given and not (
-            {*WITH_SAMPLES} & {*names} or compares or callable(generation_config.ranking)
-        ):
+        if "consensus_samples" in given and not ({*WITH_SAMPLES} & {*names} or may_compare):
             raise ValueError(
                 f"consensus_samples is for ranking='consensus', not {generation_config.ranking!r}: leave it out"
             )
@@ -616,10 +633,9 @@ class BidirSeq2SeqGenerationMixin:
 
     @staticmethod
     def _may_draw(generation_config: GenerationConfig) -> bool:
-        """Whether titles may be drawn, to be proposed or compared with; of a function that ranks nobody knows."""
-        may_compare = callable(generation_config.ranking) or asks_for_samples(generation_config.ranking)
-        compares = may_compare and generation_config.consensus_samples > 0
-        return compares or BidirSeq2SeqGenerationMixin._has_samples(generation_config)
+        """Whether titles may be drawn, to be proposed or compared with."""
+        may_compare = generation_config.consensus_samples > 0 and may_ask_for_samples(generation_config.ranking)
+        return may_compare or BidirSeq2SeqGenerationMixin._has_samples(generation_config)
 
     @staticmethod
     def _is_plain_search(
@@ -730,7 +746,7 @@ class BidirSeq2SeqGenerationMixin:
 
         if self._is_pooled(generation_config):
             proposers, given = proposers_of(generation_config.proposals), (logits_processor, stopping_criteria)
-            names = [name for name in proposers if name not in WITH_SAMPLES]
+            names = searches_in(proposers)
             # A processor of the user's may remember what it has seen, which must not be another search's.
             to_splice = _copied(logits_processor) if SPLICED in proposers else None
             to_draw = _copied(given) if self._may_draw(generation_config) else None

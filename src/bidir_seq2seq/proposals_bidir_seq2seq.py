@@ -45,6 +45,11 @@ def proposers_of(proposals: str) -> tuple[str, ...]:
     return tuple(name for name in PROPOSERS if name in names)
 
 
+def searches_in(names: Sequence[str]) -> tuple[str, ...]:
+    """Those of some proposers that search, and need no titles that are drawn."""
+    return tuple(name for name in names if name not in WITH_SAMPLES)
+
+
 def searches_of(config: PreTrainedConfig, direction: str) -> str:
     """What proposes in a `decoding_direction` if nothing is said: its search, or, of twins that have not learned to
     read each other, each one's."""
@@ -139,5 +144,6 @@ __all__ = [
     "Pool",
     "merged",
     "proposers_of",
+    "searches_in",
     "searches_of",
 ]

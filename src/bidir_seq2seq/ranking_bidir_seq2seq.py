@@ -229,6 +229,11 @@ def asks_for_samples(ranking: Any) -> bool:
     return "consensus" in _names_in(ranking)
 
 
+def may_ask_for_samples(ranking: Any) -> bool:
+    """As `asks_for_samples`; of a function nobody knows."""
+    return callable(ranking) or asks_for_samples(ranking)
+
+
 def asks_alone(ranking: Any) -> bool:
     """Whether a ranking asks how likely a title is to a direction alone, which not every twin model knows."""
     return any(name in ASKS_ALONE for name in _names_in(ranking))
@@ -251,6 +256,7 @@ __all__ = [
     "is_known_to",
     "joint",
     "length",
+    "may_ask_for_samples",
     "own",
     "rule_of",
     "weighted",

@@ -131,10 +131,9 @@ def main(argv: list[str] | None = None) -> None:
     (args,) = parse_arguments(ScoreArguments, description=__doc__, args=argv, first="model_name_or_path")
     if (args.model_name_or_path is None) == (args.predictions_file is None):
         raise ValueError("give either model_name_or_path or predictions_file")
-    columns = [args.target_column] if isinstance(args.target_column, str) else args.target_column
     state = processes()
     with state.main_process_first():
-        pairs = load_test_pairs(args.test_file, args.source_column, columns, args.encoding)
+        pairs = load_test_pairs(args.test_file, args.source_column, args.target_column, args.encoding)
     number = len(pairs)
     pairs = pairs.select(range(min(args.max_samples or len(pairs), len(pairs))))
     titles = _titles_of_model(args, pairs) if args.model_name_or_path else _titles_of_files(args, number, len(pairs))
