@@ -380,7 +380,7 @@ def machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "flags": [flag for flag in wanted if flag in flags],
         "load": os.getloadavg()[0],
-        "system": platform.platform(),
+        "system": platform.system(),
         "python": platform.python_version(),
     }
 
