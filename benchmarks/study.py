@@ -65,6 +65,8 @@ LAST_STAGE = {"learning_rate": 3e-4, "warmup_steps": 10}
 # said, so that a recipe stays what it is when a default changes.
 RECIPES: dict[str, tuple[dict, float, int]] = {
     "settled": ({}, 1, 1),
+    # As many updates again, from what the first ones have come to.
+    "settled-again": ({}, 1, 1),
     "l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
     "two-l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION / 2, 2),
     "independent": ({"twin_partner": "none"}, 1, 1),
@@ -90,6 +92,7 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
 # Recipes that go on from another one's model of the same seed, and that learn from its titles.
 GOES_ON_FROM = {
     "repaired": "twin",
+    "settled-again": "settled",
     **dict.fromkeys(("own-stage", "two-stage", "two-stage-leaking"), "independent"),
     **dict.fromkeys(("l2r-more", "l2r-risk", "l2r-beam"), "l2r"),
 }
