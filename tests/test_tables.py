@@ -235,9 +235,50 @@ def test_folders_that_datasets_saved(tmp_path):
         load_pairs({"validation": str(tmp_path / "two")})
 
 
-def test_cells_of_a_local_dataset_are_text_too(tmp_path):
+TABLES = {
+    "columns.json": json.dumps({"source": {"0": "a", "1": "c"}, "target": {"0": "b", "1": "d"}}),
+    "columns.jsonl": json.dumps({"source": {"7": "a", "9": "c"}, "target": {"7": "b", "9": "d"}}),
+    "index.json": json.dumps({"0": {"source": "a", "target": "b"}, "1": {"source": "c", "target": "d"}}, indent=1),
+    "list.json": json.dumps(
+        {"version": "1", "data": [{"source": "a", "target": "b"}, {"source": "c", "target": "d"}]}
+    ),
+    "list.jsonl": json.dumps({"data": [{"source": "a", "target": "b"}, {"source": "c", "target": "d"}]}),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_inside_one_object(name, tmp_path):
+    (tmp_path / name).write_text(TABLES[name])
+    assert read(str(tmp_path / name)) == [("a", "b"), ("c", "d")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"article": "a", "headline": "b", "tags": [{"name": "x", "id": 1}, {"name": "y", "id": 2}]},
+        {"translation": {"en": "a", "de": "b"}, "more": [{"en": "x", "de": "y"}]},
+        {"translation": {"en": "a", "de": "b"}},
+    ],
+)
+def test_a_single_line_is_a_row(row, tmp_path):
+    path = tmp_path / "one.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert read(str(path)) == [("a", "b")]
+
+
+def test_columns_of_one_name_keep_all_that_they_hold(tmp_path):
+    path = tmp_path / "twice.csv"
+    path.write_text("a,a.1,a,b,a\n1,2,3,4,5\n")
+    (row,) = open_table(str(path))
+    assert row.values == {"a": "1", "a.1": "2", "a.2": "3", "b": "4", "a.3": "5"}
+
+
+@pytest.mark.parametrize("card", [None, "", "# Mine", "---\nlicense: mit\n---\n# Mine"])
+def test_cells_of_a_local_dataset_are_text_too(card, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
+    if card is not None:
+        (folder / "README.md").write_text(card)
     (folder / "train.csv").write_text("source,target\n007,NA\n2024-01-01,null\n")
     (folder / "test.csv").write_text("source,target\n1.50,x\n")
     pairs = load_pairs(dataset_name=str(folder), cache_dir=str(tmp_path / "cache"))
@@ -379,6 +420,8 @@ def test_a_dataset_that_says_itself_how_it_is_read(tmp_path):
     )
     pairs = load_pairs(dataset_name=str(folder), cache_dir=str(tmp_path / "cache"))["train"]
     assert pairs.to_list() == [{"source": "007", "target": "x"}, {"source": "b", "target": "y"}]
+    with pytest.raises(ValueError, match="is read by datasets, to which encoding='gb18030'"):
+        load_pairs(dataset_name=str(folder), encoding="gb18030")
     columns = {"source_column": "translation.de", "target_column": "translation.en"}
     pairs = load_pairs(dataset_name=str(folder), cache_dir=str(tmp_path / "cache"), **columns)["train"]
     assert pairs[0] == {"source": "x", "target": "007"}

@@ -140,6 +140,11 @@ def load_pairs(
     if dataset_name:
         files = _files_of_folder(dataset_name) if dataset_config_name is None else {}
     if not files:
+        if encoding is not None or on_bad_rows != "error":
+            raise ValueError(
+                f"dataset_name={dataset_name!r} is read by datasets, to which encoding={encoding!r} and on_bad_rows="
+                f"{on_bad_rows!r} mean nothing: leave them out, or name the files with train_file"
+            )
         splits = load_dataset(dataset_name, dataset_config_name, cache_dir=cache_dir)
         return DatasetDict(
             {
@@ -157,7 +162,7 @@ def load_pairs(
 
 def _files_of_folder(folder: str) -> dict[str, list[str]]:
     """The files of each split of a local folder of a dataset; none if it is not one, or says itself how to be read."""
-    if not Path(folder).is_dir() or (Path(folder) / "README.md").exists():
+    if not Path(folder).is_dir() or _says_how_to_read(Path(folder) / "README.md"):
         return {}
     if is_saved_dataset(folder):
         parts = [path.name for path in Path(folder).iterdir() if is_saved_dataset(str(path))]
@@ -168,6 +173,18 @@ def _files_of_folder(folder: str) -> dict[str, list[str]]:
         return dict(DataFilesDict.from_patterns(get_data_patterns(folder), base_path=folder))
     except EmptyDatasetError as error:
         raise ValueError(f"{folder}: holds no files of data") from error
+
+
+def _says_how_to_read(card: Path) -> bool:
+    """Whether the card of a dataset has settings (`configs`) for those who load it, or such as nobody can read."""
+    if not card.exists():
+        return False
+    from huggingface_hub import DatasetCard
+
+    try:
+        return "configs" in DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict()
+    except ValueError:
+        return True
 
 
 def _as_dataset(table: Table, columns: tuple[str, ...], on_bad_rows: str, cache_dir: str | None) -> Dataset:

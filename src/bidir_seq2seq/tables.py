@@ -248,9 +248,17 @@ def _as_row(value, row: Row) -> Row:
 
 
 def _objects(value) -> list:
-    """The rows in one JSON value: a list, or the only list of objects inside an object (`{"data": [...]}`)."""
+    """The rows in one JSON value: a list, or the only list of objects inside an object (`{"data": [...]}`); or what
+    pandas makes of a table if it is not told how (`{"source": {"0": ..., "1": ...}, ...}`)."""
     if isinstance(value, list):
         return value
+    columns = list(value.values())
+    if columns and all(isinstance(column, dict) and column for column in columns):
+        numbers = list(columns[0])
+        if all(name.isdecimal() for name in value):
+            return columns
+        if all(number.isdecimal() for number in numbers) and all(list(column) == numbers for column in columns):
+            return [{name: column[number] for name, column in value.items()} for number in numbers]
     lists = [inner for inner in value.values() if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
     return lists[0] if len(lists) == 1 else [value]
 
@@ -262,9 +270,14 @@ def _is_one_value(text: TextFile) -> bool:
     if not first.lstrip().startswith(("[", "{")):
         return False
     with suppress(ValueError):
-        # A value a line, unless there is but one line.
+        # A value a line, unless there is but one line; and of a format of lines that one is a row if it holds text.
         value = json.loads(first)
-        return next(lines, None) is None and (isinstance(value, list) or _objects(value) != [value])
+        if next(lines, None) is not None:
+            return False
+        if isinstance(value, list):
+            return True
+        is_row = text.file.extension != "json" and {str, list} <= {type(cell(value, name)) for name in leaves(value)}
+        return not is_row and _objects(value) != [value]
     if first.strip() not in ("[", "{") and text.file.extension != "json":
         # A broken line; reading all of a large file to learn that would take its memory.
         return False
@@ -422,12 +435,12 @@ def _separator(text: TextFile) -> str:
 
 def _distinct(names: list[str]) -> list[str]:
     """Names of columns: those without one and those that are there twice get one of their own."""
-    seen: dict[str, int] = {}
-    columns = []
-    for number, name in enumerate(names):
-        name = name.strip() or f"Unnamed: {number}"
-        seen[name] = seen.get(name, -1) + 1
-        columns.append(f"{name}.{seen[name]}" if seen[name] else name)
+    given = [name.strip() or f"Unnamed: {number}" for number, name in enumerate(names)]
+    columns: list[str] = []
+    for name in given:
+        # A name of the file's own comes first, wherever it stands.
+        free = (f"{name}.{number}" for number in itertools.count(1) if f"{name}.{number}" not in {*given, *columns})
+        columns.append(next(free) if name in columns else name)
     return columns
 
 
