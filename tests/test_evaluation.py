@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_model
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
-from bidir_seq2seq.commands.score import main
+from bidir_seq2seq.commands.score import main, read_predictions
 from bidir_seq2seq.evaluation import (
     available_systems,
     format_table,
@@ -85,6 +85,29 @@ def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def test_the_split_that_is_meant_is_read(tmp_path):
+    splits = {
+        name: Dataset.from_list([{"source": "a", "target": name}] * 2) for name in ("train", "validation", "test")
+    }
+    DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    for columns in (None, ["target"]):
+        for split, name in ((None, "test"), ("validation", "validation")):
+            found = load_test_pairs(str(tmp_path / "saved"), None, columns, **({"split": split} if split else {}))
+            assert found["target"] == [name] * 2
+
+
+def test_titles_are_read_from_the_column_that_holds_them(tmp_path):
+    rows = [
+        {"text": "a b", "title": "c", "generated_title": name, "generated_candidates": [{"text": name}]}
+        for name in "xy"
+    ]
+    assert read_predictions(write_rows(tmp_path / "rows.jsonl", rows), 2, 2) == ["x", "y"]
+    assert read_predictions(write_rows(tmp_path / "row.jsonl", rows[:1]), 2, 1) == ["x"]
+    assert read_predictions(write_rows(tmp_path / "only.jsonl", [{"title": "x"}, {"title": None}]), 2, 2) == ["x", ""]
+    with pytest.raises(ValueError, match=r"which of the columns \['text', 'title'\] holds the titles"):
+        read_predictions(write_rows(tmp_path / "other.jsonl", [{"text": "a b", "title": "c"}]), 1, 1)
+
+
 def test_references_come_from_several_columns_or_from_lists(tmp_path):
     rows = [
         {"letters": "A B", "first": "AE B", "second": "EY B", "all": ["AE B", "EY B"]},
@@ -98,6 +121,12 @@ def test_references_come_from_several_columns_or_from_lists(tmp_path):
     assert listed_references(one) == [["EY B"], [""]] and one["source"] == ["A B", "C"]
     with pytest.raises(ValueError, match="target_column='third' is not among its columns"):
         load_test_pairs(path, "letters", ["first", "third"])
+    # Said or not, a list is one of references.
+    pairs = [{"source": row["letters"], "target": row["all"]} for row in rows]
+    path_of_lists = write_rows(tmp_path / "lists.jsonl", pairs)
+    assert listed_references(load_test_pairs(path_of_lists)) == expected
+    with pytest.raises(ValueError, match="line 3 column 'source' does not hold text, but 3"):
+        load_test_pairs(write_rows(tmp_path / "bad.jsonl", [*pairs, {"source": 3, "target": ["S"]}]))
     (tmp_path / "mine.txt").write_text("EY B\nZ\n")
     flags = ["--test_file", path, "--source_column", "letters", "--predictions_file", str(tmp_path / "mine.txt")]
     flags += ["--target_column", "first", "second", "--metrics", "rougeL", "wer", "per"]

@@ -59,6 +59,7 @@ def load_test_pairs(
     source_column: str | None = None,
     target_columns: Sequence[str] | None = None,
     encoding: str | None = None,
+    split: str = "test",
 ) -> Dataset:
     """Loads held-out pairs; a title may have several references, in several columns or as a list in one.
 
@@ -67,6 +68,7 @@ def load_test_pairs(
         source_column: Column of the documents; default: by name, else the first one.
         target_columns: Columns of the references; default: by name, else the second one.
         encoding: Of files of text; default: found out.
+        split: Which one, of a folder that holds several.
 
     Returns:
         A dataset with the columns `source` and `target`; where references are several, a target is a list of texts.
@@ -74,17 +76,15 @@ def load_test_pairs(
     Raises:
         ValueError: As `data.load_pairs`, and on a reference that is neither a text nor a list of them.
     """
-    if not target_columns:
-        return load_pairs({"test": names}, source_column=source_column, encoding=encoding)["test"]
-    table = open_table(names, encoding)
+    table = open_table(names, encoding, split)
     head = table.head()
+    given = target_columns[0] if target_columns else None
+    chosen, target = choose_columns(table.columns, source_column, given)
+    target_columns = target_columns or [name for name in (target,) if name is not None]
     is_list = any(isinstance(cell(row, name), list) for row in head for name in target_columns)
-    if not is_list and len(target_columns) == 1:
-        column = target_columns[0]
-        return load_pairs({"test": names}, source_column=source_column, target_column=column, encoding=encoding)[
-            "test"
-        ]
-    source_column = choose_columns(table.columns, source_column, target_columns[0])[0]
+    if not is_list and len(target_columns) < 2:
+        return load_pairs({split: names}, source_column=source_column, target_column=given, encoding=encoding)[split]
+    source_column = chosen
     for option, name in (("source_column", source_column), *(("target_column", name) for name in target_columns)):
         check_column(name, option, table.columns, table.name)
     check_text(head, source_column, "source_column", table.columns, table.name)
@@ -92,13 +92,16 @@ def load_test_pairs(
     for row in table:
         if row.values is None:
             raise ValueError(str(row))
+        source = cell(row.values, source_column)
+        if not (isinstance(source, str) or source is None):
+            raise ValueError(str(row.bad(f"column {source_column!r} does not hold text, but {source!r}")))
         cells = [cell(row.values, name) for name in target_columns]
         for name, value in zip(target_columns, cells):
             if not all(
                 isinstance(text, str) or text is None for text in (value if isinstance(value, list) else [value])
             ):
                 raise ValueError(str(row.bad(f"column {name!r} holds {value!r}, not a text nor a list of texts")))
-        sources.append(cell(row.values, source_column))
+        sources.append(source)
         # A cell may be empty where a pair has fewer references than others.
         targets.append([text for value in cells for text in _as_list(value) if text.strip()] or [""])
     from datasets import Dataset

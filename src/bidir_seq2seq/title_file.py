@@ -16,6 +16,9 @@ from .files import DataFile
 
 logger = logging.get_logger(__name__)
 
+# The column of titles in a file of rows.
+WRITTEN_COLUMN = "generated_title"
+
 
 class TitleFile:
     """Takes the lines of one document after the other.
@@ -184,4 +187,4 @@ def describe_model(name_or_path: str) -> str:
     return f"{name_or_path} ({content_hash(paths)})" if paths else name_or_path
 
 
-__all__ = ["TitleFile", "content_hash", "describe_input", "describe_model"]
+__all__ = ["WRITTEN_COLUMN", "TitleFile", "content_hash", "describe_input", "describe_model"]

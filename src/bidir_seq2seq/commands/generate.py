@@ -35,7 +35,7 @@ from ..files import find_files
 from ..loading import load_model_and_tokenizer
 from ..ranking_bidir_seq2seq import rule_of
 from ..tables import Row, Table, open_table, split_lines
-from ..title_file import TitleFile, describe_input, describe_model
+from ..title_file import WRITTEN_COLUMN, TitleFile, describe_input, describe_model
 from ..titles import Title, stream_titles, window_size
 from ..version import __version__
 
@@ -262,7 +262,7 @@ def as_lines(candidates: list[Title], number: int) -> list[str]:
 def as_row(row: Row, candidates: list[Title]) -> str:
     """The input row as JSON, with `generated_title` and `generated_candidates`; of a bad row, its `problem`."""
     values = {"problem": str(row)} if row.values is None else row.values
-    written = {"generated_title": candidates[0].text, "generated_candidates": [asdict(title) for title in candidates]}
+    written = {WRITTEN_COLUMN: candidates[0].text, "generated_candidates": [asdict(title) for title in candidates]}
     # A parquet file may hold dates.
     return json.dumps({**values, **written}, ensure_ascii=False, default=str)
 

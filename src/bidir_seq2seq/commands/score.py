@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..allocator import keep_freed_memory
 from ..arguments import check_numbers, parse_arguments
+from ..data import read_texts
 from ..evaluation import (
     PRONUNCIATION_METRICS,
     TITLE_METRICS,
@@ -33,6 +34,7 @@ from ..evaluation import (
 from ..loading import load_model_and_tokenizer
 from ..metrics import Tokenization
 from ..tables import open_table
+from ..title_file import WRITTEN_COLUMN
 from ..titles import Title
 
 if TYPE_CHECKING:
@@ -114,9 +116,17 @@ def read_predictions(path: str, pairs: int, wanted: int) -> list[str]:
     """The first `wanted` titles of a file with one for each of all `pairs`, or for each of the wanted ones.
 
     Raises:
-        ValueError: If the file has another number of lines, since nothing tells which pairs they belong to.
+        ValueError: If the file has another number of lines, since nothing tells which pairs they belong to; on rows of
+            which nothing says where the title is.
     """
-    lines = [row.values["text"] if row.values else "" for row in open_table(path, shape="texts")]
+    table = open_table(path, shape="texts")
+    column = WRITTEN_COLUMN if WRITTEN_COLUMN in table.columns else table.columns[0]
+    if column != WRITTEN_COLUMN and len(table.columns) > 1:
+        raise ValueError(
+            f"{path}: which of the columns {table.columns} holds the titles? call it {WRITTEN_COLUMN!r}, as "
+            "`bidir-seq2seq generate` does, or write a title a line"
+        )
+    lines = [texts[0] or "" for _, texts in read_texts(table, [column]) if texts]
     if len(lines) not in (pairs, wanted):
         expected = f"{pairs}" if pairs == wanted else f"{wanted} (max_samples) or all {pairs}"
         raise ValueError(

@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     keep_freed_memory()
     model, tokenizer = load_model_and_tokenizer(args.model_name_or_path, device=args.device)
-    pairs = load_test_pairs(args.validation_file, args.source_column, args.target_column, args.encoding)
+    pairs = load_test_pairs(args.validation_file, args.source_column, args.target_column, args.encoding, "validation")
     pairs = pairs.select(range(min(args.max_samples or len(pairs), len(pairs))))
     settings = {name: value for name in KEPT if (value := getattr(args, name)) is not None}
     settings.setdefault("proposals", _everything(model, args.consensus_samples))
