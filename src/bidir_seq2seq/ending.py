@@ -57,11 +57,19 @@ class OwnPartnerCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Goes by the number of the update, so that a resumed run changes at the same one."""
-        start = state.max_steps - last_updates(self.share, state.max_steps)
+        start = self._start(state)
         if state.global_step >= start:
             self.config.twin_partner = "own"
         if state.global_step == start:
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Where the last checkpoint was gone on from, no update has begun."""
+        if state.global_step > self._start(state):
+            self.config.twin_partner = "own"
+
+    def _start(self, state: TrainerState) -> int:
+        return state.max_steps - last_updates(self.share, state.max_steps)
 
 
 class Pace(NamedTuple):

@@ -52,20 +52,30 @@ def run_settings(
     training_args: TrainingArguments,
     num_pairs: int,
     pairs_fingerprint: str,
+    validation_fingerprint: str | None = None,
 ) -> dict[str, object]:
     """What must stay as it was for a run to be gone on with; how long it is, and what it logs, may change.
 
     Args:
         model_args, data_args, training_args: The run's.
         num_pairs, pairs_fingerprint: Of its training pairs.
+        validation_fingerprint: Of its validation pairs. Default: there are none.
     """
-    names = ["learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"]
+    names = ["learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"]
     names += ["seed", "own_partner_share", "sequence_objective"]
     names += ["encoder_learning_rate", "freeze_encoder"]
+    names += ["optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"]
+    names += ["data_seed", "train_sampling_strategy", "dataloader_drop_last", "bf16", "fp16"]
     if training_args.sequence_objective is not None:
         names += [field.name for field in fields(training_args) if field.name.startswith("sequence_")]
+    best = {}
+    if training_args.load_best_model_at_end and validation_fingerprint is not None:
+        # A score of other pairs, or of another kind, would be taken for a better or a worse one.
+        names.append("metric_for_best_model")
+        best["fingerprint of the validation pairs"] = validation_fingerprint
     return {
         **asdict(model_args),
+        **best,
         "max_source_length": data_args.max_source_length,
         "max_target_length": data_args.max_target_length,
         **{name: getattr(training_args, name) for name in names},
