@@ -40,6 +40,15 @@ def test_text_that_is_no_number_is_refused(parse):
         parse("learning_rate: fast\nuse_cpu: true\n")
 
 
+def test_truths_that_are_text_and_a_no_that_is_a_truth(parse):
+    model, _, training = parse("eval_strategy: no\nsave_strategy: no\nuse_cpu: 'true'\nuse_copy: 'false'\n")
+    assert (model.use_copy, training.use_cpu) == (False, True)
+    assert (training.eval_strategy, training.save_strategy) == ("no", "no")
+    assert parse('{"use_copy": "False", "use_cpu": true}', name="settings.json")[0].use_copy is False
+    with pytest.raises(ValueError, match="use_copy is the text 'perhaps', but it must be true or false"):
+        parse("use_copy: perhaps\n")
+
+
 def test_text_stays_text(parse):
     _, data, _ = parse("train_file: '1'\nuse_cpu: true\n")
     assert data.train_file == ["1"]

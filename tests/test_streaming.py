@@ -218,6 +218,7 @@ def test_without_epochs_a_stream_validates_and_saves_by_updates(pairs, tmp_path)
             "dataset_name='some/name': name the files with train_",
         ),
         ({}, {"auto_find_batch_size": True}, "could not be resumed: leave the latter out"),
+        ({}, {"ignore_data_skip": True}, "passes over what was trained on without encoding it"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused(pairs, tmp_path, data, overrides, message):

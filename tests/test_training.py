@@ -35,6 +35,7 @@ from bidir_seq2seq.training import (
     propose_bfloat16,
     train,
 )
+from bidir_seq2seq.training_arguments import VALIDATION_METRICS
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -233,10 +234,23 @@ def test_one_direction_trains_too(files, tmp_path, decoder_directions):
 
 @pytest.mark.e2e
 def test_two_processes_train_the_model_that_one_does(files, tmp_path):
-    # Without twin dropout nothing is random but the order of the pairs, which both share.
+    # Without twin dropout nothing is random but the order of the pairs, which both share. A title of Chinese letters
+    # can be right in a part, and seven of them do not fill a batch, let alone two.
+    chinese = {}
+    for name, path in files.items():
+        text = Path(path).read_text(encoding="utf-8")
+        rows = [
+            {
+                key: value.translate(str.maketrans("abcdefgh", "天地人日月水火山"))
+                for key, value in json.loads(line).items()
+            }
+            for line in text.splitlines()
+        ]
+        chinese[name] = str(tmp_path / Path(path).name)
+        Path(chinese[name]).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     flags = {
         **TINY,
-        **files,
+        **chinese,
         **RUN,
         "twin_dropout": 0,
         "metric_for_best_model": "loss",
@@ -269,6 +283,7 @@ def test_two_processes_train_the_model_that_one_does(files, tmp_path):
     rouge = [
         [e["eval_rougeL"] for e in state["log_history"] if "eval_rougeL" in e] for state in (one_state, two_state)
     ]
+    assert rouge[0][0] > 1
     assert rouge[0] == pytest.approx(rouge[1], abs=1e-6)
 
 
@@ -594,6 +609,43 @@ def long_run(tmp_path_factory):
     return pairs, folder / "run"
 
 
+def test_what_validation_measures_is_known_before(finished):
+    _, metrics = finished
+    timing = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+    assert {*metrics} == {f"eval_{name}" for name in VALIDATION_METRICS} | timing
+
+
+def test_all_validation_pairs_count_whatever_the_training_drops(files, tmp_path):
+    found = [
+        run(files, tmp_path / str(drops), per_device_eval_batch_size=5, dataloader_drop_last=drops, max_steps=1,
+            save_strategy="no")
+        for drops in (False, True)
+    ]  # fmt: skip
+    assert found[0]["eval_loss"] == found[1]["eval_loss"] > 0
+
+
+def test_the_same_command_again_leaves_the_finished_twins_as_they_are(files, tmp_path):
+    files = {"train_file": files["train_file"]}
+    for _ in range(2):
+        run(files, tmp_path, eval_strategy="no", own_partner_share=0.5)
+        assert BidirSeq2SeqForConditionalGeneration.from_pretrained(tmp_path).config.twin_partner == "own"
+
+
+def test_what_makes_a_new_tokenizer_is_said_to_change_nothing_of_another(files, finished, tmp_path, caplog):
+    run(files, tmp_path, {"model_name_or_path": str(finished[0]), "lowercase": True, "vocab_size": 50}, max_steps=1)
+    assert "min_frequency=1, lowercase=True would make a new one" in caplog.text and "vocab_size=50" in caplog.text
+
+
+def test_a_tokenizer_that_titles_cannot_begin_with_is_named(files, finished, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(finished[0])
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(tmp_path / "mine")
+    with pytest.raises(
+        ValueError, match="mine has no bos_token, which titles cannot do without: add them with its add_"
+    ):
+        run(files, tmp_path / "run", {"tokenizer_name": str(tmp_path / "mine")})
+
+
 def test_what_best_means_without_titles(tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     best = (args.load_best_model_at_end, args.metric_for_best_model, args.greater_is_better)
@@ -602,6 +654,10 @@ def test_what_best_means_without_titles(tmp_path):
     assert (args.metric_for_best_model, args.greater_is_better) == ("loss", False)
     with pytest.raises(ValueError, match="metric_for_best_model='rougeL' needs titles, .* use metric_for_best_model="):
         TrainingArguments(str(tmp_path), use_cpu=True, predict_with_generate=False, metric_for_best_model="rougeL")
+    with pytest.raises(
+        ValueError, match="metric_for_best_model='wer' is not measured in validation: use one of loss, "
+    ):
+        TrainingArguments(str(tmp_path), use_cpu=True, metric_for_best_model="wer")
 
 
 def test_a_run_without_titles_keeps_the_checkpoint_of_the_least_loss(files, tmp_path):
@@ -668,6 +724,17 @@ def test_a_finished_run_goes_on_longer(files, begun):
         ({}, {"learning_rate": 0.01}, "learning_rate was 0.002 and is 0.01; use another output_dir, or delete"),
         ({}, {"lr_scheduler_type": "linear"}, "lr_scheduler_type was 'warmup_stable_decay' and is 'linear'"),
         ({}, {"gradient_accumulation_steps": 2}, "pairs per update was 4 and is 8"),
+        (
+            {},
+            {"weight_decay": 0.1, "adam_beta1": 0.5},
+            "weight_decay was 0.0 and is 0.1, adam_beta1 was 0.9 and is 0.5",
+        ),
+        ({}, {"optim": "adafactor"}, "optim was 'adamw_torch_fused' and is 'adafactor'"),
+        ({}, {"warmup_steps": 2}, "warmup_steps was 0 and is 2"),
+        ({}, {"data_seed": 7}, "data_seed was None and is 7"),
+        ({}, {"train_sampling_strategy": "random"}, "train_sampling_strategy was 'group_by_length' and is 'random'"),
+        ({}, {"max_grad_norm": 0.1}, "max_grad_norm was 1.0 and is 0.1"),
+        ({}, {"metric_for_best_model": "bleu"}, "metric_for_best_model was 'rougeL' and is 'bleu'"),
         ({"tokenizer_type": "bpe"}, {}, "tokenizer_type was 'char' and is 'bpe'"),
         ({"lowercase": True, "vocab_size": 99}, {}, "vocab_size was None and is 99, lowercase was False and is True"),
     ],
@@ -684,6 +751,10 @@ def test_a_folder_of_a_run_with_other_pairs_is_refused(files, begun, tmp_path):
     other.write_text("".join(lines[::-1]))
     with pytest.raises(ValueError, match="fingerprint of the training pairs was '[0-9a-f]{16}' and is"):
         run({**files, "train_file": str(other)}, begun)
+    # The best model so far is that on other pairs.
+    other.write_text(Path(files["validation_file"]).read_text().replace("a", "b"))
+    with pytest.raises(ValueError, match="fingerprint of the validation pairs was '[0-9a-f]{16}' and is"):
+        run({**files, "validation_file": str(other)}, begun)
     # The same pairs from another place are the same.
     run({**files, "train_file": str(same)}, begun)
 

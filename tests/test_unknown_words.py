@@ -7,10 +7,11 @@ from datasets import Dataset
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from bidir_seq2seq.data import encode_pairs
+from bidir_seq2seq.metrics import TitleScore
 from bidir_seq2seq.titles import write_titles
 from bidir_seq2seq.tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
 from bidir_seq2seq.training import DataArguments, ModelArguments, TrainingArguments, title_metrics, train
-from bidir_seq2seq.unknown_words import TitleCollator, decode, extend_ids
+from bidir_seq2seq.unknown_words import TitleCollator, decode, decode_to_compare, extend_ids
 
 BUILDERS = {
     "char": (build_char_tokenizer, "今天发布新规", "龘发布麤龘", "龘麤", ["龘", "麤"]),
@@ -77,6 +78,33 @@ def test_metrics_know_them_apart():
 
     scores = title_metrics(tokenizer)(Prediction())
     assert scores["rouge1"] == pytest.approx(75)
+
+
+def test_metrics_of_ids_are_those_of_the_texts():
+    # Each unknown character counts as one, and one that no title can hold is missed in all.
+    tokenizer = build_char_tokenizer(["今天发布新规"] * 20, min_frequency=1)
+    size = len(tokenizer)
+    document, references = "龘今麤天", ["龘今天麤", "龘发籲规", "籲"]
+    titles = ["龘今天布", "麤天规规", "龘"]
+
+    def ids(texts: list[str], end: int):
+        read = tokenizer([document, *texts], return_offsets_mapping=True)
+        words = extend_ids(read, 0, document, tokenizer.unk_token_id, size)[1]
+        args = (tokenizer.unk_token_id, size, words)
+        rows = [extend_ids(read, place, text, *args, grow=False)[0] for place, text in enumerate(texts, start=1)]
+        return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, end).numpy()
+
+    class Prediction:
+        predictions, label_ids = ids(titles, tokenizer.pad_token_id), ids(references, -100)
+
+    scores = title_metrics(tokenizer)(Prediction())
+    scores.pop("gen_len")
+    assert scores == pytest.approx(TitleScore().compute(predictions=titles, references=references))
+    assert 0 < scores["first4"] < 100
+    # Few words that are known leave a title one of words.
+    words = build_word_tokenizer(["the cat runs"] * 3, min_frequency=1)
+    texts = decode_to_compare(words, [[words.unk_token_id, 4], [4, len(words)]], len(words), are_references=True)
+    assert [len(text.split()) for text in texts] == [2, 2] and len({*texts[0].split(), *texts[1].split()}) == 3
 
 
 @pytest.mark.e2e

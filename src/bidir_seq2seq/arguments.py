@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 SETTINGS_FILES = (".yaml", ".yml", ".json")
 
@@ -122,7 +123,7 @@ def _read_settings(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]
         own = [field for field in dataclasses.fields(dataclass_type) if field.init]
         types |= {field.name: hints[field.name] for field in own}
         choices |= {field.name: field.metadata["choices"] for field in own if "choices" in field.metadata}
-    found = {name: _as_list(_as_number(path, name, value, types), types[name]) for name, value in settings.items()}
+    found = {name: _as_list(_as_its_kind(path, name, value, types), types[name]) for name, value in settings.items()}
     for name in found.keys() & choices.keys():
         for value in found[name] if isinstance(found[name], list) else [found[name]]:
             if value is not None and value not in choices[name]:
@@ -138,13 +139,21 @@ def _as_list(value: Any, kind: Any) -> Any:
     return [value] if isinstance(value, str) and all(get_origin(each) is list for each in kinds) else value
 
 
-def _as_number(path: str, name: str, value: Any, types: dict[str, Any]) -> Any:
-    """`value`, as a number if it is text and a number is all that its setting takes."""
+def _as_its_kind(path: str, name: str, value: Any, types: dict[str, Any]) -> Any:
+    """`value`, as a number or a truth if it is text and that is all that its setting takes."""
     if name not in types:
         close = difflib.get_close_matches(str(name), types, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "see --help for those there are"
         raise ValueError(f"{path}: there is no setting {name!r}; {hint}")
     kinds = set(get_args(types[name]) or [types[name]]) - {type(None)}
+    if value is False and name.endswith("_strategy"):
+        # YAML 1.1 takes no for false.
+        return "no"
+    if isinstance(value, str) and kinds == {bool}:
+        try:
+            return string_to_bool(value)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{path}: {name} is the text {value!r}, but it must be true or false") from error
     if not isinstance(value, str) or not kinds <= {int, float}:
         return value
     try:

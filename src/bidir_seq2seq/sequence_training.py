@@ -328,7 +328,8 @@ class RiskInputs:
 
     def _texts(self, titles: torch.Tensor, vocab_size: int) -> list[str]:
         ids = titles.masked_fill(titles == IGNORE_INDEX, self.tokenizer.pad_token_id)
-        return decode_to_compare(self.tokenizer, ids.tolist(), vocab_size)
+        # No candidate holds the unknown token, only a true title.
+        return decode_to_compare(self.tokenizer, ids.tolist(), vocab_size, are_references=True)
 
 
 class BeamInputs:

@@ -99,6 +99,14 @@ class TitleTrainer(Seq2SeqTrainer):
         self.add_callback(EpochCallback(sampler))
         return sampler
 
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """All validation pairs, whatever `dataloader_drop_last` says of the training's."""
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drops
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As every Trainer's; a pretrained encoder has a learning rate of its own (`encoder_learning_rate`)."""
         is_new = self.optimizer is None
@@ -229,11 +237,14 @@ class TitleTrainer(Seq2SeqTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As transformers' own, but for the loss: the mean over all target tokens, however they are put in batches.
+        """As transformers' own, but for two things: the loss is the mean over all target tokens, however they are put
+        in batches, and titles are scored once each, however many processes write them.
 
         transformers takes the mean of the batches' means, which changes with their size and with the processes.
         """
         self._loss_and_tokens = torch.zeros(2, dtype=torch.float64)
+        # Seq2SeqTrainer would keep the rows that fill up the last batch, and they would count as empty titles.
+        self.gather_function = self.accelerator.gather_for_metrics
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
         )

@@ -115,11 +115,15 @@ def _train(
     keep_freed_memory()
     pairs = load_splits(data_args, training_args)
     train_pairs = pairs["train"]
+    _say_what_tokenizers_keep(model_args)
     if model_args.tokenizer_type is None:
         model_args = replace(model_args, tokenizer_type=suitable_tokenizer_type(train_pairs))
     with training_args.main_process_first(desc="comparing settings"):
         num_pairs, pairs_fingerprint = count_and_fingerprint(train_pairs)
-        settings = run_settings(model_args, data_args, training_args, num_pairs, pairs_fingerprint)
+        validation_fingerprint = fingerprint(pairs["validation"].iter(1000)) if "validation" in pairs else None
+        settings = run_settings(
+            model_args, data_args, training_args, num_pairs, pairs_fingerprint, validation_fingerprint
+        )
         keep_run_settings(training_args, settings)
     with training_args.main_process_first(desc="building the tokenizer"):
         tokenizer = load_or_build_tokenizer(model_args, data_args, train_pairs, training_args.output_dir)
@@ -205,6 +209,15 @@ def _train(
     for name, report in reports.items():
         logger.warning_once(f"at the end, of {name}: {report}")
     return metrics
+
+
+def _say_what_tokenizers_keep(model_args: ModelArguments) -> None:
+    """Settings that make a new tokenizer change nothing of one that is there: a word on those."""
+    name = model_args.tokenizer_name or model_args.model_name_or_path
+    settings = {x: getattr(model_args, x) for x in ("tokenizer_type", "vocab_size", "min_frequency", "lowercase")}
+    given = [f"{setting}={value!r}" for setting, value in settings.items() if value not in (None, False)]
+    if name and given:
+        logger.warning_once(f"the tokenizer of {name} stays as it is: {', '.join(given)} would make a new one")
 
 
 def _model_and_encoder(
@@ -511,6 +524,12 @@ def load_or_build_model(
         if model_args.decoder_directions in (None, "both") and model_args.twin_dropout != 0:
             settings.setdefault("twin_partner", "none")
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "bos", "eos")}
+        if missing := [name.removesuffix("_id") for name, token_id in special.items() if token_id is None]:
+            raise ValueError(
+                f"the tokenizer of {model_args.tokenizer_name} has no {', '.join(missing)}, which titles cannot do "
+                f"without: add them with its add_special_tokens, such as {{{missing[0]!r}: '<x>'}}, and save it with "
+                "save_pretrained"
+            )
         settings |= {"vocab_size": len(tokenizer), "decoder_start_token_id": tokenizer.bos_token_id, **special}
         if encoder is not None:
             return BidirSeq2SeqForConditionalGeneration.from_pretrained_encoder(encoder, **settings)
@@ -595,13 +614,16 @@ def title_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPredictio
     score = TitleScore()
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        texts = []
-        for ids in (prediction.predictions, prediction.label_ids):
-            ids = np.where(ids >= 0, ids, tokenizer.pad_token_id)
-            texts.append(decode_to_compare(tokenizer, ids.tolist(), len(tokenizer)))
+        titles, references = (
+            np.where(ids >= 0, ids, tokenizer.pad_token_id).tolist()
+            for ids in (prediction.predictions, prediction.label_ids)
+        )
+        scores = score.compute(
+            predictions=decode_to_compare(tokenizer, titles, len(tokenizer)),
+            references=decode_to_compare(tokenizer, references, len(tokenizer), are_references=True),
+        )
         lengths = (prediction.predictions > 0) & (prediction.predictions != tokenizer.pad_token_id)
-        scores = score.compute(predictions=texts[0], references=texts[1]) or {}
-        return {**scores, "gen_len": float(lengths.sum(1).mean())}
+        return {**(scores or {}), "gen_len": float(lengths.sum(1).mean())}
 
     return compute
 

@@ -13,6 +13,9 @@ from .arguments import check_numbers
 
 logger = logging.get_logger(__name__)
 
+# What a validation that writes titles measures.
+VALIDATION_METRICS = ("loss", "rouge1", "rouge2", "rougeL", "bleu", "first4", "last4", "gen_len")
+
 
 @dataclass
 class ModelArguments:
@@ -369,6 +372,11 @@ class TrainingArguments(Seq2SeqTrainingArguments):
                 f"metric_for_best_model={metric!r} needs titles, which predict_with_generate=False does not write: "
                 "use metric_for_best_model='loss', or leave predict_with_generate on"
             )
+        elif metric.removeprefix("eval_") not in VALIDATION_METRICS:
+            raise ValueError(
+                f"metric_for_best_model={metric!r} is not measured in validation: use one of "
+                f"{', '.join(VALIDATION_METRICS)}"
+            )
 
     def _choose_best_model(self) -> None:
         validate, save = (getattr(x, "value", x) for x in (self.eval_strategy, self.save_strategy))
@@ -407,6 +415,11 @@ def settle_streaming(data_args: DataArguments, training_args: TrainingArguments)
         )
     if training_args.auto_find_batch_size:
         raise ValueError("streaming=True with auto_find_batch_size=True could not be resumed: leave the latter out")
+    if training_args.ignore_data_skip:
+        raise ValueError(
+            "streaming=True with ignore_data_skip=True: a stream passes over what was trained on without encoding it, "
+            "which takes little time; leave the latter out"
+        )
     # Each process reads for itself: one that reads for all would have to encode for all, too.
     training_args.accelerator_config.dispatch_batches = False
     if training_args.train_sampling_strategy == "group_by_length":

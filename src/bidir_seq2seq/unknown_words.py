@@ -80,12 +80,19 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], words: Sequen
     return tokenizer.convert_tokens_to_string(tokens)
 
 
+# Rare Chinese characters (Unicode's extension B), which no vocabulary of real text has: each is a token of its own for
+# metrics, of characters and of words alike. The last one of them stands for what no title can hold.
+FIRST_PLACEHOLDER, UNWRITABLE = 0x20000, "\U0002a6df"
+
+
 def placeholders(number: int) -> list[str]:
-    """So many words that differ, for texts that are only compared, as in metrics."""
-    return [f"unknown{index}" for index in range(number)]
+    """So many words of one character that differ, for texts that are only compared, as in metrics."""
+    return [chr(FIRST_PLACEHOLDER + index) for index in range(number)]
 
 
-def decode_to_compare(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], vocab_size: int) -> list[str]:
+def decode_to_compare(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], vocab_size: int, are_references: bool = False
+) -> list[str]:
     """The texts of many titles, for who has no list of each document's words.
 
     A word outside the vocabulary is written as the same one only where it has the same id.
@@ -94,8 +101,14 @@ def decode_to_compare(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequenc
         tokenizer: The model's.
         rows: The ids of each title.
         vocab_size: V.
+        are_references: Whether the unknown token stands for a word that is missed in every title, not for nothing.
     """
-    words = placeholders(max((max(row, default=0) for row in rows), default=0) + 1 - vocab_size)
+    highest = max((max(row, default=0) for row in rows), default=0)
+    words = placeholders(highest + 1 - vocab_size)
+    if are_references:
+        missing = vocab_size + len(words)
+        words = [*words, UNWRITABLE]
+        rows = [[missing if token_id == tokenizer.unk_token_id else token_id for token_id in row] for row in rows]
     return [decode(tokenizer, row, words, vocab_size) for row in rows]
 
 
