@@ -701,6 +701,25 @@ def test_whole_titles_are_learned_from_a_model_on_and_where_it_was_stopped(objec
         run(files, tmp_path / "whole", model, max_steps=6)
 
 
+def test_pairs_that_are_read_twice_and_where_that_was_stopped(files, tmp_path):
+    settings = {"r_drop": 5.0, "save_total_limit": None}
+    run(files, tmp_path / "whole", {"dropout": 0.3}, **settings)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "stopped" / "checkpoint-2")
+    run(files, tmp_path / "stopped", {"dropout": 0.3}, **settings)
+    run(files, tmp_path / "without", {"dropout": 0.3}, save_total_limit=None)
+    whole, stopped, without = (
+        load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("whole", "stopped", "without")
+    )
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    assert any(not torch.equal(whole[name], without[name]) for name in whole)
+    with pytest.raises(ValueError, match="r_drop was 5.0 and is 2.0"):
+        run(files, tmp_path / "whole", {"dropout": 0.3}, r_drop=2.0)
+    with pytest.raises(ValueError, match="r_drop=5 with dropout=0: .* set dropout, to 0.2 perhaps"):
+        run(files, tmp_path / "none", {"dropout": 0.0}, r_drop=5.0)
+    with pytest.raises(ValueError, match="r_drop=5 with sequence_objective='risk': a batch is either read twice"):
+        TrainingArguments(str(tmp_path), use_cpu=True, r_drop=5.0, sequence_objective="risk")
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [

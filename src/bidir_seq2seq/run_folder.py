@@ -62,7 +62,7 @@ def run_settings(
         validation_fingerprint: Of its validation pairs. Default: there are none.
     """
     names = ["learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"]
-    names += ["seed", "own_partner_share", "sequence_objective"]
+    names += ["seed", "own_partner_share", "r_drop", "sequence_objective"]
     names += ["encoder_learning_rate", "freeze_encoder"]
     names += ["optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"]
     names += ["data_seed", "train_sampling_strategy", "dataloader_drop_last", "bf16", "fp16"]

@@ -26,6 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 from transformers.utils import logging
 
 from .callbacks import PunctualSaveCallback, find_best_checkpoint
+from .consistency import read_twice
 from .ending import falls_at_the_end, stable_updates, updates_of_falling_rate
 from .extras import extra
 from .kernels_bidir_seq2seq import is_read_at_once
@@ -149,9 +150,14 @@ class TitleTrainer(Seq2SeqTrainer):
         return loss if self.args.logging_nan_inf_filter else torch.where(loss.isfinite(), loss, 0.0)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As transformers' own; in training of what the model writes of the batch, if that is asked for."""
-        if self.sequence_inputs is not None and model.training:
-            inputs = self.sequence_inputs(self.accelerator.unwrap_model(model), inputs)
+        """As transformers' own; in training of what the model writes of the batch, or of the batch read twice, if that
+        is asked for."""
+        if model.training:
+            plain = self.accelerator.unwrap_model(model)
+            if self.sequence_inputs is not None:
+                inputs = self.sequence_inputs(plain, inputs)
+            elif weight := getattr(self.args, "r_drop", 0):
+                inputs = read_twice(inputs, weight, plain.config.label_smoothing)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: float | torch.Tensor | None = None) -> float | torch.Tensor:

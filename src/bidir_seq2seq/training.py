@@ -137,6 +137,11 @@ def _train(
             own_partner_cost = pace(model_args.decoder_directions or "both", model_args.hidden_size).own_partner_cost
     spent = time.monotonic() - began
     model, encoder = _model_and_encoder(model_args, data_args, training_args, tokenizer)
+    if training_args.r_drop and model.config.dropout == 0:
+        raise ValueError(
+            f"r_drop={training_args.r_drop:g} with dropout=0: a pair that is read twice is the same both times; set "
+            "dropout, to 0.2 perhaps, or leave r_drop out"
+        )
     propose_bfloat16(training_args)
     encoded, reports = {}, {}
     for name, split in pairs.items():

@@ -290,6 +290,15 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         },
     )
 
+    r_drop: float = field(
+        default=0.0,
+        metadata={
+            "help": "Read each pair twice, with other dropout, and learn to say the same both times (R-Drop); this is "
+            "how much that counts, such as 2 or 5. For few pairs and much time: an update takes twice as long. "
+            "Default: no."
+        },
+    )
+
     sequence_objective: str | None = field(
         default=None,
         metadata={
@@ -352,6 +361,12 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError(
                 f"max_train_minutes={self.max_train_minutes:g} is no time to learn in: give a number above 0, or "
                 "leave it out"
+            )
+        check_numbers(self, r_drop=0.0)
+        if self.r_drop and self.sequence_objective is not None:
+            raise ValueError(
+                f"r_drop={self.r_drop:g} with sequence_objective={self.sequence_objective!r}: a batch is either read "
+                "twice or written, leave one out"
             )
         if not 0 <= (self.own_partner_share or 0) <= 1:
             raise ValueError(f"own_partner_share={self.own_partner_share} is a share of the updates: 0 to 1")
