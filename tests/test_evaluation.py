@@ -104,6 +104,10 @@ def test_titles_are_read_from_the_column_that_holds_them(tmp_path):
     assert read_predictions(write_rows(tmp_path / "rows.jsonl", rows), 2, 2) == ["x", "y"]
     assert read_predictions(write_rows(tmp_path / "row.jsonl", rows[:1]), 2, 1) == ["x"]
     assert read_predictions(write_rows(tmp_path / "only.jsonl", [{"title": "x"}, {"title": None}]), 2, 2) == ["x", ""]
+    with pytest.raises(
+        ValueError, match="line 2 column 'title' does not hold text, but 3; write it in quotation marks$"
+    ):
+        read_predictions(write_rows(tmp_path / "number.jsonl", [{"title": "x"}, {"title": 3}]), 2, 2)
     with pytest.raises(ValueError, match=r"which of the columns \['text', 'title'\] holds the titles"):
         read_predictions(write_rows(tmp_path / "other.jsonl", [{"text": "a b", "title": "c"}]), 1, 1)
 

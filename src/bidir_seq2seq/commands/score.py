@@ -126,7 +126,12 @@ def read_predictions(path: str, pairs: int, wanted: int) -> list[str]:
             f"{path}: which of the columns {table.columns} holds the titles? call it {WRITTEN_COLUMN!r}, as "
             "`bidir-seq2seq generate` does, or write a title a line"
         )
-    lines = [texts[0] or "" for _, texts in read_texts(table, [column]) if texts]
+    lines = []
+    for row, texts in read_texts(table, [column], on_bad_rows="skip"):
+        if texts is None:
+            # None is left out, or the lines after it would be other pairs' titles.
+            raise ValueError(str(row))
+        lines.append(texts[0] or "")
     if len(lines) not in (pairs, wanted):
         expected = f"{pairs}" if pairs == wanted else f"{wanted} (max_samples) or all {pairs}"
         raise ValueError(
