@@ -1,11 +1,15 @@
 import json
 
 import pytest
+import torch
+from conftest import tiny_model
 from datasets import Dataset
+from tokenizers import processors
 
-from bidir_seq2seq.data import encode_pairs, load_pairs
+from bidir_seq2seq.data import PairEncoder, encode_pairs, load_pairs
 from bidir_seq2seq.tables import open_table
-from bidir_seq2seq.tokenization import build_char_tokenizer
+from bidir_seq2seq.tokenization import as_fast_tokenizer, build_char_tokenizer, char_backend, number_of_ids
+from bidir_seq2seq.training import ModelArguments, load_or_build_model
 
 ROWS = [{"article": "abcdef", "title": "abc", "id": "1"}, {"article": "fedcba", "title": "fed", "id": "2"}]
 
@@ -267,3 +271,36 @@ def test_nothing_left_and_no_room(tokenizer):
         encode(tokenizer, ["", ""], ["a", "b"])
     with pytest.raises(ValueError, match="max_target_length=1"):
         encode(tokenizer, ["a"], ["b"], max_target_length=1)
+
+
+def test_a_title_has_no_start_whatever_the_tokenizer_puts_there():
+    plain, starting = (build_char_tokenizer(["abcdef"], min_frequency=1) for _ in range(2))
+    starting.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[START] $A [END]", special_tokens=[("[START]", 2), ("[END]", 3)]
+    )
+    pairs = Dataset.from_dict({"source": ["abc", "fx"], "target": ["ab", "x"]})
+    expected, found = (encode_pairs(pairs, x, 9, 4, extend=True)[0] for x in (plain, starting))
+    assert found["labels"] == expected["labels"] and found["input_ids"][0] == [2, *expected["input_ids"][0]]
+    # transformers' own collator knows nothing of that, so the model does not learn it, either.
+    model = tiny_model(vocab_size=len(plain))
+    labels = starting(["ab", "x"], padding=True, return_tensors="pt").input_ids
+    labels = labels.masked_fill(labels == 0, -100)
+    for direction, name in (("l2r", "logits"), ("r2l", "r2l_logits")):
+        with_start, without = (model(torch.tensor([[4, 5], [6, 0]]), labels=x)[name] for x in (labels, labels[:, 1:]))
+        torch.testing.assert_close(with_start[:, : without.shape[1]], without, msg=direction)
+    inputs = torch.tensor([[4, 5], [6, 0]])
+    torch.testing.assert_close(model(inputs, labels=labels).loss, model(inputs, labels=labels[:, 1:]).loss)
+
+
+def test_unknown_words_begin_where_the_model_has_no_more_ids():
+    tokenizer = build_char_tokenizer(["abcdef"], min_frequency=1)
+    batch = {"source": ["axb"], "target": ["x"]}
+    assert PairEncoder(tokenizer, 9, 9, extend=True)(batch)["labels"] == [[len(tokenizer), 3]]
+    assert PairEncoder(tokenizer, 9, 9, extend=True, vocab_size=64)(batch)["labels"] == [[64, 3]]
+
+
+def test_ids_with_holes_are_counted_to_the_last():
+    backend = char_backend({"[PAD]": 0, "[UNK]": 1, "[START]": 2, "[END]": 3, "a": 9})
+    tokenizer = as_fast_tokenizer(backend, 20)
+    assert number_of_ids(tokenizer) == 10 > len(tokenizer)
+    assert load_or_build_model(ModelArguments(tokenizer_name="mine"), tokenizer).config.vocab_size == 10

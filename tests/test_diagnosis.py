@@ -54,6 +54,18 @@ def test_parts_are_tenths_of_each_row():
     assert found[0] == 3.0 and found[5] == 2.0 and found[1] is None
 
 
+def test_special_ids_may_stand_anywhere():
+    model = tiny_model(pad_token_id=20, unk_token_id=21, bos_token_id=22, eos_token_id=23, decoder_start_token_id=22)
+    labels = torch.randint(0, 20, (4, 7)).index_fill(1, torch.tensor([6]), 23)
+    batch = {"input_ids": torch.randint(0, 20, (4, 5)), "labels": labels}
+    assert any(bool(leaks.any()) for leaks in answer_leaks(model.eval(), batch).values())
+    with pytest.raises(ValueError, match="a vocabulary of 1 words has no other one"):
+        answer_leaks(
+            tiny_model(vocab_size=5).eval(),
+            {**batch, "labels": torch.tensor([[4, 3]]), "input_ids": torch.tensor([[4]])},
+        )
+
+
 def test_the_command_says_and_draws_it(tmp_path, capsys):
     texts = ["abcdef", "fedcba", "abba", "cafe"]
     tokenizer = build_char_tokenizer(texts, min_frequency=1)
@@ -61,7 +73,9 @@ def test_the_command_says_and_draws_it(tmp_path, capsys):
     model.generation_config.max_length = 9
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    Dataset.from_dict({"source": texts, "target": ["abc", "fed", "ab", "ca"]}).to_json(tmp_path / "test.jsonl")
+    Dataset.from_dict({"source": texts, "target": [["abc", "a"], ["fed"], ["ab"], ["ca"]]}).to_json(
+        tmp_path / "test.jsonl"
+    )
     main([str(tmp_path / "model"), "--test_file", str(tmp_path / "test.jsonl"), "--output_dir", str(tmp_path / "out")])
     said = capsys.readouterr().out
     assert "left to right" in said and "With the twins muted" in said

@@ -364,3 +364,20 @@ def test_characters_of_another_model_are_refused(tmp_path):
         convert_reference_checkpoint(SMALL / "uni.npz", tmp_path / "out", tmp_path / "table.json", 2)
     with pytest.raises(ValueError, match="no character table"):
         convert_reference_checkpoint(SMALL / "uni.npz", tmp_path / "out", tmp_path / "absent.json", 2)
+
+
+@pytest.mark.parametrize("name", ["weights.npz", "plain.npz", "objects.npz", "weights.h5", "table.json"])
+def test_a_file_that_is_another_is_named(name, tmp_path):
+    path = tmp_path / name
+    read = read_characters if path.suffix == ".json" else read_keras_weights
+    with pytest.raises(FileNotFoundError, match=f"{name}': there is no such file"):
+        read(path)
+    if name == "plain.npz":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif name == "objects.npz":
+        np.savez(path, **{"w:a": np.array([{}], dtype=object)})
+    else:
+        path.write_text("{no archive")
+    with pytest.raises(ValueError, match=f"{name}' (cannot be read as|is no) .*is it the right file"):
+        read(path)

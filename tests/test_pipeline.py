@@ -144,6 +144,7 @@ def test_special_tokens_in_a_text_are_text(write, tokenizer):
     ("inputs", "message"),
     [
         (["a", 5], "document 1 is 5, which is not text"),
+        (["a", "b\ud800"], r"document 1 holds half a sign, 'b\\ud800'"),
         (["a", None], "document 1 is None, which is not text"),
         ([{"role": "user", "content": "a"}], "document 0 is {"),
         (5, "a document is 5, which is not text"),

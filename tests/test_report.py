@@ -190,6 +190,13 @@ def test_the_prior_adds_to_source_words_what_its_weights_say():
     assert set(mass) == {"l2r", "r2l"}
     for lines in mass.values():
         assert all(a > b for a, b in zip(lines["with"], lines["without"])) and len(lines["with"]) == 2
+    # Nor does the side on which titles are padded.
+    titles = ["abcdefgh", "ab", "x"]
+    right = source_word_mass(model, tokenizer, ["abc", "abd", "def"], titles)
+    tokenizer.padding_side = "left"
+    left = source_word_mass(model, tokenizer, ["abc", "abd", "def"], titles)
+    for name in right:
+        assert left[name] == {kind: pytest.approx(line) for kind, line in right[name].items()}
     # Without any bonus it makes no difference.
     model.prior.log_scale.data.fill_(-100)
     for lines in source_word_mass(model, tokenizer, ["abc"], ["ab"]).values():

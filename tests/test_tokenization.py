@@ -1,7 +1,12 @@
 import pytest
 from transformers import AutoTokenizer
 
-from bidir_seq2seq.tokenization import build_bpe_tokenizer, build_char_tokenizer
+from bidir_seq2seq.tokenization import (
+    SPECIAL_TOKENS,
+    build_bpe_tokenizer,
+    build_char_tokenizer,
+    build_word_tokenizer,
+)
 
 CHINESE = ["我国今天发布 2023 年数据", "今天，我国\n发布新规！", "数据显示"]
 ENGLISH = ["A small model writes titles.", "Small models write small titles (and headlines)!"] * 3
@@ -48,6 +53,24 @@ def test_lowercase_is_the_tokenizers_own():
 def test_a_literal_special_token_in_a_text_is_text():
     tokenizer = build_char_tokenizer([*CHINESE, "[END]"], min_frequency=1)
     assert len(tokenizer("a[END]", split_special_tokens=True).input_ids) == 7
+
+
+@pytest.mark.parametrize("build", [build_bpe_tokenizer, build_word_tokenizer])
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_no_word_and_no_piece_is_a_special_token(build, lowercase):
+    texts = ["see ([END]) now", "[END] fox -[PAD]- [UNK] [START]", "[END] [END]x"] * 20
+    tokenizer = build(texts, min_frequency=1, lowercase=lowercase)
+    assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS.values())) == [0, 1, 2, 3]
+    assert len(tokenizer) == max(tokenizer.get_vocab().values()) + 1
+    for text in texts[:3]:
+        ids = tokenizer(text, split_special_tokens=True).input_ids
+        assert ids[-1] == 3 and not {*ids[:-1]} & {0, 1, 2, 3}
+        written = tokenizer.decode(ids, skip_special_tokens=True)
+        wanted = text.lower() if lowercase else text
+        if build is build_bpe_tokenizer:
+            assert written == wanted
+        # Between words there is a space.
+        assert written.replace(" ", "") == wanted.replace(" ", "")
 
 
 @pytest.mark.parametrize("build", [build_char_tokenizer, build_bpe_tokenizer])

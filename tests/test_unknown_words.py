@@ -8,6 +8,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from bidir_seq2seq.data import encode_pairs
 from bidir_seq2seq.metrics import TitleScore
+from bidir_seq2seq.pipeline import BidirSeq2SeqPipeline
 from bidir_seq2seq.titles import write_titles
 from bidir_seq2seq.tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
 from bidir_seq2seq.training import DataArguments, ModelArguments, TrainingArguments, title_metrics, train
@@ -46,6 +47,22 @@ def test_unknown_words_have_ids_of_their_own_and_become_text_again(case):
     # A title's word that the document does not have stays unknown.
     ids, _ = extend_ids(encoding, 0, title, tokenizer.unk_token_id, size, words[:1], grow=False)
     assert tokenizer.unk_token_id in ids and size + 1 not in ids
+
+
+@pytest.mark.parametrize("build", [build_char_tokenizer, build_word_tokenizer, build_bpe_tokenizer])
+def test_what_the_tokenizer_reads_alike_is_one_unknown_word(build):
+    tokenizer = build(["the cat runs"] * 20, min_frequency=1, lowercase=True)
+    pairs = Dataset.from_dict({"source": ["the ÖŽ cat öŽ"], "target": ["Öž runs"]})
+    encoded, _ = encode_pairs(pairs, tokenizer, 50, 50, extend=True)
+    size, (row,) = len(tokenizer), encoded
+    assert tokenizer.unk_token_id not in row["labels"] and max(row["labels"]) >= size
+    words = ["ö", "ž"] if build is build_char_tokenizer else ["öž"]
+    assert max(row["extended_input_ids"]) == size + len(words) - 1
+    assert decode(tokenizer, row["labels"], words, size) == "öž runs"
+    # The pipeline writes them so, too.
+    read = BidirSeq2SeqPipeline(model=tiny_model(vocab_size=size, use_copy=True), tokenizer=tokenizer)
+    inputs, (found,) = read.batch(["the ÖŽ cat öŽ"])
+    assert found == words and inputs["extended_input_ids"].tolist() == [row["extended_input_ids"]]
 
 
 def test_pairs_are_encoded_with_them_and_padded(case):

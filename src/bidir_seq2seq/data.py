@@ -18,7 +18,8 @@ from .encoders_bidir_seq2seq import PIECE_INPUTS, pieces_of, places_of, readable
 from .extras import extra
 from .files import is_saved_dataset
 from .tables import Row, Table, cell, open_table
-from .unknown_words import PARTNER_INPUTS, can_extend, extend_ids
+from .tokenization import number_of_ids
+from .unknown_words import PARTNER_INPUTS, can_extend, extend_ids, normalizer_of
 from .version import __version__
 
 # datasets takes seconds to import, which who writes a title for a text has no need of.
@@ -398,6 +399,8 @@ class PairEncoder:
         extend: Whether words outside the vocabulary get ids of their own, if the tokenizer tells where they stand.
         source_tokenizer: That of a model with a pretrained encoder, which reads pieces of its own.
         partners: Whether what an earlier model wrote of each document (`PARTNER_COLUMNS`) is read, too.
+        vocab_size: From which id on words outside the vocabulary count: the model's, which may have more than the
+            tokenizer. Default: the tokenizer's.
 
     Raises:
         ValueError: If a limit is below 2, or a pretrained encoder is to read and the tokenizer does not tell where its
@@ -410,6 +413,7 @@ class PairEncoder:
     extend: bool = False
     source_tokenizer: Tokenizer | None = None
     partners: bool = False
+    vocab_size: int | None = None
 
     def __post_init__(self):
         if self.source_tokenizer is not None and not self.tokenizer.is_fast:
@@ -455,7 +459,7 @@ class PairEncoder:
             columns |= self._pieces(texts["source"], encodings["source"], cut)
         if extends:
             columns["extended_input_ids"], *written = self._extended(texts, encodings)
-        targets, *of_partners = written
+        targets, *of_partners = ([self._without_start(ids) for ids in rows] for rows in written)
         for name, column, rows in zip(PARTNER_INPUTS, before, of_partners):
             # Who has written nothing is no partner.
             cut_rows = (_cut(ids, self.max_target_length, end_id) for ids in rows)
@@ -505,18 +509,25 @@ class PairEncoder:
     def _extended(self, batch: dict[str, list[str]], encodings: dict[str, BatchEncoding]) -> list[list[list[int]]]:
         """The ids of sources, cut, and of what was written of them, whole, in which the unknown words of each source
         have their own: a list for each column of the batch."""
-        unk_id, vocab_size = self.tokenizer.unk_token_id, len(self.tokenizer)
+        unk_id, vocab_size = self.tokenizer.unk_token_id, self.vocab_size or number_of_ids(self.tokenizer)
+        normalize = normalizer_of(self.tokenizer)
         sources: list[list[int]] = []
         others: dict[str, list[list[int]]] = {name: [] for name in batch if name != "source"}
         for row, source in enumerate(batch["source"]):
-            ids, words = extend_ids(encodings["source"], row, source, unk_id, vocab_size)
+            ids, words = extend_ids(encodings["source"], row, source, unk_id, vocab_size, normalize=normalize)
             sources.append(self._cut_source(ids))
             # What was cut off cannot be copied.
             words = words[: max([*sources[-1], vocab_size - 1]) - vocab_size + 1]
             for name, found in others.items():
-                ids, _ = extend_ids(encodings[name], row, batch[name][row], unk_id, vocab_size, words, grow=False)
+                known = (unk_id, vocab_size, words)
+                ids, _ = extend_ids(encodings[name], row, batch[name][row], *known, grow=False, normalize=normalize)
                 found.append(ids)
         return [sources, *others.values()]
+
+    def _without_start(self, ids: list[int]) -> list[int]:
+        """Ids without what some tokenizers begin every text with: a decoder starts so, and never writes it."""
+        start_id = self.tokenizer.bos_token_id
+        return ids[1:] if start_id is not None and ids[:1] == [start_id] else ids
 
     def _cut_source(self, ids: list[int]) -> list[int]:
         end_id = self.tokenizer.eos_token_id

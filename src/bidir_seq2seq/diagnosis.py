@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import encode_pairs
+from .data import PairEncoder
 from .directions_bidir_seq2seq import IGNORE_INDEX, pack_labels
 from .evaluation import available_systems, listed_references, predict
 from .metrics import TitleScore, accuracy_by_position, pair_scores
@@ -96,12 +96,15 @@ def answer_leaks(model: PreTrainedModel, batch: Batch, partner: str = "gold") ->
     shown = twin_log_probs(model, batch, partner)
     leaks = {name: torch.zeros_like(values) for name, values in shown.items()}
     rows = torch.arange(len(labels), device=labels.device)
-    first = max(model.config.pad_token_id, model.config.unk_token_id, *_ends(model)) + 1
+    special = {model.config.pad_token_id, model.config.unk_token_id, *_ends(model)}
+    words = torch.tensor([index for index in range(model.config.vocab_size) if index not in special]).to(labels)
+    if len(words) < 2:
+        raise ValueError(f"a vocabulary of {len(words)} words has no other one to show in a word's place")
     for place in range(labels.shape[1]):
         other = labels.clone()
         # Any other word that is not special.
-        span = model.config.vocab_size - first
-        other[:, place] = (labels[:, place] - first + 1 + span // 2).remainder(span) + first
+        number = torch.searchsorted(words, labels[:, place].contiguous())
+        other[:, place] = words[(number + 1 + (len(words) - 1) // 2) % len(words)]
         other = torch.where(is_word, other, labels)
         hidden = twin_log_probs(model, batch, partner, labels_read=other)
         steps = {"l2r": torch.full_like(rows, place), "r2l": is_word.sum(1) - 1 - place}
@@ -183,7 +186,14 @@ def _read_true_words(
 ) -> dict[str, Any]:
     limits = (tokenizer.model_max_length, model.generation_config.max_length or 64)
     limits = (min(limits[0], 10_000), limits[1])
-    encoded, _ = encode_pairs(pairs, tokenizer, *limits, model.config.use_copy, model.source_tokenizer)
+    encoder = PairEncoder(
+        tokenizer, *limits, model.config.use_copy, model.source_tokenizer, vocab_size=model.config.vocab_size
+    )
+    from datasets import Dataset
+
+    # Of several references decoders are asked about the first.
+    targets = [references[0] for references in listed_references(pairs)]
+    encoded, _ = encoder.encode(Dataset.from_dict({"source": list(pairs["source"]), "target": targets}))
     rows = encoded.remove_columns("length").to_list()
     collate = TitleCollator(tokenizer, padding=True, label_pad_token_id=IGNORE_INDEX)
     likely: dict[tuple[str, str], list[torch.Tensor]] = {}

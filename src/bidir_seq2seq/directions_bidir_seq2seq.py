@@ -9,7 +9,7 @@ Letters: B rows, T target length, L length of a sequence with its start id.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -154,13 +154,19 @@ def check_ids(name: str, ids: object, vocab_size: int | None = None, is_setting:
         )
 
 
-def pack_labels(labels: torch.LongTensor) -> torch.LongTensor:
+def pack_labels(labels: torch.LongTensor, start_id: int | None = None) -> torch.LongTensor:
     """Pushes each row's targets `[B, T]` to the left, so that labels padded on the left mean the same.
+
+    Args:
+        labels: -100 where there is none.
+        start_id: What a decoder starts with, and never writes: where a tokenizer has put it, there is no target.
 
     Raises:
         ValueError: If they are no tensor of ids.
     """
     check_ids("labels", labels)
+    if start_id is not None:
+        labels = cast(torch.LongTensor, labels.masked_fill(labels == start_id, IGNORE_INDEX))
     ignored = labels == IGNORE_INDEX
     return labels.gather(1, ignored.to(torch.uint8).argsort(dim=1, stable=True))
 

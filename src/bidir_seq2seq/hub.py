@@ -24,6 +24,7 @@ from .evaluation import format_table
 from .loading import forget_origin
 from .manifest import write_manifest
 from .modeling_bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
+from .tokenization import number_of_ids
 
 logger = logging.get_logger(__name__)
 
@@ -101,7 +102,7 @@ def save_for_hub(
             f"the model is a {type(model).__name__}, and only the code of BidirSeq2SeqForConditionalGeneration can go "
             "along: give the model itself, not its base model, a wrapper or a subclass"
         )
-    if len(tokenizer) > model.config.vocab_size:
+    if number_of_ids(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}: "
             "use the tokenizer that the model was trained with, or model.resize_token_embeddings first"

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -88,7 +90,7 @@ def read_keras_weights(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if path.suffix == ".npz":
-        with np.load(path) as arrays:
+        with _named(path, "numpy's archive of arrays"), np.load(path) as arrays:
             weights = {name.removeprefix("w:"): arrays[name] for name in arrays.files if name.startswith("w:")}
         if not weights:
             raise ValueError(f"{str(path)!r} holds no array named 'w:<Keras name>': is it the right file?")
@@ -110,7 +112,8 @@ def read_characters(path: str | Path) -> dict[str, int]:
     Raises:
         ValueError: If there is no table, or its ids are not 4, 5, 6, ...
     """
-    table = json.loads(Path(path).read_text(encoding="utf-8"))
+    with _named(Path(path), "JSON"):
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
     table = table[-1] if isinstance(table, list) and table else table
     table = table.get("char2id", table) if isinstance(table, dict) else table
     if not isinstance(table, dict) or not all(isinstance(index, int) for index in table.values()):
@@ -158,11 +161,31 @@ def build_reference_model(
     return model
 
 
+@contextmanager
+def _named(path: Path, kind: str) -> Iterator[None]:
+    """Says which file is not what it should be; the libraries that read it do not.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(path)!r}: there is no such file")
+    try:
+        yield
+    except (OSError, TypeError, KeyError, UnicodeDecodeError, json.JSONDecodeError, BadZipFile) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as {kind} ({error}): is it the right file?") from error
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ValueError(f"{str(path)!r} is no {kind}: is it the right file?") from error
+
+
 def _read_h5(path: Path) -> dict[str, np.ndarray]:
     with extra("reference"):
         import h5py
 
-    with h5py.File(path, "r") as file:
+    with _named(path, "Keras 2's HDF5"), h5py.File(path, "r") as file:
         root = file.get("model_weights", file)
         if "layer_names" not in root.attrs:
             raise ValueError(

@@ -14,6 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, 
 from transformers.utils import logging
 
 from .manifest import MANIFEST_NAME, differences
+from .tokenization import number_of_ids
 
 logger = logging.get_logger(__name__)
 
@@ -165,7 +166,7 @@ def weights_damage(path: Path, look_for_nan: bool = False) -> str | None:
 
 
 def _check_belongs(name: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    if len(tokenizer) > model.config.vocab_size:
+    if number_of_ids(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"{name}: the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}: it is "
             "another model's; use the one that was saved with the model"

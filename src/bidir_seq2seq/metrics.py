@@ -466,6 +466,10 @@ def _check_texts(name: str, texts: Sequence[Any]) -> None:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"{name}[{index}] is {text!r}; give a text (str), if need be an empty one")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{name}[{index}] holds half a sign, {text!r}: {error}") from error
 
 
 def _check_tokenization(tokenization: str) -> None:

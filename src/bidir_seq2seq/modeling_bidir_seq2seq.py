@@ -490,7 +490,8 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
                 shutil.copymode(Path(save_directory) / "config.json", weights)
 
     def encode_sources(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """What `forward` and `generate` need of texts.
+        """What `forward` and `generate` need of texts. Words outside the vocabulary are read, but not copied: only the
+        pipeline knows which they are when a title is written.
 
         Args:
             tokenizer: The model's, a fast one.
@@ -502,7 +503,9 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
         """
         if self.source_tokenizer is not None:
             texts = [readable(self.source_tokenizer, text) for text in texts]
-        encoding = tokenizer(texts, padding=True, truncation=True, return_offsets_mapping=True)
+        # Somebody's "[END]" is text, not an end.
+        settings = {"padding": True, "truncation": True, "split_special_tokens": True}
+        encoding = tokenizer(texts, **settings, return_offsets_mapping=True)
         batch = {name: torch.tensor(encoding[name], device=self.device) for name in ("input_ids", "attention_mask")}
         if self.source_tokenizer is not None:
             rows = [pieces_of(self.source_tokenizer, *row) for row in zip(texts, encoding["offset_mapping"])]
@@ -905,7 +908,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """`[B, T]` labels to left-to-right decoder inputs `[B, T]`: the start id, then the labels but the last."""
-        return directions_of(self.config, "l2r")[0].decoder_inputs(pack_labels(labels))
+        return directions_of(self.config, "l2r")[0].decoder_inputs(pack_labels(labels, self.config.bos_token_id))
 
     @can_return_tuple
     def forward(
@@ -965,7 +968,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         if labels is None and decoding_direction is r2l_decoder_input_ids is None:
             self._refuse_lost_labels(**kwargs)
         if labels is not None:
-            labels, use_cache = pack_labels(labels), False
+            labels, use_cache = pack_labels(labels, self.config.bos_token_id), False
             self._check_labels(labels, encoder_outputs)
             targets = [direction.targets(labels) for direction in self.directions]
             first, *r2l = (direction.decoder_inputs(target) for direction, target in zip(self.directions, targets))
@@ -1190,7 +1193,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             For each direction, `[R]` natural log-probabilities of the whole title and its end.
         """
         directions = directions_of(self.config, decoding_direction)
-        labels = pack_labels(labels)
+        labels = pack_labels(labels, self.config.bos_token_id)
         documents = len(encoder_outputs.source_mask)
         if documents <= JUDGED_TOGETHER or not is_read_at_once(labels):
             return self._judge(encoder_outputs, labels, directions)

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from .encoders_bidir_seq2seq import PIECE_INPUTS, pieces_of, places_of, readable
 from .loading import forget_origin
-from .unknown_words import TitleCollator, can_extend, decode, extend_ids
+from .unknown_words import TitleCollator, can_extend, decode, extend_ids, normalizer_of
 
 logger = logging.get_logger(__name__)
 
@@ -79,6 +79,9 @@ class BidirSeq2SeqPipeline(Pipeline):
         """
         if isinstance(inputs, str):
             return self([inputs], progress=progress, **kwargs)[0]
+        if hasattr(inputs, "tolist"):
+            # An array of numpy, or a column of pandas.
+            inputs = inputs.tolist()
         if not isinstance(inputs, Sequence):
             return super().__call__(inputs, **kwargs)
         documents = list(inputs)
@@ -176,7 +179,11 @@ class BidirSeq2SeqPipeline(Pipeline):
         if copies:
             # Words that the vocabulary does not have can be copied all the same.
             unk_id, vocab_size = self.tokenizer.unk_token_id, self.model.config.vocab_size
-            with_words, words = extend_ids(encoding, 0, document, unk_id, vocab_size) if ids else ([], [])
+            with_words: list[int] = []
+            words: list[str] = []
+            if ids:
+                normalize = normalizer_of(self.tokenizer)
+                with_words, words = extend_ids(encoding, 0, document, unk_id, vocab_size, normalize=normalize)
             extended = {"extended_input_ids": torch.tensor([with_words or [self.tokenizer.pad_token_id]])}
             extended["words"] = words
         if source_tokenizer is not None:
@@ -319,6 +326,10 @@ def _check_is_text(name: str, document: object) -> None:
             f"{name} is {reprlib.repr(document)}, which is not text: give a string, or strings in a list, "
             "generator or KeyDataset"
         )
+    try:
+        document.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds half a sign, {reprlib.repr(document)}: {error}") from error
 
 
 def _spread(values: torch.Tensor, rows: torch.BoolTensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-IGNORE_INDEX = -100
+from .directions_bidir_seq2seq import IGNORE_INDEX, pack_labels
 
 
 def source_word_mass(
@@ -71,6 +71,8 @@ def _encode(
     settings = {"padding": True, "truncation": True, "split_special_tokens": True, "return_tensors": "pt"}
     sources, targets = (tokenizer(list(texts), **settings) for texts in zip(*pairs))
     labels = targets["input_ids"].masked_fill(targets["attention_mask"] == 0, IGNORE_INDEX)
+    # As logits come, whatever side the tokenizer pads on.
+    labels = pack_labels(labels, tokenizer.bos_token_id)
     batch = {name: sources[name] for name in ("input_ids", "attention_mask")} | {"labels": labels}
     return {name: values.to(device) for name, values in batch.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # Ids 0 to 3, in this order.
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[START]", "eos_token": "[END]"}
@@ -67,7 +67,7 @@ def build_word_tokenizer(
         ValueError: If the texts hold no word that is frequent enough.
     """
     tokenizer = Tokenizer(models.WordLevel({}, unk_token=SPECIAL_TOKENS["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), _cut_literals()])
     trainer = trainers.WordLevelTrainer(
         vocab_size=vocab_size or 2**31 - 1,
         min_frequency=min_frequency,
@@ -106,7 +106,7 @@ def build_bpe_tokenizer(
     tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS["unk_token"], fuse_unk=True))
     # Tabs, line breaks and U+3000 would otherwise be signs of a word, and mostly unknown ones.
     tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), _cut_literals()])
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -117,6 +117,12 @@ def build_bpe_tokenizer(
         show_progress=False,
     )
     return _train(tokenizer, trainer, texts, lowercase, model_max_length, f"vocab_size={vocab_size}")
+
+
+def _cut_literals() -> pre_tokenizers.PreTokenizer:
+    """Cuts somebody's "[END]" into "[" and "END]", which is text: no word and no piece has a special token's name."""
+    names = "|".join(token[1:].replace("]", r"\]") for token in SPECIAL_TOKENS.values())
+    return pre_tokenizers.Split(Regex(rf"\[(?=(?:{names}))"), behavior="isolated")
 
 
 def _train(
@@ -133,11 +139,18 @@ def _train(
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() <= len(SPECIAL_TOKENS):
         raise ValueError(f"no token found in the texts with {setting}: are they empty, or is the setting too strict?")
+    special = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS.values()]
+    assert special == list(range(len(special))), f"special tokens have the ids {special}"
     end = SPECIAL_TOKENS["eos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", pair=f"$A {end} $B:1 {end}:1", special_tokens=[(end, tokenizer.token_to_id(end))]
     )
     return as_fast_tokenizer(tokenizer, model_max_length)
+
+
+def number_of_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many ids a model for a tokenizer has: ids may have holes, where a tokenizer counts its tokens."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def char_backend(vocab: dict[str, int] | None = None) -> Tokenizer:
@@ -165,4 +178,5 @@ __all__ = [
     "build_char_tokenizer",
     "build_word_tokenizer",
     "char_backend",
+    "number_of_ids",
 ]

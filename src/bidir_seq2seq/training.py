@@ -58,7 +58,7 @@ from .run_folder import (
 )
 from .sequence_training import BeamInputs, RiskInputs
 from .streaming import PairStream, StreamCollator, encoded_titles, log_survey, open_stream
-from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer
+from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer, number_of_ids
 from .trainer import TitleTrainer, finite_or_none
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments, settle_streaming
 from .trial import try_out
@@ -166,6 +166,7 @@ def _train(
     # Seq2SeqTrainer writes its own evaluation defaults into the model's generation config; ours is what ships.
     generation_config = copy.deepcopy(model.generation_config)
 
+    config = model.config
     validates = "validation" in encoded
     if not validates:
         training_args.eval_strategy = "no"
@@ -182,7 +183,9 @@ def _train(
         eval_dataset=encoded.get("validation"),
         data_collator=StreamCollator(encoder, TitleCollator(tokenizer, model=model)),
         processing_class=tokenizer,
-        compute_metrics=title_metrics(tokenizer) if validates and training_args.predict_with_generate else None,
+        compute_metrics=title_metrics(tokenizer, config.vocab_size)
+        if validates and training_args.predict_with_generate
+        else None,
         callbacks=callbacks,
         sequence_inputs=_sequence_inputs(model_args, training_args, tokenizer),
     )
@@ -192,7 +195,6 @@ def _train(
         trainer.add_callback(TimeLimitCallback(60 * minutes, share, own_partner_cost, spent, trainer.accelerator))
     num_parameters = sum(p.numel() for p in model.parameters())
     logger.warning_once(f"model: {num_parameters:,} parameters, vocabulary {len(tokenizer):,}")
-    config = model.config
     if config.decoder_directions == "both" and config.twin_partner == "gold" and config.twin_dropout < 1:
         logger.warning_once(
             f"the training loss flatters: {1 - config.twin_dropout:.0%} of the rows see part of their "
@@ -243,7 +245,8 @@ def _model_and_encoder(
             "twin_partner='written' with streaming=True: a stream has no room for what an earlier model wrote; leave "
             "streaming out, or use twin_partner='own'"
         )
-    return model, PairEncoder(tokenizer, *limits, model.config.use_copy, model.source_tokenizer, partners)
+    copies, size = model.config.use_copy, model.config.vocab_size
+    return model, PairEncoder(tokenizer, *limits, copies, model.source_tokenizer, partners, size)
 
 
 def _chosen(
@@ -535,7 +538,11 @@ def load_or_build_model(
                 f"without: add them with its add_special_tokens, such as {{{missing[0]!r}: '<x>'}}, and save it with "
                 "save_pretrained"
             )
-        settings |= {"vocab_size": len(tokenizer), "decoder_start_token_id": tokenizer.bos_token_id, **special}
+        settings |= {
+            "vocab_size": number_of_ids(tokenizer),
+            "decoder_start_token_id": tokenizer.bos_token_id,
+            **special,
+        }
         if encoder is not None:
             return BidirSeq2SeqForConditionalGeneration.from_pretrained_encoder(encoder, **settings)
         return BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqConfig(**settings))
@@ -552,9 +559,9 @@ def load_or_build_model(
             )
     if model_args.tokenizer_name:
         check_same_ids(model_args.model_name_or_path, tokenizer)
-    if len(tokenizer) > model.config.vocab_size:
-        logger.warning_once(f"the vocabulary grows from {model.config.vocab_size} to {len(tokenizer)} tokens")
-        model.resize_token_embeddings(len(tokenizer))
+    if (size := number_of_ids(tokenizer)) > model.config.vocab_size:
+        logger.warning_once(f"the vocabulary grows from {model.config.vocab_size} to {size} tokens")
+        model.resize_token_embeddings(size)
     return model
 
 
@@ -614,9 +621,16 @@ def propose_bfloat16(training_args: TrainingArguments) -> None:
         )
 
 
-def title_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
-    """`compute_metrics` for a Trainer that generates: ROUGE, BLEU and the mean length of what was written."""
-    score = TitleScore()
+def title_metrics(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int | None = None
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """`compute_metrics` for a Trainer that generates: ROUGE, BLEU and the mean length of what was written.
+
+    Args:
+        tokenizer: The model's.
+        vocab_size: The model's. Default: the tokenizer's.
+    """
+    score, size = TitleScore(), vocab_size or number_of_ids(tokenizer)
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         titles, references = (
@@ -624,8 +638,8 @@ def title_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPredictio
             for ids in (prediction.predictions, prediction.label_ids)
         )
         scores = score.compute(
-            predictions=decode_to_compare(tokenizer, titles, len(tokenizer)),
-            references=decode_to_compare(tokenizer, references, len(tokenizer), are_references=True),
+            predictions=decode_to_compare(tokenizer, titles, size),
+            references=decode_to_compare(tokenizer, references, size, are_references=True),
         )
         lengths = (prediction.predictions > 0) & (prediction.predictions != tokenizer.pad_token_id)
         return {**(scores or {}), "gen_len": float(lengths.sum(1).mean())}

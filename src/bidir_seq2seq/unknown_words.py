@@ -6,7 +6,7 @@ one (`extended_input_ids`). They mean nothing without their document's list of w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ def extend_ids(
     vocab_size: int,
     words: Sequence[str] = (),
     grow: bool = True,
+    normalize: Callable[[str], str] = str,
 ) -> tuple[list[int], list[str]]:
     """The ids of one text with its unknown words told apart.
 
@@ -39,6 +40,8 @@ def extend_ids(
         vocab_size: V.
         words: Unknown words that have an id already.
         grow: Whether others get one too; a title's words are those of its document.
+        normalize: How the tokenizer reads words, [`normalizer_of`]: those that it reads alike are one word, and are
+            written so.
 
     Returns:
         The ids, and the unknown words in the order of their ids.
@@ -46,7 +49,7 @@ def extend_ids(
     known = list(words)
     ids = list(encoding["input_ids"][index])
     for place, (token_id, (start, end)) in enumerate(zip(ids, encoding["offset_mapping"][index])):
-        word = text[start:end]
+        word = normalize(text[start:end])
         if token_id != unk_id or not word:
             continue
         if word not in known and grow:
@@ -54,6 +57,15 @@ def extend_ids(
         if word in known:
             ids[place] = vocab_size + known.index(word)
     return ids, known
+
+
+def normalizer_of(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], str]:
+    """What a fast tokenizer makes of a text before it looks for tokens: lower case, say."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    if normalizer is None:
+        return str
+    # Some put sentencepiece's sign of a space in front of every text.
+    return lambda text: normalizer.normalize_str(text).removeprefix("\u2581")
 
 
 def can_extend(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -143,5 +155,6 @@ __all__ = [
     "decode",
     "decode_to_compare",
     "extend_ids",
+    "normalizer_of",
     "placeholders",
 ]
