@@ -90,6 +90,9 @@ def answer_leaks(model: PreTrainedModel, batch: Batch, partner: str = "gold") ->
     Returns:
         For each direction `[R, T]` in its order of writing, log p(word | the twin may show it) - log p(word | the twin
         shows another), in nats; exactly 0 where nothing leaks, and where there is no word.
+
+    Raises:
+        ValueError: If the vocabulary has no two words.
     """
     labels = _packed(batch["labels"])
     is_word = (labels != IGNORE_INDEX) & (labels != model.config.eos_token_id)
