@@ -67,6 +67,8 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
     "settled": ({}, 1, 1),
     # As many updates again, from what the first ones have come to.
     "settled-again": ({}, 1, 1),
+    # And half as many, in the same time, that read each pair twice.
+    "settled-twice": ({"r_drop": 5.0}, 0.5, 1),
     "l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
     "two-l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION / 2, 2),
     "independent": ({"twin_partner": "none"}, 1, 1),
@@ -93,6 +95,7 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
 GOES_ON_FROM = {
     "repaired": "twin",
     "settled-again": "settled",
+    "settled-twice": "settled",
     **dict.fromkeys(("own-stage", "two-stage", "two-stage-leaking"), "independent"),
     **dict.fromkeys(("l2r-more", "l2r-risk", "l2r-beam"), "l2r"),
 }
