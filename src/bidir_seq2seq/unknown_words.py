@@ -49,8 +49,8 @@ def extend_ids(
     known = list(words)
     ids = list(encoding["input_ids"][index])
     for place, (token_id, (start, end)) in enumerate(zip(ids, encoding["offset_mapping"][index])):
-        word = normalize(text[start:end])
-        if token_id != unk_id or not word:
+        # Few are: no other one is worth normalizing.
+        if token_id != unk_id or not (word := normalize(text[start:end])):
             continue
         if word not in known and grow:
             known.append(word)
