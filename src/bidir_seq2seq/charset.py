@@ -111,4 +111,13 @@ def _is_of_one_language(text: str, encoding: str) -> bool:
     return known >= 0.97 * len(letters) and odd <= 0.02 * len(letters)
 
 
-__all__ = ["guess_encoding", "marked_encoding"]
+def encoding_problem(text: str) -> str | None:
+    """Why a text cannot be written to any file, as half of a pair of \\u escapes cannot; `None` if it can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return str(error)
+    return None
+
+
+__all__ = ["encoding_problem", "guess_encoding", "marked_encoding"]

@@ -14,6 +14,7 @@ import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .charset import encoding_problem
 from .encoders_bidir_seq2seq import PIECE_INPUTS, pieces_of, places_of, readable
 from .extras import extra
 from .files import is_saved_dataset
@@ -255,18 +256,7 @@ def _not_text(column: str, value) -> str | None:
     if not isinstance(value, str):
         # 1.50 would come out as 1.5, and true as True: only who wrote it knows which text is meant.
         return f"column {column!r} does not hold text, but {value!r}; write it in quotation marks"
-    # Half of a pair of \\u escapes cannot be written to any file.
-    return (
-        None if value.isascii() or _can_be_written(value) else f"column {column!r} holds half a sign: {value[:60]!r}"
-    )
-
-
-def _can_be_written(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return f"column {column!r} holds half a sign: {value[:60]!r}" if encoding_problem(value) else None
 
 
 def choose_columns(

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from .charset import encoding_problem
 from .extras import extra
 
 with extra("train"):
@@ -466,10 +467,8 @@ def _check_texts(name: str, texts: Sequence[Any]) -> None:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"{name}[{index}] is {text!r}; give a text (str), if need be an empty one")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{name}[{index}] holds half a sign, {text!r}: {error}") from error
+        if problem := encoding_problem(text):
+            raise ValueError(f"{name}[{index}] holds half a sign, {text!r}: {problem}")
 
 
 def _check_tokenization(tokenization: str) -> None:

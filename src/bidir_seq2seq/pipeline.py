@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import Pipeline
 from transformers.utils import logging
 
+from .charset import encoding_problem
 from .encoders_bidir_seq2seq import PIECE_INPUTS, pieces_of, places_of, readable
 from .loading import forget_origin
 from .unknown_words import TitleCollator, can_extend, decode, extend_ids, normalizer_of
@@ -326,10 +327,8 @@ def _check_is_text(name: str, document: object) -> None:
             f"{name} is {reprlib.repr(document)}, which is not text: give a string, or strings in a list, "
             "generator or KeyDataset"
         )
-    try:
-        document.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} holds half a sign, {reprlib.repr(document)}: {error}") from error
+    if problem := encoding_problem(document):
+        raise ValueError(f"{name} holds half a sign, {reprlib.repr(document)}: {problem}")
 
 
 def _spread(values: torch.Tensor, rows: torch.BoolTensor) -> torch.Tensor:
