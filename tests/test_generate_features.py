@@ -11,6 +11,7 @@ from transformers import EosTokenCriteria, StoppingCriteria, StoppingCriteriaLis
 from transformers.generation import LogitsProcessor, LogitsProcessorList
 
 from bidir_seq2seq.generation_bidir_seq2seq import Beam
+from bidir_seq2seq.samples_bidir_seq2seq import DRAWN_TOGETHER
 
 PAD, UNK, START, END = 0, 1, 2, 3
 DIRECTIONS = ["l2r", "r2l", "both"]
@@ -523,6 +524,33 @@ def test_what_cannot_be_copied_goes_with_a_single_search(settings):
     assert torch.equal(written, model.generate(input_ids, **settings))
 
 
+class FourthCall(StoppingCriteria):
+    """Ends all titles when it has been asked so often."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, input_ids, scores, **kwargs):
+        self.calls += 1
+        return torch.full(input_ids.shape[:1], self.calls >= 4, device=input_ids.device)
+
+
+@pytest.mark.parametrize("settings", [{"decoding_direction": "l2r"}, {}, {"proposals": "l2r+r2l"}], ids=str)
+def test_a_criterion_remembers_what_one_search_has_shown_it(settings):
+    model, (input_ids, _) = tiny_model(), random_pairs()
+    settings = {"num_beams": 2, "min_new_tokens": 8, "max_new_tokens": 8, **settings}
+    assert model.generate(input_ids, **settings).shape[1] == 9
+    assert model.generate(input_ids, **settings, stopping_criteria=[FourthCall()]).shape[1] == 5
+
+
+def test_a_criterion_sees_all_documents_that_titles_are_drawn_of():
+    model, (input_ids, _) = tiny_model(), random_pairs(batch_size=DRAWN_TOGETHER + 3, source_length=30)
+    settings = {"decoding_direction": "l2r", "proposals": "drawn", "ranking": "consensus", "consensus_samples": 3}
+    settings |= {"min_new_tokens": 8, "max_new_tokens": 8, "stopping_criteria": [FourthCall()]}
+    written = model.generate(input_ids, **settings)
+    assert (written != PAD).sum(1).tolist() == [5] * len(input_ids)
+
+
 # Ways in
 
 
@@ -536,6 +564,59 @@ def test_embeddings_in_place_of_ids(direction, num_beams):
     embeds = model.get_input_embeddings()(input_ids)
     written = model.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
     assert torch.equal(written, model.generate(input_ids, **settings))
+
+
+@every_direction
+@pytest.mark.parametrize("name", ["use_twin", "r2l_decoder_input_ids", "decoder_inputs_embeds"])
+def test_what_a_search_makes_itself_is_not_taken_and_left(direction, name):
+    model, (input_ids, _) = tiny_model(), random_pairs()
+    for given in (False, torch.ones(4, 1, dtype=torch.long)):
+        with pytest.raises(ValueError, match=f"{name} is of no effect in generate: leave it out"):
+            model.generate(input_ids, decoding_direction=direction, **{name: given})
+    expected = model.generate(input_ids, decoding_direction=direction)
+    assert torch.equal(model.generate(input_ids, decoding_direction=direction, **{name: None}), expected)
+
+
+@every_direction
+@pytest.mark.filterwarnings("ignore:.*continuous batching")
+def test_batches_that_never_end_are_refused(direction):
+    model, (input_ids, _) = tiny_model(), random_pairs()
+    with pytest.raises(ValueError, match="cache_implementation='paged': this model keeps a recurrent state"):
+        model.generate(input_ids, decoding_direction=direction, cache_implementation="paged")
+    with pytest.raises(ValueError, match="continuous batching .* use generate"):
+        model.generate_batch(input_ids.tolist())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"decoding_direction": "l2r"},
+        {"decoding_direction": "r2l"},
+        {"decoding_direction": "l2r", "num_beams": 3},
+        {"decoding_direction": "r2l", "num_beams": 3, "use_cache": False},
+        {"num_beams": 3},
+        {"ranking": "consensus", "consensus_samples": 4},
+    ],
+    ids=str,
+)
+def test_words_outside_the_vocabulary_are_words_of_the_source_to_processors(settings):
+    model = tiny_model(use_copy=True)
+    input_ids, _ = random_pairs(source_length=12)
+    # Two of three words are unknown, in turn: 24, 25, 24 and so on.
+    places = (torch.arange(12) % 3 < 2) & (input_ids != PAD)
+    extended = torch.where(places, 24 + torch.arange(12) % 2, input_ids)
+    input_ids = input_ids.masked_fill(places, UNK)
+    model.copy_attention["l2r"].share.bias.data += 5
+    model.copy_attention["r2l"].share.bias.data += 5
+    settings = {"extended_input_ids": extended, "max_new_tokens": 6, **settings}
+    free = model.generate(input_ids, **settings)
+    assert all(set(extended[row].tolist()) & set(content(title)) for row, title in enumerate(free))
+    for size in (1, 2):
+        written = model.generate(input_ids, **settings, encoder_no_repeat_ngram_size=size)
+        for row, title in enumerate(written):
+            source, words = extended[row].tolist(), content(title)
+            theirs = {tuple(source[place : place + size]) for place in range(len(source) - size + 1)}
+            assert not theirs & {tuple(words[place : place + size]) for place in range(len(words) - size + 1)}
 
 
 @every_direction

@@ -77,6 +77,15 @@ def test_weights_that_the_file_lacks_are_not_drawn_at_random(folder):
         load_model(folder)
 
 
+@pytest.mark.parametrize("denied", ["use_prior", "use_attention"])
+def test_weights_that_the_config_has_no_place_for_are_not_dropped(folder, denied):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, denied: False}))
+    # Without attention other matrices are smaller, too.
+    with pytest.raises((ValueError, RuntimeError), match="which the config has no place for|mismatch"):
+        load_model(folder)
+
+
 def test_the_output_matrix_that_is_the_embedding_is_not_missing(tmp_path):
     model = tiny_model(tie_word_embeddings=True)
     model.save_pretrained(tmp_path)

@@ -7,9 +7,10 @@ import torch
 from conftest import random_pairs, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForSeq2SeqLM
+from transformers import AutoModel, AutoModelForSeq2SeqLM, DynamicCache
 
 from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, BidirSeq2SeqModel
+from bidir_seq2seq.directions_bidir_seq2seq import directions_of
 from bidir_seq2seq.modeling_bidir_seq2seq import JUDGED_TOGETHER, MultiHeadAttention
 from bidir_seq2seq.output_bidir_seq2seq import Words, Written
 
@@ -79,6 +80,30 @@ def test_the_loss_is_the_mean_of_both_directions():
         F.cross_entropy(outputs.r2l_logits.flatten(0, 1), r2l_targets(model, labels).flatten()),
     ]
     torch.testing.assert_close(outputs.loss, sum(losses) / 2)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)
+@pytest.mark.parametrize("training", [False, True])
+def test_one_direction_of_several_has_the_loss_of_its_own_titles(variant, training):
+    model = tiny_model(dropout=0.0, **variant).train(training)
+    input_ids, labels = random_pairs()
+    judged = model.sequence_log_probs(model.get_encoder()(input_ids), labels)
+    for name, log_probs in judged.items():
+        outputs = model(input_ids=input_ids, labels=labels, decoding_direction=name, skip_logits=False)
+        wanted = -log_probs.sum() / (labels != -100).sum()
+        torch.testing.assert_close(outputs.loss, wanted, rtol=1e-4, atol=1e-5)
+        assert outputs.r2l_logits is None
+        (direction,) = directions_of(model.config, name)
+        of_logits = F.cross_entropy(outputs.logits.flatten(0, 1), direction.targets(labels).flatten())
+        torch.testing.assert_close(of_logits, wanted, rtol=1e-4, atol=1e-5)
+        short = model(input_ids=input_ids, labels=labels, decoding_direction=name, skip_logits=True)
+        torch.testing.assert_close(short.loss, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_both_directions_may_be_asked_for_by_name():
+    model, (input_ids, labels) = tiny_model(use_copy=True), random_pairs()
+    outputs = model(input_ids=input_ids, labels=labels, decoding_direction="both")
+    assert torch.equal(outputs.loss, model(input_ids=input_ids, labels=labels).loss)
 
 
 def test_num_items_in_batch_makes_accumulation_exact():
@@ -319,6 +344,46 @@ def test_contradictory_inputs_are_refused():
     one_way = tiny_model(decoder_directions="l2r")
     with pytest.raises(ValueError, match="decoder_directions='l2r'"):
         one_way(input_ids=torch.tensor([[5]]), decoder_input_ids=torch.tensor([[2]]), decoding_direction="r2l")
+    ids, starts = torch.tensor([[5, 6], [7, 8]]), torch.tensor([[2], [2]])
+    for name in ("labels", "decoder_input_ids"):
+        with pytest.raises(ValueError, match="decoding_direction='up' must be one of l2r, r2l, both"):
+            model(input_ids=ids, decoding_direction="up", **{name: starts + 1})
+    with pytest.raises(ValueError, match="decoding_direction='both' without labels or r2l_decoder_input_ids"):
+        model(input_ids=ids, decoder_input_ids=starts, decoding_direction="both")
+    with pytest.raises(ValueError, match="decoding_direction='r2l' beside r2l_decoder_input_ids"):
+        model(input_ids=ids, decoder_input_ids=starts, r2l_decoder_input_ids=starts + 1, decoding_direction="r2l")
+    with pytest.raises(ValueError, match="a DynamicCache, which holds no recurrent states"):
+        model(input_ids=ids, decoder_input_ids=starts, past_key_values=DynamicCache())
+
+
+@pytest.mark.parametrize("use_prior", [False, True])
+@pytest.mark.parametrize("shape", [(1, 9), (4, 8), (4, 10), (4, 1, 9, 9), (9,)], ids=str)
+def test_a_mask_of_another_shape_is_refused(use_prior, shape):
+    model, (input_ids, labels) = tiny_model(use_prior=use_prior), random_pairs()
+    states = model.get_encoder()(input_ids).last_hidden_state
+    for given in ({"input_ids": input_ids}, {"encoder_outputs": (states,)}):
+        with pytest.raises(ValueError, match=r"attention_mask of shape \(.*\) for documents of \(4, 9\)"):
+            model(**given, labels=labels, attention_mask=torch.ones(shape))
+
+
+def test_ids_of_one_document_are_a_row_of_their_own():
+    with pytest.raises(ValueError, match=r"input_ids of shape \(3,\): one row of ids for each document"):
+        tiny_model()(input_ids=torch.tensor([5, 6, 7]), labels=torch.tensor([[5, 3]]))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 6])
+def test_rows_that_belong_to_no_document_are_refused(rows):
+    input_ids, labels = random_pairs()
+    with pytest.raises(ValueError, match=f"{rows} rows of decoder inputs or labels for 4 documents"):
+        tiny_model()(input_ids=input_ids, labels=labels.repeat(2, 1)[:rows])
+
+
+def test_labels_may_be_of_another_integer_type():
+    input_ids, labels = random_pairs()
+    for use_copy in (False, True):
+        model = tiny_model(use_copy=use_copy)
+        short = model(input_ids=input_ids, labels=labels.int()).loss
+        assert torch.equal(short, model(input_ids=input_ids, labels=labels).loss)
 
 
 # Saving, loading, resizing
@@ -336,6 +401,16 @@ def test_whoever_may_read_the_config_may_read_the_weights(tmp_path, umask, shard
     weights = list(tmp_path.glob("*.safetensors"))
     assert weights and (len(weights) > 1) == (shard == "20KB")
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("denied", ["use_copy", "use_prior"])
+def test_weights_that_the_config_denies_are_told_of(denied, tmp_path):
+    tiny_model(use_copy=True).save_pretrained(tmp_path)
+    _, found = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, output_loading_info=True, **{denied: False})
+    assert found["unexpected_keys"] and not found["missing_keys"]
+    # The base model is meant to do without them.
+    _, found = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not found["unexpected_keys"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)

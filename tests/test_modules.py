@@ -1,6 +1,7 @@
 """Whatever sits on a module takes part: adapters, hooks, quantized layers; and fast operations may fail or be off."""
 
 import copy
+import logging
 
 import peft
 import pytest
@@ -8,7 +9,8 @@ import torch
 from conftest import random_pairs, tiny_model
 from torch import nn
 
-from bidir_seq2seq import kernels_bidir_seq2seq
+from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, kernels_bidir_seq2seq
+from bidir_seq2seq.generation_bidir_seq2seq import logger
 from bidir_seq2seq.kernels_bidir_seq2seq import MatmulLinear, is_plain, plain_kernels
 from bidir_seq2seq.output_bidir_seq2seq import Words
 
@@ -186,3 +188,117 @@ def test_an_operator_that_is_missing_or_wrong_gives_way_to_the_plain_one(fault, 
     features = torch.randn(2, 3, 16)
     plain = layer(features).log_softmax(-1)
     torch.testing.assert_close(Words(layer).next_tokens().log_probs(features), plain)
+
+
+class Louder(BidirSeq2SeqForConditionalGeneration):
+    """Writes nothing but sevens."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = only_seven(output.logits)
+        return output
+
+
+def only_seven(logits):
+    return torch.full_like(logits, -1e4).index_fill_(2, torch.tensor([7]), 1e4)
+
+
+@pytest.mark.parametrize("direction", ["l2r", "r2l"])
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("place", ["hook", "hook of the base model", "class"])
+def test_what_is_made_of_the_whole_model_is_written_by_one_direction(direction, num_beams, place, caplog):
+    model, (input_ids, _) = tiny_model(), random_pairs()
+    if place == "class":
+        model.__class__ = Louder
+    elif place == "hook":
+        model.register_forward_hook(
+            lambda module, inputs, output: setattr(output, "logits", only_seven(output.logits))
+        )
+    else:
+        calls = []
+        model.model.register_forward_hook(lambda *_: calls.append(1) or None)
+    written = model.generate(input_ids, decoding_direction=direction, num_beams=num_beams, max_new_tokens=4)
+    assert calls if place.endswith("base model") else set(written[:, 1:].flatten().tolist()) == {7}
+    assert "neither" not in caplog.text
+
+
+def test_a_search_of_both_directions_says_that_it_does_not_call_the_whole(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    logger.warning_once.__func__.cache_clear()
+    model, (input_ids, _) = tiny_model(), random_pairs()
+    expected = model.generate(input_ids, num_beams=2, max_new_tokens=4)
+    assert "neither" not in caplog.text
+    model.register_forward_hook(lambda *_: None)
+    assert torch.equal(model.generate(input_ids, num_beams=2, max_new_tokens=4), expected)
+    assert "call the parts of this model, but neither its forward nor hooks on the whole" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"decoding_direction": "l2r"},
+        {"decoding_direction": "l2r", "num_beams": 3},
+        {"decoding_direction": "r2l"},
+        {"num_beams": 3},
+        {"num_beams": 3, "proposals": "l2r+r2l", "ranking": "joint"},
+    ],
+    ids=str,
+)
+def test_dropout_that_is_on_is_seen_in_titles(settings):
+    model, (input_ids, _) = tiny_model(dropout=0.5), random_pairs()
+    settings = {**settings, "max_new_tokens": 6}
+
+    def different() -> int:
+        return len({str(model.generate(input_ids, **settings).tolist()) for _ in range(6)})
+
+    assert different() == 1
+    for decoder in (model.model.decoder, model.model.r2l_decoder):
+        decoder.train()
+    assert different() > 1
+
+
+def test_a_hook_on_gradients_of_all_modules_sees_the_output_layer():
+    model, (input_ids, labels) = tiny_model(), random_pairs()
+    seen = set()
+    handle = nn.modules.module.register_module_full_backward_pre_hook(lambda module, grad: seen.add(module) or None)
+    try:
+        model(input_ids=input_ids, labels=labels, skip_logits=True).loss.backward()
+    finally:
+        handle.remove()
+    assert model.lm_head in seen
+
+
+def test_an_output_layer_of_several_is_called_as_a_whole():
+    model, (input_ids, labels) = tiny_model(), random_pairs()
+    expected = model(input_ids=input_ids, labels=labels, skip_logits=True).loss
+    written = model.generate(input_ids, num_beams=2, max_new_tokens=5)
+    model.lm_head = nn.Sequential(model.lm_head)
+    torch.testing.assert_close(model(input_ids=input_ids, labels=labels, skip_logits=True).loss, expected)
+    assert torch.equal(model.generate(input_ids, num_beams=2, max_new_tokens=5), written)
+
+
+def test_a_shortlist_needs_no_bias():
+    model, (input_ids, _) = tiny_model(), random_pairs()
+    nn.init.zeros_(model.lm_head.bias)
+    expected = model.generate(input_ids, num_beams=2, max_new_tokens=5, vocabulary_shortlist=5)
+    model.lm_head.bias = None
+    assert torch.equal(model.generate(input_ids, num_beams=2, max_new_tokens=5, vocabulary_shortlist=5), expected)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_on_a_recurrent_weight_writes_as_the_merged_one_does():
+    torch.manual_seed(1)
+    model, (input_ids, labels) = tiny_model(), random_pairs()
+    target = ["decoder.rnns.0.weight_ih_l0"]
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=[], target_parameters=target))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, 0, 0.4)
+    adapted.eval()
+    settings = {"input_ids": input_ids, "max_new_tokens": 6}
+    ways = [{"decoding_direction": "l2r"}, {"decoding_direction": "l2r", "num_beams": 3}, {"num_beams": 3}]
+    written = [adapted.generate(**settings, **way) for way in ways]
+    loss = adapted(input_ids=input_ids, labels=labels).loss
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(merged(input_ids=input_ids, labels=labels).loss, loss)
+    assert all(torch.equal(merged.generate(**settings, **way), own) for way, own in zip(ways, written))

@@ -8,7 +8,7 @@ from transformers.utils import find_labels
 
 from bidir_seq2seq import BidirSeq2SeqConfig, BidirSeq2SeqForConditionalGeneration
 from bidir_seq2seq.ending import OwnPartnerCallback
-from bidir_seq2seq.kernels_bidir_seq2seq import runs_under_autocast
+from bidir_seq2seq.kernels_bidir_seq2seq import plain_kernels, runs_under_autocast
 from bidir_seq2seq.partner_bidir_seq2seq import as_written, visible
 from bidir_seq2seq.training_arguments import TrainingArguments
 
@@ -52,9 +52,16 @@ def test_a_row_without_partner_is_written_alone():
 @pytest.mark.parametrize("use_copy", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 def test_what_a_direction_writes_alone_is_what_generate_writes(use_copy, training):
-    model = tiny_model(use_copy=use_copy).train(training)
+    model = tiny_model(use_copy=use_copy, dropout=0.5)
     input_ids, _ = random_pairs()
-    left, right = model.write_alone(model.get_encoder()(input_ids), 8)
+    encoded = model.get_encoder()(input_ids)
+    # Its decoders write without dropout, fast operations or not, and learn on with it.
+    model.train(training)
+    modes = {name: module.training for name, module in model.named_modules()}
+    left, right = model.write_alone(encoded, 8)
+    with plain_kernels():
+        assert all(map(torch.equal, model.write_alone(encoded, 8), (left, right)))
+    assert modes == {name: module.training for name, module in model.named_modules()}
     model.eval()
     from_left = model.generate(input_ids, decoding_direction="l2r", max_length=8)
     from_right = model.generate(input_ids, decoding_direction="r2l", max_length=8)

@@ -114,9 +114,18 @@ class RightToLeft(Direction):
         return torch.where((positions > 0) & (positions <= size), size + 1 - positions, positions)
 
 
+_NAMES = ("l2r", "r2l", "both")
+
+
 def directions_of(config: BidirSeq2SeqConfig, name: str | None = None) -> tuple[Direction, ...]:
-    """The directions that `"l2r"`, `"r2l"` or `"both"` stands for; default: those that a model of `config` has."""
+    """The directions that `"l2r"`, `"r2l"` or `"both"` stands for; default: those that a model of `config` has.
+
+    Raises:
+        ValueError: If the name is none of these.
+    """
     name = name or config.decoder_directions
+    if name not in _NAMES:
+        raise ValueError(f"decoding_direction={name!r} must be one of {', '.join(_NAMES)}")
     start_id, end_id, pad_id = config.bos_token_id, config.eos_token_id, config.pad_token_id
     both = (Direction("l2r", start_id, end_id, pad_id), RightToLeft("r2l", end_id, start_id, pad_id))
     return tuple(direction for direction in both if name in ("both", direction.name))
@@ -165,6 +174,7 @@ def pack_labels(labels: torch.LongTensor, start_id: int | None = None) -> torch.
         ValueError: If they are no tensor of ids.
     """
     check_ids("labels", labels)
+    labels = cast(torch.LongTensor, labels.long())
     if start_id is not None:
         labels = cast(torch.LongTensor, labels.masked_fill(labels == start_id, IGNORE_INDEX))
     ignored = labels == IGNORE_INDEX

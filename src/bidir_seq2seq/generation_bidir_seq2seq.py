@@ -17,7 +17,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import (
@@ -29,11 +29,13 @@ from transformers import (
 )
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria
 from transformers.generation.utils import (
     GenerateBeamEncoderDecoderOutput,
     GenerateEncoderDecoderOutput,
     GenerateOutput,
 )
+from transformers.utils import logging
 
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
 from .directions_bidir_seq2seq import Direction, check_ids, directions_of
@@ -63,6 +65,8 @@ from .samples_bidir_seq2seq import DRAWN_TOGETHER, draw_titles, in_groups
 from .search_bidir_seq2seq import Beam, BeamHistory, StepRecords, forbidden_tokens, search, select
 from .splices_bidir_seq2seq import may_be_written, with_splices
 
+logger = logging.get_logger(__name__)
+
 # What transformers keeps to itself and this module builds on, all of it: methods of `GenerationMixin` that the mixin
 # below extends, and names that its `generate` leaves on a prepared `GenerationConfig`.
 PRIVATE_HOOKS = (
@@ -81,7 +85,6 @@ PRIVATE_HOOKS = (
 )
 PRIVATE_TENSORS = ("_decoder_start_token_tensor", "_eos_token_tensor", "_pad_token_tensor")
 
-DIRECTIONS = ("l2r", "r2l", "both")
 # Our own flags of `generate`, and their values where nothing is said.
 FLAGS: dict[str, Any] = {
     "decoding_direction": None,
@@ -98,7 +101,11 @@ ID_SETTINGS = (
     "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_bos_token_id",
     "forced_eos_token_id",
 )  # fmt: skip
+# What `forward` knows of, and a search makes itself, or has no use for.
+NOT_FOR_WRITING = ("use_twin", "r2l_decoder_input_ids", "decoder_inputs_embeds")
 ONE_WAY = "pass decoding_direction='l2r'"
+# Criteria that remember nothing of titles, and need not see all of a batch.
+FORGETFUL_CRITERIA = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
 # Settings of a `GenerationConfig` that speak of a title's left end, or of the order in which it is written.
 LEFT_END_SETTINGS = ("forced_bos_token_id", "begin_suppress_tokens", "stop_strings", "watermarking_config")
 
@@ -222,10 +229,27 @@ class BidirSeq2SeqGenerationMixin:
         # A config derived from the model's would lose custom entries when it is loaded again.
         self.generation_config._from_model_config = False
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses to: it is for models without encoder, whose past is keys and values.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "continuous batching (generate_batch, cache_implementation='paged') needs pasts of keys and values, and "
+            "this model keeps a recurrent state: use generate, or the pipeline with a batch_size"
+        )
+
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
     ) -> tuple[GenerationConfig, dict[str, Any]]:
         ours = {name: kwargs.pop(name) for name in FLAGS if name in kwargs}
+        for name in NOT_FOR_WRITING:
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"{name} is of no effect in generate: leave it out; proposals says whether twins write together, "
+                    "and decoder_input_ids with decoding_direction='l2r' how a title begins"
+                )
         # Before transformers stumbles over text among them.
         for settings in (kwargs, vars(self.generation_config), vars(generation_config or self.generation_config)):
             self._check_ids_of(settings)
@@ -360,6 +384,11 @@ class BidirSeq2SeqGenerationMixin:
         samples = generation_config.consensus_samples
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
             raise ValueError(f"consensus_samples={samples!r} must be a whole number of titles, or 0 for none")
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"cache_implementation={generation_config.cache_implementation!r}: this model keeps a recurrent "
+                "state; leave cache_implementation out"
+            )
         shortlist = generation_config.vocabulary_shortlist
         if shortlist is not None and (isinstance(shortlist, bool) or not isinstance(shortlist, int)):
             raise ValueError(f"vocabulary_shortlist={shortlist!r} must be a whole number of words, or None")
@@ -380,8 +409,7 @@ class BidirSeq2SeqGenerationMixin:
 
     def _validate_direction(self, generation_config: GenerationConfig) -> None:
         direction, built = generation_config.decoding_direction, self.config.decoder_directions
-        if direction not in DIRECTIONS:
-            raise ValueError(f"decoding_direction={direction!r} must be one of {', '.join(DIRECTIONS)}")
+        directions_of(self.config, direction)
         if built not in ("both", direction):
             raise ValueError(f"decoding_direction={direction!r}: this model writes {built!r} only")
         for name, own in (("decoder_start_token_id", "bos_token_id"), ("pad_token_id", "pad_token_id")):
@@ -477,11 +505,6 @@ class BidirSeq2SeqGenerationMixin:
         self, generation_config: GenerationConfig, model_kwargs: dict, *args: Any
     ) -> None:
         direction = generation_config.decoding_direction
-        if generation_config.cache_implementation not in (None, "dynamic"):
-            raise ValueError(
-                f"cache_implementation={generation_config.cache_implementation!r}: this model keeps a recurrent "
-                "state; leave cache_implementation out"
-            )
         if direction == "both":
             if model_kwargs.get("past_key_values") is not None:
                 raise ValueError(f"past_key_values continues one direction: {ONE_WAY} or 'r2l'")
@@ -504,10 +527,17 @@ class BidirSeq2SeqGenerationMixin:
                 f"prefix_allowed_tokens_fn goes with beams, and proposals={generation_config.proposals!r} has titles "
                 "of none: use ranking='own', without what is drawn or spliced"
             )
-        if direction == "r2l" and kwargs.get("encoder_input_ids") is not None:
-            # Some processors compare what is written with the source's n-grams, which have to run the same way.
-            kwargs["encoder_input_ids"] = kwargs["encoder_input_ids"].flip(1)
-        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        source = kwargs.get("encoder_input_ids")
+        extended = (kwargs.get("model_kwargs") or {}).get("extended_input_ids")
+        theirs = dict(kwargs)
+        if source is not None:
+            if extended is not None and self.config.use_copy:
+                # Some processors compare what is written with the source: its unknown words are written by these ids.
+                # They are there for each hypothesis.
+                source = extended[:: len(extended) // len(source)]
+            # N-grams of both have to run the same way.
+            theirs["encoder_input_ids"] = source.flip(1) if direction == "r2l" else source
+        processors = super()._get_logits_processor(generation_config, *args, **theirs)
         # First, so that samplers choose among what can be written. Of both the left-to-right direction's come first.
         never_written = self._never_written(directions_of(self.config, direction)[0])
         device = kwargs.get("device") or self.device
@@ -536,6 +566,9 @@ class BidirSeq2SeqGenerationMixin:
         criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)
         if generation_config.decoding_direction == "both":
             criteria = _TwoWayCriteria(criteria)
+            # As of processors, a criterion of the user's may remember what it has seen. One that cannot be copied is
+            # more likely a button that ends both.
+            kwargs["stopping_criteria"] = _copied(kwargs.get("stopping_criteria"), may_share=True)
             criteria.r2l = super()._get_stopping_criteria(self._turned_round(generation_config), *args, **kwargs)
         return criteria
 
@@ -601,11 +634,19 @@ class BidirSeq2SeqGenerationMixin:
             )
         if is_pooled or self._can_search_one_way(input_ids, logits_processor, generation_config, kwargs):
             write = self._search
+            if not self.may_be_taken_apart:
+                logger.warning_once(
+                    "A search in both directions, and titles that are drawn, call the parts of this model, but "
+                    "neither its forward nor hooks on the whole: put hooks on a part (lm_head, say), or pass "
+                    "decoding_direction='l2r' and ranking='own'."
+                )
         elif generation_config.vocabulary_shortlist is not None:
             raise ValueError(
-                "vocabulary_shortlist is for searching: leave it out when sampling in one direction, in greedy search "
-                "with processors that change scores, with a given beginning, candidates, a streamer or "
-                "use_cache=False, and when asking for the scores, attentions or states of one direction"
+                "vocabulary_shortlist is for searching: leave it out, or pass vocabulary_shortlist=None where the "
+                "model has stored it, when sampling in one direction, in greedy search with processors that change "
+                "scores, "
+                "with a given beginning, candidates, a streamer or use_cache=False, and when asking for the scores, "
+                "attentions or states of one direction"
             )
         result = write(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
         # An assistant's draft is read as it was written.
@@ -664,7 +705,8 @@ class BidirSeq2SeqGenerationMixin:
         details = generation_config.return_dict_in_generate and any(getattr(generation_config, x) for x in asks)
         # Greedy search processes logits where beam search processes log-probabilities.
         processable = generation_config.num_beams > 1 or forbidden_tokens(logits_processor, 1) is not None
-        return self._is_plain_search(input_ids, generation_config, kwargs) and not details and processable
+        is_plain = self._is_plain_search(input_ids, generation_config, kwargs) and self.may_be_taken_apart
+        return is_plain and not details and processable
 
     def compute_transition_scores(
         self,
@@ -733,7 +775,7 @@ class BidirSeq2SeqGenerationMixin:
 
         def run(name: str, processors: Sequence, criteria: Sequence) -> tuple[Found, Beam, Any]:
             directions = directions_of(self.config, name)
-            beam = self._start(directions, batch_size, criteria, generation_config)
+            beam = self._start(directions, batch_size, criteria, generation_config, input_ids.device)
             records = [self._start_records(generation_config) for _ in directions]
             history = BeamHistory() if len(directions) == 2 and records[0].weights is not None else None
             steps = self.model.start_steps(encoder_outputs, name, need_twin_weights=history is not None)
@@ -758,6 +800,7 @@ class BidirSeq2SeqGenerationMixin:
                 records = self._start_records(generation_config)
                 # What looks at titles may count on all of them, and processes that keep in step on each other.
                 any_number = records.is_empty and forbidden_tokens(processors, 1) is not None and not synced_gpus
+                any_number = any_number and all(isinstance(own, FORGETFUL_CRITERIA) for own in criteria)
 
                 def some(documents: torch.LongTensor) -> Found:
                     outputs = encoder_outputs.select(documents)
@@ -781,7 +824,7 @@ class BidirSeq2SeqGenerationMixin:
                 # What is read from the left is written so, too, unless there is but the other direction.
                 own = directions_of(self.config, direction)[0]
                 (processors,) = _sides(own.name, to_splice)
-                size = max(self.config.vocab_size, int(sequences.amax()) + 1)
+                size = self.words(encoder_outputs).num_words
                 written, _ = own.writing_order(sequences.flatten(0, 1))
                 return may_be_written(written, processors, size, own.pad_id).view(sequences.shape[:2])
 
@@ -809,9 +852,10 @@ class BidirSeq2SeqGenerationMixin:
         batch_size: int,
         criteria: Sequence[StoppingCriteriaList],
         generation_config: GenerationConfig,
+        device: torch.device,
     ) -> Beam:
         """A beam of B documents, of one direction or both, that has yet to begin."""
-        start_ids = torch.tensor([direction.start_id for direction in directions], device=self.device)
+        start_ids = torch.tensor([direction.start_id for direction in directions], device=device)
         num_beams, is_alone = generation_config.num_beams, generation_config.decoding_direction != "both"
         return Beam(
             start_ids.repeat_interleave(batch_size),
@@ -851,14 +895,15 @@ class BidirSeq2SeqGenerationMixin:
 
         `draw` gives others, for limits `[B]`; `obeys` says which of sequences `[B, n, L]` may be written.
         """
-        pad_id, rows = self.config.pad_token_id, encoder_outputs.last_hidden_state.shape[0]
+        pad_id, (rows, *_) = self.config.pad_token_id, encoder_outputs.last_hidden_state.shape
+        device = encoder_outputs.last_hidden_state.device
         direction, drawn = generation_config.decoding_direction, list[Found]()
         directions = directions_of(self.config, direction)
         names = proposers_of(generation_config.proposals)
         if DRAWN in names:
             # What is longer than all that searches found takes longest, and has least in common with others.
             longest = [found.longest for found in runs]
-            anything = torch.full((rows,), generation_config.max_length, device=self.device)
+            anything = torch.full((rows,), generation_config.max_length, device=device)
             # A title has a token, or an end, even where no search has found any.
             limits = torch.stack(longest).amax(0).clamp(min=2).minimum(anything) if runs else anything
             drawn = [draw(own, limits) for own in directions]
@@ -891,7 +936,7 @@ class BidirSeq2SeqGenerationMixin:
             # Scores are not asked for.
             ends = generation_config._eos_token_tensor if direction == "l2r" else None
             if ends is None:
-                ends = torch.tensor([self.config.eos_token_id], device=self.device)
+                ends = torch.tensor([self.config.eos_token_id], device=device)
             pool = with_splices(pool, lambda them: consensus(candidates_of(them, them)), obeys, pad_id, ends)
         candidates = candidates_of(pool["sequences"], pool.pop("own_scores"))
         scores, order = candidates.ranked(generation_config.ranking)
@@ -943,11 +988,14 @@ def _sides(name: str, asked: Any) -> list[Any]:
     return [own for side, own in (("l2r", asked), ("r2l", asked.r2l)) if name in (side, "both")]
 
 
-def _copied(given: Any) -> Any:
-    """Processors and criteria for another search, which start from what they know by now."""
+def _copied(given: Any, may_share: bool = False) -> Any:
+    """Processors and criteria for another search, which start from what they know by now; if they cannot be copied and
+    `may_share`, the same ones."""
     try:
         return copy.deepcopy(given)
     except (TypeError, RuntimeError, copy.Error) as error:
+        if may_share:
+            return given
         raise ValueError(
             f"a logits processor or stopping criterion that was given cannot be copied ({error}), and several "
             "searches, or titles that are drawn, each need theirs: use a single search, or give it a __deepcopy__, "

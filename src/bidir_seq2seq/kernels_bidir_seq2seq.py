@@ -67,14 +67,15 @@ def is_plain(module: nn.Module, *own_types: type[nn.Module]) -> bool:
     """Whether a module computes what its class and its weights say, so that others may compute it in its place.
 
     It does not if it, or a module within it, is of another class than torch's plain ones (an adapter, a quantized or
-    parametrized layer), has a hook, has had its `forward` replaced, or if its weights have several dtypes.
+    parametrized layer), has a hook, has had its `forward` replaced, draws at random (dropout in training), or if its
+    weights have several dtypes.
 
     Args:
         module: Such as a linear layer, or a decoder.
         own_types: Further classes that may be within it.
     """
     plain_types = (*_PLAIN_TYPES, *own_types)
-    if any(type(part) not in plain_types or _is_hooked(part) for part in module.modules()):
+    if any(type(part) not in plain_types or _is_hooked(part) or _drops_out(part) for part in module.modules()):
         return False
     return len({weight.dtype for weight in module.parameters()}) <= 1
 
@@ -82,11 +83,29 @@ def is_plain(module: nn.Module, *own_types: type[nn.Module]) -> bool:
 def _is_hooked(module: nn.Module) -> bool:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     of_all = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+    of_all += ("_global_backward_pre_hooks",)
     return (
         "forward" in vars(module)
         or any(getattr(module, kind, None) for kind in kinds)
         or any(getattr(nn.modules.module, kind, None) for kind in of_all)
     )
+
+
+def _drops_out(module: nn.Module) -> bool:
+    return isinstance(module, nn.Dropout) and module.training and module.p > 0
+
+
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """Its dropouts do nothing, whatever the module is doing otherwise."""
+    active = [part for part in module.modules() if _drops_out(part)]
+    for part in active:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in active:
+            part.training = True
 
 
 def is_read_at_once(x: torch.Tensor) -> bool:
@@ -519,4 +538,5 @@ __all__ = [
     "runs_under_autocast",
     "tanh",
     "without_autocast",
+    "without_dropout",
 ]

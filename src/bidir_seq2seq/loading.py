@@ -61,8 +61,8 @@ def load_model(
         **changes: Of its config, such as `dropout`.
 
     Raises:
-        ValueError: If a file of weights is damaged or not the one that was saved; if weights are missing or are not
-            finite. The message names file or weights.
+        ValueError: If a file of weights is damaged or not the one that was saved; if weights are missing, have no
+            place in the model, or are not finite. The message names file or weights.
     """
     check_files(model_name_or_path, ".safetensors")
     # Not to be asked on the terminal about code, where the next line of a piped document would answer.
@@ -78,6 +78,12 @@ def load_model(
         raise ValueError(
             f"{model_name_or_path}: the files hold no {_listed(missing)}, which would be random: the folder is of "
             "another model or incomplete; copy or save it again"
+        )
+    if unexpected := sorted(found["unexpected_keys"]):
+        raise ValueError(
+            f"{model_name_or_path}: the files hold {_listed(unexpected)}, which the config has no place for: the "
+            "model was trained with it, and writes worse without; take the config.json that was saved with the weights, "
+            "and ask for no other parts than it has"
         )
     bad = [name for name, tensor in model.named_parameters() if not bool(tensor.isfinite().all())]
     if bad:

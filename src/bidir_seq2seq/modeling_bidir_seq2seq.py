@@ -43,7 +43,7 @@ from .encoders_bidir_seq2seq import (
     source_tokenizer_of,
 )
 from .generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
-from .kernels_bidir_seq2seq import MatmulLinear, are_enabled, attention, is_plain, is_read_at_once
+from .kernels_bidir_seq2seq import MatmulLinear, are_enabled, attention, is_plain, is_read_at_once, without_dropout
 from .output_bidir_seq2seq import Copies, CopyAttention, SourcePrior, Words, Written
 from .partner_bidir_seq2seq import Shown, as_written, visible, write_alone
 from .steps_bidir_seq2seq import DecoderSteps, FastDecoderSteps
@@ -234,7 +234,12 @@ class Encoder(nn.Module):
         if input_ids is not None:
             check_ids("input_ids", input_ids, self.config.vocab_size)
         given = input_ids if input_ids is not None else inputs_embeds
-        mask = attention_mask.bool() if attention_mask is not None else None
+        if input_ids is not None and input_ids.dim() != 2:
+            raise ValueError(
+                f"input_ids of shape {tuple(input_ids.shape)}: one row of ids for each document, [B, S], is needed; a "
+                "tokenizer makes them of a list of texts"
+            )
+        mask = _as_mask(attention_mask, given.shape[:2])
         if given.shape[1] == 0:
             # An empty batch of documents becomes one padded position, which everything below knows to ignore.
             given = given.new_full((given.shape[0], 1, *given.shape[2:]), self.config.pad_token_id)
@@ -291,9 +296,8 @@ class Encoder(nn.Module):
         if isinstance(outputs, BidirSeq2SeqEncoderOutput):
             return outputs
         states = outputs[0]
-        if attention_mask is not None:
-            mask = attention_mask.bool()
-        else:
+        mask = _as_mask(attention_mask, states.shape[:2])
+        if mask is None:
             mask = states.new_ones(states.shape[:2], dtype=torch.bool)
             mask = mask if input_ids is None else input_ids != self.config.pad_token_id
         pooled = states.masked_fill(~mask[..., None], float("-inf")).amax(1)
@@ -407,23 +411,26 @@ class Decoder(nn.Module):
         read = self._cell if is_plain(rnn) else self._module
         outputs = []
         for token in x.unbind(1):
-            zeros = (token.new_zeros(1, len(token), rnn.hidden_size),) * (2 if self.is_lstm else 1)
-            past.advance(read(rnn, token, past.state or zeros), 1)
+            past.advance(read(rnn, token, past.state), 1)
             outputs.append(past.state[0][0])
         return torch.stack(outputs, dim=1)
 
-    def _cell(self, rnn: nn.RNNBase, token: torch.Tensor, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """One token `[R, inputs]` by the weights of a plain layer; states are `[1, R, H]`."""
+    def _cell(
+        self, rnn: nn.RNNBase, token: torch.Tensor, state: tuple[torch.Tensor, ...] | None
+    ) -> tuple[torch.Tensor, ...]:
+        """One token `[R, inputs]` by the weights of a plain layer; states are `[1, R, H]`, `None` before the first."""
+        if state is None:
+            state = (token.new_zeros(1, len(token), rnn.hidden_size),) * (2 if self.is_lstm else 1)
         before = tuple(part[0] for part in state)
         cell = torch.lstm_cell if self.is_lstm else torch.gru_cell
         after = cell(token, before if self.is_lstm else before[0], *rnn.all_weights[0])
         return tuple(part[None] for part in (after if self.is_lstm else (after,)))
 
     def _module(
-        self, rnn: nn.RNNBase, token: torch.Tensor, state: tuple[torch.Tensor, ...]
+        self, rnn: nn.RNNBase, token: torch.Tensor, state: tuple[torch.Tensor, ...] | None
     ) -> tuple[torch.Tensor, ...]:
         """As `_cell`, by the layer itself, whatever has been made of it."""
-        _, after = rnn(token[:, None], state if self.is_lstm else state[0])
+        _, after = rnn(token[:, None], state if self.is_lstm or state is None else state[0])
         return after if self.is_lstm else (after,)
 
     def attend_source(
@@ -489,18 +496,21 @@ class BidirSeq2SeqPreTrainedModel(PreTrainedModel):
             for weights in Path(save_directory).glob("model*.safetensors"):
                 shutil.copymode(Path(save_directory) / "config.json", weights)
 
-    def encode_sources(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    def encode_sources(
+        self, tokenizer: PreTrainedTokenizerBase, texts: str | Sequence[str]
+    ) -> dict[str, torch.Tensor]:
         """What `forward` and `generate` need of texts. Words outside the vocabulary are read, but not copied: only the
         pipeline knows which they are when a title is written.
 
         Args:
             tokenizer: The model's, a fast one.
-            texts: Those to read; what is too long for the tokenizer or a pretrained encoder is cut.
+            texts: Those to read, or one; what is too long for the tokenizer or a pretrained encoder is cut.
 
         Returns:
             `input_ids` and `attention_mask` `[B, S]`; for a pretrained encoder also `encoder_input_ids` and
             `encoder_attention_mask` `[B, P]` and `encoder_positions` `[B, S]`.
         """
+        texts = [texts] if isinstance(texts, str) else texts
         if self.source_tokenizer is not None:
             texts = [readable(self.source_tokenizer, text) for text in texts]
         # Somebody's "[END]" is text, not an end.
@@ -632,7 +642,8 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             past_key_values: The past of the one direction that runs.
             inputs_embeds: `[B, S, E]` instead of `input_ids`.
             decoder_inputs_embeds: `[R, T, E]` instead of `decoder_input_ids`.
-            decoding_direction: `"l2r"` or `"r2l"`: which decoder reads `decoder_input_ids` when one runs.
+            decoding_direction: `"l2r"` or `"r2l"`: which decoder reads `decoder_input_ids` when one runs. Default:
+                `"l2r"`, if the model has it.
             use_twin: Whether decoders that both run see each other. Default: in training yes (subject to
                 `twin_dropout`); outside training only if the model has never learned without, as over known targets
                 the twin shows each decoder its own answer. Two tensors say what each decoder has written as its twin
@@ -662,12 +673,23 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         )
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("the decoder needs decoder_input_ids (or labels, from which they are made)")
-        if (decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds).shape[0] == 0:
+        given = decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds
+        if given.shape[0] == 0:
             raise ValueError("there are no rows in this batch: leave it out")
+        if encoder_outputs.source_mask is not None and given.shape[0] % len(encoder_outputs.source_mask):
+            raise ValueError(
+                f"{given.shape[0]} rows of decoder inputs or labels for {len(encoder_outputs.source_mask)} documents: "
+                "give as many rows for each document, those of one together"
+            )
 
         if r2l_decoder_input_ids is not None:
             if past_key_values is not None:
                 raise ValueError("past_key_values continues one direction; leave r2l_decoder_input_ids out")
+            if decoding_direction not in (None, "both"):
+                raise ValueError(
+                    f"decoding_direction={decoding_direction!r} beside r2l_decoder_input_ids, with which both "
+                    "decoders run: leave one of them out"
+                )
             run = self._run_both(
                 self._embed(decoder_input_ids, decoder_inputs_embeds),
                 self._embed(r2l_decoder_input_ids, None),
@@ -678,6 +700,11 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             direction_outputs = {"r2l_last_hidden_state": run.pop("r2l_features")}
         else:
             direction = decoding_direction or ("r2l" if self.config.decoder_directions == "r2l" else "l2r")
+            if direction == "both":
+                raise ValueError(
+                    "decoding_direction='both' without labels or r2l_decoder_input_ids: give either, or 'l2r' or "
+                    "'r2l', the decoder that reads decoder_input_ids"
+                )
             if use_cache and past_key_values is None:
                 past_key_values = BidirSeq2SeqCache(self.config.decoder_layers)
             embeds = self._embed(decoder_input_ids, decoder_inputs_embeds)
@@ -707,7 +734,15 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             input_ids, attention_mask, extended_input_ids: `[B, S]`, as for [`Encoder.forward`], which takes `kwargs`.
             encoder_outputs: What was read before.
             past_key_values: Where the decoders have read it before.
+
+        Raises:
+            ValueError: If that is a past of other models.
         """
+        if not isinstance(past_key_values, BidirSeq2SeqCache | None):
+            raise ValueError(
+                f"past_key_values is a {type(past_key_values).__name__}, which holds no recurrent states: give the "
+                "BidirSeq2SeqCache that an earlier step returned, or leave it out"
+            )
         if encoder_outputs is not None:
             return self.encoder.complete(encoder_outputs, input_ids, attention_mask, extended_input_ids)
         if past_key_values is not None and past_key_values.memory is not None:
@@ -852,6 +887,9 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             self.copy_attention = nn.ModuleDict(attentions)
         self.lm_head = nn.Linear(config.embedding_size, config.vocab_size)
         self.post_init()
+        # What the base model does without, as transformers has gathered it, is ours: weights that a config denies, as
+        # those of copies where use_copy=False, are to be told of.
+        self._keys_to_ignore_on_load_unexpected = set[str]()
         self.init_generation_defaults()
 
     @classmethod
@@ -941,6 +979,8 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
                 are made from them; logits come out with each row's targets pushed to the left. Of a model that
                 copies they may hold ids of `extended_input_ids`. Without labels or decoder inputs the source itself
                 is read, as by BART.
+            decoding_direction: `"l2r"` or `"r2l"`: which decoder runs alone. Default, or `"both"`: with labels all
+                that the model has.
             encoder_input_ids, encoder_attention_mask, encoder_positions: `[B, P]`, `[B, P]` and `[B, S]`, for a
                 pretrained encoder, see [`Encoder.forward`].
             l2r_partner_ids, r2l_partner_ids: `[B, P]` and `[B, Q]`, what an earlier model wrote of each document
@@ -964,22 +1004,21 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             encoder_positions=encoder_positions,
             **kwargs,
         )
-        targets: list[torch.LongTensor] = []
+        directions, targets = directions_of(self.config, decoding_direction), list[torch.LongTensor]()
         if labels is None and decoding_direction is r2l_decoder_input_ids is None:
-            self._refuse_lost_labels(**kwargs)
+            self._refuse_lost_labels(decoder_input_ids is not None or decoder_inputs_embeds is not None, **kwargs)
         if labels is not None:
             labels, use_cache = pack_labels(labels, self.config.bos_token_id), False
             self._check_labels(labels, encoder_outputs)
-            targets = [direction.targets(labels) for direction in self.directions]
-            first, *r2l = (direction.decoder_inputs(target) for direction, target in zip(self.directions, targets))
+            targets = [direction.targets(labels) for direction in directions]
+            first, *r2l = (direction.decoder_inputs(target) for direction, target in zip(directions, targets))
             r2l_decoder_input_ids = r2l[0] if r2l else None
-            if self.config.decoder_directions == "r2l" or (decoder_input_ids is decoder_inputs_embeds is None):
-                decoder_input_ids = first
+            if directions[0].name == "r2l" or (decoder_input_ids is decoder_inputs_embeds is None):
+                decoder_input_ids, decoder_inputs_embeds = first, None
         elif use_cache is None:
             use_cache = self.config.use_cache and not self.training and r2l_decoder_input_ids is None
         if decoder_input_ids is decoder_inputs_embeds is None and input_ids is not None:
-            (direction,) = directions_of(self.config, decoding_direction)[:1]
-            decoder_input_ids = direction.decoder_inputs(input_ids)
+            decoder_input_ids = directions[0].decoder_inputs(input_ids)
 
         outputs = self.model(
             decoder_input_ids=decoder_input_ids,
@@ -994,7 +1033,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             **kwargs,
         )
         words = self.words(encoder_outputs, outputs.past_key_values)
-        written = [self._written(outputs, decoding_direction, decoder_input_ids)]
+        written = [self._written(outputs, directions[0], decoder_input_ids)]
         if outputs.r2l_last_hidden_state is not None:
             written.append(Written(outputs.r2l_last_hidden_state, "r2l", r2l_decoder_input_ids))
         loss, logits = self.loss_and_logits(words, written, targets, **kwargs)
@@ -1088,16 +1127,17 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
     @torch.no_grad()
     def write_alone(self, encoder_outputs: BidirSeq2SeqEncoderOutput, num_steps: int) -> list[torch.LongTensor]:
         """What each direction writes by itself, greedily, of B documents: `[B, num_steps]` for each, in its own order
-        with its start first, padded after its end."""
+        with its start first, padded after its end; its decoder without dropout, in training too."""
         words = self.words(encoder_outputs)
         written = []
         for direction in self.directions:
-            steps = self.model.start_steps(encoder_outputs, direction.name)
             next_tokens = words.next_tokens(None, [direction.name])
             never = [direction.pad_id, self.config.unk_token_id, direction.start_id]
             never = torch.tensor(never, device=encoder_outputs.last_hidden_state.device)
             batch_size = len(encoder_outputs.last_hidden_state)
-            written.append(write_alone(steps, next_tokens, direction, batch_size, num_steps, never))
+            with without_dropout(self.model.direction_decoder(direction.name)):
+                steps = self.model.start_steps(encoder_outputs, direction.name)
+                written.append(write_alone(steps, next_tokens, direction, batch_size, num_steps, never))
         return written
 
     @property
@@ -1105,8 +1145,18 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         # Smoothed targets are for learning; measured outside training, the loss stays the plain cross-entropy.
         return self.config.label_smoothing if self.training else 0.0
 
-    def _refuse_lost_labels(self, num_items_in_batch: torch.Tensor | int | None = None, **kwargs: Any) -> None:
-        if num_items_in_batch is not None and self.config.decoder_directions != "l2r":
+    def _refuse_lost_labels(
+        self, has_inputs: bool, num_items_in_batch: torch.Tensor | int | None = None, **kwargs: Any
+    ) -> None:
+        if num_items_in_batch is None:
+            return
+        if self.config.decoder_directions == "l2r" and not has_inputs:
+            raise ValueError(
+                "there is a number of labels (num_items_in_batch) but no labels, nor decoder_input_ids: give the "
+                "collator the model, DataCollatorForSeq2Seq(tokenizer, model=model), which makes them, or set "
+                "config.label_smoothing in place of label_smoothing_factor"
+            )
+        if self.config.decoder_directions != "l2r":
             raise ValueError(
                 "there is a number of labels (num_items_in_batch) but no labels: a Trainer takes them away for "
                 "label_smoothing_factor or compute_loss_func, and right-to-left targets are made from them. Set "
@@ -1117,7 +1167,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
     def _written(
         self,
         outputs: BidirSeq2SeqModelOutput,
-        direction: str | None,
+        direction: Direction,
         inputs: torch.LongTensor | None,
     ) -> Written:
         """What the only or left-to-right direction makes words of."""
@@ -1128,7 +1178,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
                     "for them in the source: give decoder_input_ids"
                 )
             inputs = inputs if outputs.past_key_values is None else outputs.past_key_values.read(inputs)
-        return Written(outputs.last_hidden_state, direction or self.directions[0].name, inputs)
+        return Written(outputs.last_hidden_state, direction.name, inputs)
 
     def _check_labels(
         self, labels: torch.LongTensor, encoder_outputs: BidirSeq2SeqEncoderOutput, name: str = "labels"
@@ -1142,6 +1192,13 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
     def directions(self) -> tuple[Direction, ...]:
         """Those that the model has, left-to-right first."""
         return directions_of(self.config)
+
+    @property
+    def may_be_taken_apart(self) -> bool:
+        """Whether its parts, called one by one, make the words that `forward` makes: not where somebody has hooked the
+        whole, or has derived a class with a `forward` of its own."""
+        is_own = type(self).forward is BidirSeq2SeqForConditionalGeneration.forward
+        return is_own and not any(model._forward_hooks or model._forward_pre_hooks for model in (self, self.model))
 
     def words(
         self, encoder_outputs: BidirSeq2SeqEncoderOutput | None, cache: BidirSeq2SeqCache | None = None
@@ -1230,6 +1287,16 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             written = Written(outputs.last_hidden_state, direction.name, inputs)
             log_probs[direction.name] = words.log_probs(written, targets).sum(1)
         return log_probs
+
+
+def _as_mask(attention_mask: torch.Tensor | None, shape: torch.Size) -> torch.BoolTensor | None:
+    """True at tokens, for documents of that shape, `[B, S]`."""
+    if attention_mask is not None and attention_mask.shape != shape:
+        raise ValueError(
+            f"attention_mask of shape {tuple(attention_mask.shape)} for documents of {tuple(shape)}: it has a number "
+            "for each token"
+        )
+    return None if attention_mask is None else attention_mask.bool()
 
 
 def _load_source_tokenizer(name_or_path: Any, **kwargs: Any) -> Tokenizer:

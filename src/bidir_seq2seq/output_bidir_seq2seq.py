@@ -218,6 +218,7 @@ class Words:
 
     Attributes:
         num_words: V + X.
+        is_read: Whether the layer's weight may be read past it.
     """
 
     def __init__(
@@ -225,7 +226,7 @@ class Words:
     ):
         self.layer, self.copies = output_layer, copies
         self._prior = prior
-        self._is_read = is_plain(output_layer)
+        self.is_read = isinstance(output_layer, nn.Linear) and is_plain(output_layer)
         # Halving the features and joining bias and prior leaves one pass over V logits instead of three.
         self.scale = 1.0 if prior is None else 0.5
 
@@ -243,7 +244,7 @@ class Words:
     @cached_property
     def base(self) -> torch.Tensor:
         """What is added to scaled products: bias and prior, `[B, V]`, or `[1, V]` for all documents alike."""
-        if not self._is_read:
+        if not self.is_read:
             # The layer adds its bias itself.
             return self._prior / 2 if self._prior is not None else self._zeros()
         bias = self.layer.bias if self.layer.bias is not None else self._zeros()[0]
@@ -299,7 +300,7 @@ class Words:
             written, targets, smoothing: As for `loss`.
             weights: Of each direction how much each target counts, `[R, T]`; may be negative. Default: 1.
         """
-        if not (self._is_read and are_enabled()):
+        if not (self.is_read and are_enabled()):
             logits = [self._vocabulary_logits(own.features) for own in written]
             losses = torch.cat([self._cross_entropy(*own, smoothing) for own in zip(written, logits, targets)])
             return (losses if weights is None else losses * torch.cat(list(weights))).sum()
@@ -328,7 +329,7 @@ class Words:
     def log_probs(self, written: Written, targets: torch.LongTensor) -> torch.Tensor:
         """The log-probability of each target `[R, T]`, float32, 0 where there is none."""
         is_target = targets != IGNORE_INDEX
-        if self._is_read and are_enabled():
+        if self.is_read and are_enabled():
             found = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
             documents = torch.arange(len(targets), device=targets.device) // (len(targets) // len(self.base))
             found[is_target] = projected_log_probs(
@@ -358,7 +359,7 @@ class Words:
 
     def _vocabulary_logits(self, features: torch.Tensor) -> torch.Tensor:
         """`[R, ..., E]` to `[R, ..., V]`, copies apart."""
-        if self._is_read and self._prior is not None:
+        if self.is_read and self._prior is not None:
             products = F.linear(features * self.scale, self.layer.weight)
         else:
             products = self.layer(features)
@@ -457,7 +458,8 @@ class Shortlist:
         names = ("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id")
         special = torch.tensor([getattr(config, name) for name in names], device=counts.device)
         # Equally frequent ones, all of them in a model that has not counted, go by their bias.
-        ranks = counts + (output_layer.bias + prior.shift).sigmoid()
+        bias = prior.shift if output_layer.bias is None else output_layer.bias + prior.shift
+        ranks = counts + bias.sigmoid()
         ranks[special] = IMPOSSIBLE
         listed = ranks.topk(size).indices
         stand_ins = listed[size // 2 :]
@@ -491,7 +493,7 @@ class Columns:
     """
 
     def __init__(self, words: Words, shortlist: Shortlist | None):
-        is_read = is_plain(words.layer)
+        is_read = words.is_read
         if shortlist is not None and not is_read:
             raise ValueError(
                 "vocabulary_shortlist computes only some rows of the output layer, and this one "

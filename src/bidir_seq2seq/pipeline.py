@@ -227,6 +227,11 @@ class BidirSeq2SeqPipeline(Pipeline):
             # Batches are padded with zeros.
             extended, is_token = sources["extended_input_ids"], sources["attention_mask"].bool()
             sources["extended_input_ids"] = extended.where(is_token, self.tokenizer.pad_token_id)
+        if any(model_inputs.get("words", ())) and {"streamer", "stop_strings"} & {*settings, *generate_kwargs}:
+            logger.warning_once(
+                "A streamer and stop_strings read titles without the words that are outside the vocabulary; what is "
+                "returned has them."
+            )
         # Empty documents never reach the model.
         has_text = sources["attention_mask"].any(1)
         outputs = {"has_text": has_text, **model_inputs}
