@@ -644,9 +644,8 @@ class BidirSeq2SeqGenerationMixin:
             raise ValueError(
                 "vocabulary_shortlist is for searching: leave it out, or pass vocabulary_shortlist=None where the "
                 "model has stored it, when sampling in one direction, in greedy search with processors that change "
-                "scores, "
-                "with a given beginning, candidates, a streamer or use_cache=False, and when asking for the scores, "
-                "attentions or states of one direction"
+                "scores, with a given beginning, candidates, a streamer or use_cache=False, and when asking for the "
+                "scores, attentions or states of one direction"
             )
         result = write(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
         # An assistant's draft is read as it was written.

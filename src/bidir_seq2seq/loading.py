@@ -82,8 +82,8 @@ def load_model(
     if unexpected := sorted(found["unexpected_keys"]):
         raise ValueError(
             f"{model_name_or_path}: the files hold {_listed(unexpected)}, which the config has no place for: the "
-            "model was trained with it, and writes worse without; take the config.json that was saved with the weights, "
-            "and ask for no other parts than it has"
+            "model was trained with it, and writes worse without; take the config.json that was saved with the "
+            "weights, and ask for no other parts than it has"
         )
     bad = [name for name, tensor in model.named_parameters() if not bool(tensor.isfinite().all())]
     if bad:
