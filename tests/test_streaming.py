@@ -174,6 +174,16 @@ def test_a_streamed_run_that_was_killed_goes_on_to_the_same_end(
     assert same_weights(whole_run, tmp_path)
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_streamed_run_that_has_made_its_updates_ends_when_it_is_started_again(pairs, whole_run, tmp_path, is_there):
+    folder = Path(shutil.copytree(whole_run, tmp_path / "again"))
+    if not is_there:
+        # It was killed between its last checkpoint and the model.
+        (folder / "model.safetensors").unlink()
+    run(pairs, folder, **IN_PARTS)
+    assert same_weights(whole_run, folder)
+
+
 def test_what_a_resumed_run_has_been_trained_on_is_not_encoded_again(pairs, whole_run, tmp_path, monkeypatch):
     encode, texts = PairEncoder.__call__, []
 

@@ -136,8 +136,10 @@ class TitleTrainer(Seq2SeqTrainer):
             self.args.lr_scheduler_kwargs = given
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # The Trainer would make one update more whenever a run that has ended is started again.
-        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+        # The Trainer would make one update more whenever a run that has ended is started again, and of a stream begin
+        # epochs for ever.
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> torch.Tensor:
