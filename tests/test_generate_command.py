@@ -236,6 +236,12 @@ def test_what_cannot_be_done_is_refused(generate, flags, message):
         generate(["abc"], "titles.txt", *flags)
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.json", "t.parquet", "t.jsonl.gz", "t.txt.zst"])
+def test_a_name_that_others_would_read_as_something_else_is_refused(generate, name):
+    with pytest.raises(ValueError, match=f"output_file='.*{name}': titles are written as lines, or as rows of .jsonl"):
+        generate(["abc"], name)
+
+
 def test_outputs_without_a_folder_resume_without_a_file_and_torchrun(generate, checkpoint, monkeypatch):
     with pytest.raises(ValueError, match="there is no folder"):
         generate(["abc"], "absent/titles.txt")

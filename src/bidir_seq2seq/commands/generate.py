@@ -41,6 +41,10 @@ from ..version import __version__
 
 logger = logging.get_logger(__name__)
 
+# What an output file is by its name: rows, and what is never written.
+ROWS = (".jsonl", ".ndjson")
+NEITHER_LINES_NOR_ROWS = (".csv", ".tsv", ".json", ".parquet", ".gz", ".bz2", ".xz", ".zst")
+
 
 @dataclass
 class GenerateArguments:
@@ -284,7 +288,7 @@ def write_all(args: GenerateArguments, documents: Documents, start: int = 0) -> 
 
 
 def _keeps_rows(args: GenerateArguments) -> bool:
-    return bool(args.output_file) and args.output_file.endswith((".jsonl", ".ndjson"))
+    return bool(args.output_file) and args.output_file.endswith(ROWS)
 
 
 def format_titles(args: GenerateArguments, row: Row, candidates: list[Title]) -> list[str]:
@@ -318,6 +322,11 @@ def check_arguments(args: GenerateArguments) -> None:
         raise ValueError("resume goes on with an output_file made from an input_file: give both")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("every process of torchrun would write all titles: start one, with --num_processes N")
+    if args.output_file and args.output_file.endswith(NEITHER_LINES_NOR_ROWS):
+        raise ValueError(
+            f"output_file={args.output_file!r}: titles are written as lines, or as rows of .jsonl, and others would "
+            "read this name as something else; use .txt or .jsonl"
+        )
     if args.output_file and not Path(args.output_file).resolve().parent.is_dir():
         raise ValueError(f"output_file={args.output_file!r}: there is no folder {Path(args.output_file).parent}")
 
