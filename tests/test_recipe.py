@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from bidir_seq2seq.recipe import suitable_dropout, suitable_tokenizer_type, suitable_vocabulary
+from bidir_seq2seq.recipe import suitable_dropout, suitable_tokenizer_type, suitable_vocabulary, suitable_warmup
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,7 @@ def test_the_script_tells_what_a_token_is(texts, expected):
 @pytest.mark.parametrize(("passes", "expected"), [(0.1, 0.0), (4.9, 0.0), (5, 0.2), (10.0, 0.2)])
 def test_who_sees_pairs_often_needs_dropout(passes, expected):
     assert suitable_dropout(passes) == expected
+
+
+def test_a_short_training_rises_in_a_tenth_of_its_updates():
+    assert [suitable_warmup(updates) for updates in (1, 93, 1999, 2000, 50_000)] == [0, 9, 199, 200, 200]

@@ -763,6 +763,46 @@ def test_a_folder_of_a_run_with_other_settings_is_refused(files, begun, model, o
         run(files, begun, model=model, **overrides)
 
 
+def rates(folder: Path) -> list[float]:
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["learning_rate"] for entry in log if "learning_rate" in entry]
+
+
+def test_a_run_of_few_updates_comes_to_its_peak_and_goes_on_with_its_warmup(files, tmp_path):
+    settings = {"warmup_steps": None, "eval_strategy": "no", "save_steps": 10}
+    run(files, tmp_path, **settings, max_steps=20)
+    found = rates(tmp_path)
+    assert found[0] == 0 and found[1] == pytest.approx(0.001) and found[2:16] == [0.002] * 14
+    for name in ("checkpoint-20", "model.safetensors"):
+        path = tmp_path / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    # Of 40 updates there would be another warmup, and so another rate in the update at which it falls.
+    run(files, tmp_path, **settings, max_steps=40)
+    assert max(rates(tmp_path)) == 0.002
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["WarmupCallback"]["args"] == {"warmup_steps": 2}
+    with pytest.raises(ValueError, match="warmup_steps was None and is 200"):
+        run(files, tmp_path, **{**settings, "warmup_steps": 200}, max_steps=40)
+
+
+def test_a_run_from_before_warmup_was_chosen_goes_on_with_what_it_had(files, tmp_path):
+    settings = {"warmup_steps": 200, "eval_strategy": "no"}
+    run(files, tmp_path, **settings)
+    path = tmp_path / "checkpoint-4" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    del state["stateful_callbacks"]["WarmupCallback"]
+    path.write_text(json.dumps(state))
+    run(files, tmp_path, **{**settings, "warmup_steps": None}, max_steps=6)
+    assert rates(tmp_path)[-1] == pytest.approx(0.002 * 5 / 200)
+
+
+def test_early_stopping_asks_for_validation(files, tmp_path):
+    with pytest.raises(ValueError, match="early_stopping_patience=3 without validation: give validation_file"):
+        run({"train_file": files["train_file"]}, tmp_path, early_stopping_patience=3)
+    with pytest.raises(ValueError, match="early_stopping_patience=3 without validation"):
+        run(files, tmp_path / "other", early_stopping_patience=3, eval_strategy="no")
+
+
 def test_a_folder_of_a_run_with_other_pairs_is_refused(files, begun, tmp_path):
     lines = Path(files["train_file"]).read_text().splitlines(keepends=True)
     same, other = tmp_path / "same.jsonl", tmp_path / "other.jsonl"

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
+
+from .recipe import WARMUP
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,6 +37,23 @@ class ElapsedTimeCallback(TrainerCallback):
         """Reads the clock."""
         if state.log_history and hasattr(self, "start"):
             state.log_history[-1]["elapsed_seconds"] = round(time.monotonic() - self.start, 1)
+
+
+class WarmupCallback(TrainerCallback, ExportableState):
+    """Keeps in checkpoints how many warm-up updates were chosen, as a run that is made longer goes on with them."""
+
+    def __init__(self, warmup_steps: float):
+        self.warmup_steps = warmup_steps
+
+    def state(self) -> dict:
+        """What a checkpoint keeps of it."""
+        return {"args": {"warmup_steps": self.warmup_steps}, "attributes": {}}
+
+    @classmethod
+    def before(cls, checkpoint: str) -> float:
+        """The number that a checkpoint's run began with; of older ones, which do not tell, the default of the time."""
+        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        return state.stateful_callbacks.get(cls.__name__, {}).get("args", {}).get("warmup_steps", WARMUP)
 
 
 class SharedProcessorsCallback(TrainerCallback):
@@ -214,6 +234,7 @@ __all__ = [
     "PunctualSaveCallback",
     "SharedProcessorsCallback",
     "StopSignalCallback",
+    "WarmupCallback",
     "find_best_checkpoint",
     "is_whole",
     "seconds_before",

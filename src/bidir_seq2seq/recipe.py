@@ -27,6 +27,8 @@ DROPOUT, DROPOUT_FROM = 0.2, 5
 # A wide model that sees every pair so often is better than one of half the width that sees it more often in the same
 # time (docs/training.md).
 WIDE, WIDE_FROM = 256, 2
+# Updates in which the learning rate rises to its peak, at most; and their share of a short training.
+WARMUP, WARMUP_SHARE = 200, 0.1
 # Of a new model; better in all trials but one (docs/training.md).
 LABEL_SMOOTHING = 0.1
 # Fewer pairs say little about what suits them.
@@ -124,13 +126,24 @@ def suitable_dropout(passes: float) -> float:
     return DROPOUT
 
 
+def suitable_warmup(updates: int) -> int:
+    """The `warmup_steps` of a training of so many updates, with a word if they are few."""
+    if updates * WARMUP_SHARE >= WARMUP:
+        return WARMUP
+    warmup = int(updates * WARMUP_SHARE)
+    logger.warning_once(f"warmup_steps={warmup}, a tenth of the updates; --warmup_steps sets another number")
+    return warmup
+
+
 __all__ = [
     "DROPOUT",
     "LABEL_SMOOTHING",
+    "WARMUP",
     "WIDE",
     "suitable_directions",
     "suitable_dropout",
     "suitable_tokenizer_type",
     "suitable_vocabulary",
+    "suitable_warmup",
     "suitable_width",
 ]

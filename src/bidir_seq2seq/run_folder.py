@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from .loading import weights_damage
 from .manifest import MANIFEST_NAME, differences, flush, write_manifest
+from .recipe import WARMUP
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -61,7 +62,7 @@ def run_settings(
         num_pairs, pairs_fingerprint: Of its training pairs.
         validation_fingerprint: Of its validation pairs. Default: there are none.
     """
-    names = ["learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"]
+    names = ["learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"]
     names += ["seed", "own_partner_share", "r_drop", "sequence_objective"]
     names += ["encoder_learning_rate", "freeze_encoder"]
     names += ["optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"]
@@ -79,6 +80,7 @@ def run_settings(
         "max_source_length": data_args.max_source_length,
         "max_target_length": data_args.max_target_length,
         **{name: getattr(training_args, name) for name in names},
+        "warmup_steps": None if training_args.chooses_warmup else training_args.warmup_steps,
         "pairs per update": pairs_per_update(training_args),
         "streaming": data_args.streaming,
         "shuffle_buffer_size": data_args.shuffle_buffer_size if data_args.streaming else None,
@@ -120,6 +122,9 @@ def keep_run_settings(training_args: TrainingArguments, settings: dict[str, obje
         if now["lr_scheduler_type"] == type(training_args).lr_scheduler_type:
             # What is said now was said then, too; but the default has changed.
             before.setdefault("lr_scheduler_type", SCHEDULE_BEFORE)
+        if now["warmup_steps"] is None and before.get("warmup_steps") == WARMUP:
+            # The default before.
+            before["warmup_steps"] = None
         trained = (folder / "model.safetensors").exists() or any(folder.glob("checkpoint-*"))
         # Before there is a checkpoint, only the tokenizer is kept.
         binding = now if trained else TOKENIZER_SETTINGS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +28,13 @@ from transformers import (
 from transformers.utils import logging
 
 from .allocator import keep_freed_memory
-from .callbacks import ElapsedTimeCallback, MovableEndCallback, SharedProcessorsCallback, StopSignalCallback
+from .callbacks import (
+    ElapsedTimeCallback,
+    MovableEndCallback,
+    SharedProcessorsCallback,
+    StopSignalCallback,
+    WarmupCallback,
+)
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .data import EncodingReport, PairEncoder, load_pairs
 from .ending import OWN_PARTNER_COST, OwnPartnerCallback, Pace, PatienceCallback, TimeLimitCallback
@@ -43,6 +50,7 @@ from .recipe import (
     suitable_dropout,
     suitable_tokenizer_type,
     suitable_vocabulary,
+    suitable_warmup,
     suitable_width,
 )
 from .run_folder import (
@@ -129,12 +137,16 @@ def _train(
         tokenizer = load_or_build_tokenizer(model_args, data_args, train_pairs, training_args.output_dir)
     checkpoint = checkpoint_to_resume(training_args)
     began, minutes, own_partner_cost = time.monotonic(), training_args.max_train_minutes, OWN_PARTNER_COST
+    updates = _planned_updates(training_args, num_pairs)
     if model_args.model_name_or_path is None:
         pace = _trial(model_args, data_args, training_args, train_pairs, tokenizer)
         passes = _passes(training_args, num_pairs, pace)
         model_args = _chosen(model_args, training_args, train_pairs, tokenizer, passes, checkpoint)
         if minutes is not None and checkpoint is None:
-            own_partner_cost = pace(model_args.decoder_directions or "both", model_args.hidden_size).own_partner_cost
+            found = pace(model_args.decoder_directions or "both", model_args.hidden_size)
+            own_partner_cost, updates = found.own_partner_cost, min(updates, found.updates_in(60 * minutes))
+    if training_args.chooses_warmup:
+        training_args.warmup_steps = WarmupCallback.before(checkpoint) if checkpoint else suitable_warmup(updates)
     spent = time.monotonic() - began
     model, encoder = _model_and_encoder(model_args, data_args, training_args, tokenizer)
     if training_args.r_drop and model.config.dropout == 0:
@@ -171,7 +183,13 @@ def _train(
     if not validates:
         training_args.eval_strategy = "no"
         training_args.load_best_model_at_end = False
+    if training_args.early_stopping_patience is not None and training_args.eval_strategy == "no":
+        raise ValueError(
+            f"early_stopping_patience={training_args.early_stopping_patience} without validation: give "
+            "validation_file, and leave out eval_strategy='no', or leave early_stopping_patience out"
+        )
     callbacks: list[TrainerCallback] = [ElapsedTimeCallback(), SharedProcessorsCallback(), *extra_callbacks]
+    callbacks.append(WarmupCallback(training_args.warmup_steps or 0))
     if share := _own_partner_share(model_args, training_args, model.config):
         callbacks.append(OwnPartnerCallback(model.config, share))
     if training_args.early_stopping_patience is not None:
@@ -394,6 +412,12 @@ def _passes(
         return min(planned, pace(directions, hidden_size).updates_in(60 * minutes) * in_an_update)
 
     return passes
+
+
+def _planned_updates(training_args: TrainingArguments, num_pairs: int) -> int:
+    if training_args.max_steps > 0:
+        return training_args.max_steps
+    return math.ceil(training_args.num_train_epochs * num_pairs / pairs_per_update(training_args))
 
 
 def skip_what_was_trained_on(stream: PairStream, checkpoint: str | None, training_args: TrainingArguments) -> None:

@@ -10,6 +10,7 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.utils import logging
 
 from .arguments import check_numbers
+from .recipe import WARMUP
 
 logger = logging.get_logger(__name__)
 
@@ -222,7 +223,13 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             "updates (lr_scheduler_kwargs '{\"num_decay_steps\": 500}' says how many)."
         },
     )
-    warmup_steps: float = field(default=200, metadata={"help": "Warm-up updates (or, below 1, their share)."})
+    warmup_steps: float | None = field(
+        default=None,
+        metadata={
+            "help": f"Warm-up updates (or, below 1, their share of all that are planned). Default: {WARMUP}, or a "
+            "tenth of all updates where that is less."
+        },
+    )
     per_device_train_batch_size: int = field(
         default=32, metadata={"help": "Pairs per update and device; a GPU is faster with more."}
     )
@@ -241,7 +248,10 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     )
     metric_for_best_model: str | None = field(
         default=None,
-        metadata={"help": "What 'best' is measured by. Default: rougeL; loss without predict_with_generate."},
+        metadata={
+            "help": "What 'best' is measured by. Default: rougeL; loss without predict_with_generate. (bleu is 0 "
+            "where titles have fewer than four tokens.)"
+        },
     )
     greater_is_better: bool | None = field(
         default=None, metadata={"help": "Whether more of it is better. Default: yes, unless it is a loss."}
@@ -353,6 +363,9 @@ class TrainingArguments(Seq2SeqTrainingArguments):
                 raise ValueError(f"{name}_steps=0 is no interval: give a number, or {name}_strategy='no'")
         self._choose_metric()
         self._choose_best_model()
+        self.chooses_warmup = self.warmup_steps is None
+        if self.warmup_steps is None:
+            self.warmup_steps = WARMUP
         # transformers would ask for it, in bfloat16 and of several processes, where there is nothing but a CPU.
         if not torch.accelerator.is_available():
             self.use_cpu = True
@@ -362,6 +375,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
                 f"max_train_minutes={self.max_train_minutes:g} is no time to learn in: give a number above 0, or "
                 "leave it out"
             )
+        self._check_shares()
         check_numbers(self, r_drop=0.0)
         if self.r_drop and self.sequence_objective is not None:
             raise ValueError(
@@ -375,6 +389,16 @@ class TrainingArguments(Seq2SeqTrainingArguments):
                 f"label_smoothing_factor={self.label_smoothing_factor} would train the left-to-right direction only: "
                 "use label_smoothing, which smooths both"
             )
+
+    def _check_shares(self) -> None:
+        """How many updates there is time for, nobody knows when the first is made."""
+        names = [f"{name}_steps" for name in ("eval", "save") if getattr(self, f"{name}_strategy") == "steps"]
+        for name in ("warmup_steps", *names):
+            if self.max_train_minutes is not None and 0 < getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name):g} with max_train_minutes={self.max_train_minutes:g}: there is a "
+                    "share of all updates only where their number is given; give a number of updates, or leave it out"
+                )
 
     def _choose_metric(self) -> None:
         metric, default = self.metric_for_best_model, "rougeL" if self.predict_with_generate else "loss"
