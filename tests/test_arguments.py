@@ -54,6 +54,36 @@ def test_text_stays_text(parse):
     assert data.train_file == ["1"]
 
 
+@pytest.mark.parametrize("name", ["settings.yaml", "settings.json"])
+def test_what_is_left_blank_is_left_out(parse, name):
+    names = ["use_copy", "max_source_length", "report", "predict_with_generate", "tokenizer_type", "warmup_steps"]
+    text = json.dumps(dict.fromkeys(names)) if name.endswith("json") else "".join(f"{own}:\n" for own in names)
+    found, wanted = (parse(given, "--use_cpu", "true", name=name) for given in (text, "{}"))
+    for one, other in zip(found, wanted):
+        assert dataclasses.asdict(one) == dataclasses.asdict(other)
+    assert found[0].use_copy is True and found[2].report is True
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("target_column: no", "target_column is False, which is no text: put it in quotes"),
+        ("output_dir: 2024", "output_dir is 2024, which is no text"),
+        ("encoding: 1252", "encoding is 1252, which is no text"),
+        ("metric_for_best_model: yes", "metric_for_best_model is True, which is no text"),
+        ("tokenizer_name: false", "tokenizer_name is False, which is no text"),
+        ("train_file: 3", "train_file is 3, which is no text"),
+        ("train_file: [a.txt, 3]", "train_file is 3, which is no text"),
+        ("source_column: [document]", r"source_column is \['document'\], which is no text"),
+        ("streaming: [true]", r"streaming is \[True\], but it must be true or false"),
+        ("use_copy: 2", "use_copy is 2, but it must be true or false"),
+    ],
+)
+def test_what_yaml_makes_of_a_value_is_not_taken_for_another(parse, text, message):
+    with pytest.raises(ValueError, match=message):
+        parse(f"{text}\nuse_cpu: true\n")
+
+
 def test_where_lists_are_meant_a_single_text_is_one(tmp_path):
     path = tmp_path / "settings.yaml"
     path.write_text("model_name_or_path: mine\ntext: Hello world\n")
@@ -215,6 +245,11 @@ def test_the_table_has_every_command():
         ({"save_strategy": "steps", "save_steps": 0}, "save_steps=0 is no interval"),
         ({"eval_strategy": "steps", "eval_steps": 0}, "eval_steps=0 is no interval: .* eval_strategy='no'"),
         ({"logging_steps": 0}, "logging_steps=0 is no interval"),
+        ({"warmup_steps": 0.1, "max_train_minutes": 5}, "warmup_steps=0.1 with max_train_minutes=5: there is a share"),
+        (
+            {"eval_strategy": "steps", "eval_steps": 0.1, "save_strategy": "no", "max_train_minutes": 5},
+            "eval_steps=0.1 with max_train_minutes=5",
+        ),
     ],
 )
 def test_numbers_of_a_training_that_mean_nothing_are_refused(settings, message):

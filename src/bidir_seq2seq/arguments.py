@@ -124,9 +124,11 @@ def _read_settings(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]
         types |= {field.name: hints[field.name] for field in own}
         choices |= {field.name: field.metadata["choices"] for field in own if "choices" in field.metadata}
     found = {name: _as_list(_as_its_kind(path, name, value, types), types[name]) for name, value in settings.items()}
+    # What is left blank is left out.
+    found = {name: value for name, value in found.items() if value is not None}
     for name in found.keys() & choices.keys():
         for value in found[name] if isinstance(found[name], list) else [found[name]]:
-            if value is not None and value not in choices[name]:
+            if value not in choices[name]:
                 raise ValueError(
                     f"{path}: {name} is {value!r}, but it must be one of {', '.join(map(str, choices[name]))}"
                 )
@@ -135,20 +137,38 @@ def _read_settings(path: str, dataclass_types: Sequence[type]) -> dict[str, Any]
 
 def _as_list(value: Any, kind: Any) -> Any:
     """`value`, as a list if it is a text and a list is all that its setting takes."""
-    kinds = set(get_args(kind) if isinstance(kind, UnionType) or get_origin(kind) is Union else [kind]) - {type(None)}
-    return [value] if isinstance(value, str) and all(get_origin(each) is list for each in kinds) else value
+    is_list = all(get_origin(each) is list for each in _kinds(kind))
+    return [value] if isinstance(value, str) and is_list else value
+
+
+def _kinds(kind: Any) -> set[Any]:
+    """What a setting may be, beside nothing."""
+    return set(get_args(kind) if isinstance(kind, UnionType) or get_origin(kind) is Union else [kind]) - {type(None)}
 
 
 def _as_its_kind(path: str, name: str, value: Any, types: dict[str, Any]) -> Any:
-    """`value`, as a number or a truth if it is text and that is all that its setting takes."""
+    """`value`, as a number or a truth if it is text and that is all that its setting takes.
+
+    Raises:
+        ValueError: If there is no such setting, or it takes other values, which nobody would notice later.
+    """
     if name not in types:
         close = difflib.get_close_matches(str(name), types, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "see --help for those there are"
         raise ValueError(f"{path}: there is no setting {name!r}; {hint}")
-    kinds = set(get_args(types[name]) or [types[name]]) - {type(None)}
+    kinds = _kinds(types[name])
     if value is False and name.endswith("_strategy"):
         # YAML 1.1 takes no for false.
         return "no"
+    if value is not None and kinds <= {str, list[str]}:
+        for text in value if isinstance(value, list) and list[str] in kinds else [value]:
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"{path}: {name} is {text!r}, which is no text: put it in quotes (YAML takes no, off, yes and on "
+                    "for truths, and digits for a number)"
+                )
+    if kinds == {bool} and not isinstance(value, str | bool | None) and value not in (0, 1):
+        raise ValueError(f"{path}: {name} is {value!r}, but it must be true or false")
     if isinstance(value, str) and kinds == {bool}:
         try:
             return string_to_bool(value)
