@@ -15,6 +15,7 @@ from bidir_seq2seq.metrics import (
     pair_scores,
     paired_bootstrap,
     pronunciation_scores,
+    resolved,
     signatures,
     split_tokens,
 )
@@ -273,6 +274,18 @@ def test_bootstrap_of_a_better_system():
 def test_bootstrap_p_value_by_hand():
     # Differences -1 and 3: resampled means -1, 1, 1, 3 are equally likely, a quarter of them not positive.
     assert paired_bootstrap([0, 3], [1, 0]).p_value == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize(("pairs", "least"), [(1, 1.0), (2, 0.5), (4, 0.125), (6, 0.03125), (40, 0.0002)])
+def test_a_few_pairs_that_all_say_the_same_do_not_say_much(pairs, least):
+    assert paired_bootstrap([3.0] * pairs, [1.0] * pairs).p_value == pytest.approx(least, rel=0.01)
+
+
+def test_what_auto_is_does_not_depend_on_how_often_a_reference_is_there():
+    references = [["水火土木金"], ["five words of English here"]]
+    assert resolved("auto", references) == resolved("auto", references * 3) == "word"
+    assert resolved("auto", [references[0]] * 9 + [references[1]]) == "char"
+    assert resolved("char", references) == "char"
 
 
 def test_bootstrap_is_deterministic_by_seed():

@@ -11,14 +11,15 @@ from conftest import random_pairs, tiny_model
 from datasets import Dataset
 from transformers import BartConfig, BartForConditionalGeneration
 
-from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration
+from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, rank_tuning
 from bidir_seq2seq.commands.tune import main
 from bidir_seq2seq.evaluation import available_systems, predict
 from bidir_seq2seq.manifest import differences, write_manifest
-from bidir_seq2seq.metrics import bleu_counts, bleu_of_counts, pair_scores, pronunciation_scores
+from bidir_seq2seq.metrics import BootstrapResult, bleu_counts, bleu_of_counts, pair_scores, pronunciation_scores
 from bidir_seq2seq.rank_tuning import (
     PLAIN,
     CandidatePool,
+    TunedRanking,
     choose_weights,
     random_weights,
     tune_ranking,
@@ -165,6 +166,27 @@ def test_what_helps_is_found_and_said_of_other_pairs():
     errors = CandidatePool(pool.names, pool.features, pool.exists, 100 - pool.scores, 100 - pool.written, "wer")
     fewer = tune_ranking(errors, num_trials=500)
     assert fewer.weights == found.weights and fewer.tuned == pytest.approx(100 - found.tuned) and fewer.is_better
+
+
+@pytest.mark.parametrize(
+    ("pairs", "p_value", "is_better"), [(29, 0.0002, False), (30, 0.0002, True), (30, 0.06, False)]
+)
+def test_of_few_pairs_nobody_can_tell(pairs, p_value, is_better):
+    found = TunedRanking({"l2r": 1.0}, "rougeL", 40.0, 50.0, BootstrapResult(10.0, 5.0, 15.0, p_value), pairs)
+    assert found.is_better is is_better
+
+
+@pytest.mark.parametrize("metric", ["rougeL", "wer"])
+def test_candidates_and_what_is_written_are_scored_by_the_same_tokens(metric, monkeypatch):
+    asked = []
+    scores_of = rank_tuning._scores_of
+    monkeypatch.setattr(rank_tuning, "_scores_of", lambda *args: asked.append(args[-1]) or scores_of(*args))
+    tokenizer = build_char_tokenizer(["abcdefgh 水火"], min_frequency=1)
+    model = tiny_model(vocab_size=len(tokenizer))
+    # Taken together these are words; the first by itself, or several times, is one of characters.
+    pairs = Dataset.from_dict({"source": ["abcdef", "hgf"], "target": ["水火水火水", "abc def gh abcd"]})
+    write_candidates(model, tokenizer, pairs, metric, num_beams=2, max_length=7)
+    assert asked == ["word", "word"]
 
 
 def test_chance_is_not_taken_for_a_gain():

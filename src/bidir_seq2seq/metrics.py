@@ -231,7 +231,7 @@ def pronunciation_scores(
         ValueError: As for `TitleScore.compute`.
     """
     listed = _listed_references(predictions, references)
-    by_character = _pattern(tokenization, list(chain.from_iterable(listed))) is _PATTERNS["char"]
+    by_character = resolved(tokenization, listed) == "char"
     wrong = edits = length = 0
     for prediction, alternatives in zip(predictions, listed, strict=True):
         written, *right = (
@@ -259,7 +259,7 @@ def signatures(references: References, tokenization: Tokenization = "auto") -> d
         ValueError: If the tokenization is unknown.
     """
     listed = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
-    by_character = _pattern(tokenization, list(chain.from_iterable(listed))) is _PATTERNS["char"]
+    by_character = resolved(tokenization, listed) == "char"
     numbers = {len(alternatives) for alternatives in listed}
     count = str(numbers.pop()) if len(numbers) == 1 else "var"
     tokens = "character" if by_character else "word"
@@ -303,7 +303,9 @@ def paired_bootstrap(
         p = min(1, 2 * (1 + min(#{d* <= 0}, #{d* >= 0})) / (1 + B)),
 
     that is twice the share of resamples which do not confirm the winner; the added ones (Davison and Hinkley 1997,
-    "Bootstrap Methods and their Application", section 4.2) keep finitely many resamples from claiming p = 0.
+    "Bootstrap Methods and their Application", section 4.2) keep finitely many resamples from claiming p = 0. Of n
+    pairs it is at least 2 ** (1 - n), which is what a sign test makes of n that all say the same. The interval of few
+    pairs (less than some thirty) is too narrow all the same, as they show too little of what else there is.
 
     Args:
         scores_a: Per-pair scores of system a, as from `pair_scores`.
@@ -340,7 +342,7 @@ def paired_bootstrap(
         difference=float(_difference(a, b, np.arange(len(a)), statistic)),
         low=float(low),
         high=float(high),
-        p_value=float(min(1.0, 2 * (1 + dissenting) / (1 + num_samples))),
+        p_value=float(min(1.0, max(2 * (1 + dissenting) / (1 + num_samples), 2.0 ** (1 - a.shape[0])))),
     )
 
 
@@ -497,6 +499,12 @@ def _listed_references(predictions: Sequence[str], references: References) -> li
     return listed
 
 
+def resolved(tokenization: Tokenization, references: Sequence[Sequence[str]]) -> Literal["char", "word"]:
+    """What "auto" is for the references of all pairs, which may then be scored in parts as they would be in one."""
+    pattern = _pattern(tokenization, list(chain.from_iterable(references)))
+    return "char" if pattern is _PATTERNS["char"] else "word"
+
+
 def _pattern(tokenization: Tokenization, texts: Sequence[str]) -> regex.Pattern[str]:
     """The pattern of a token; "auto" is resolved by the letters of `texts`."""
     _check_tokenization(tokenization)
@@ -573,6 +581,7 @@ __all__ = [
     "pair_scores",
     "paired_bootstrap",
     "pronunciation_scores",
+    "resolved",
     "signatures",
     "split_tokens",
 ]

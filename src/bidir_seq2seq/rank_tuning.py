@@ -27,6 +27,7 @@ from .metrics import (
     pair_scores,
     paired_bootstrap,
     pronunciation_scores,
+    resolved,
 )
 from .output_bidir_seq2seq import IMPOSSIBLE
 from .pipeline import BidirSeq2SeqPipeline
@@ -37,6 +38,8 @@ from .unknown_words import decode
 if TYPE_CHECKING:
     from datasets import Dataset
 
+# Of fewer pairs even the bootstrap's interval says little.
+FEW_PAIRS = 30
 # What can be tuned for, and whether more of it is better.
 METRICS = {"rougeL": True, "bleu": True, "wer": False}
 # Weights that others must do better than: as `ranking="joint"` and `"consensus"` weigh, and the latter with a little
@@ -115,12 +118,14 @@ class TunedRanking:
 
     @property
     def is_better(self) -> bool:
-        """Whether tuned weights do better on pairs they were not chosen on, and not by chance (at 95 %)."""
-        return _is_gain(self.metric, self.difference)
+        """Whether tuned weights do better on pairs they were not chosen on, and not by chance (at 95 %); of few pairs
+        nobody can tell."""
+        return self.pairs >= FEW_PAIRS and _is_gain(self.metric, self.difference)
 
 
 def _is_gain(metric: str, difference: BootstrapResult) -> bool:
-    return difference.low > 0 if METRICS[metric] else difference.high < 0
+    is_ahead = difference.low > 0 if METRICS[metric] else difference.high < 0
+    return is_ahead and difference.p_value <= 0.05
 
 
 def write_candidates(
@@ -189,6 +194,8 @@ def write_candidates(
     features = np.zeros((*exists.shape, len(names)))
     features[exists] = np.concatenate([found[index][0] for index in range(len(rows))])
     all_references = [references for _, references in rows]
+    # Candidates and what the model writes are scored apart, and pronunciations one by one: by the same tokens.
+    tokenization = resolved(tokenization, all_references)
     by_title = _scores_of(
         [text for index in range(len(rows)) for text in found[index][1]],
         [references for index, references in enumerate(all_references) for _ in found[index][1]],
@@ -295,5 +302,12 @@ def tune_ranking(pool: CandidatePool, num_trials: int = 2000, seed: int = 0) -> 
 
 
 __all__ = [
-    "METRICS", "CandidatePool", "TunedRanking", "choose_weights", "random_weights", "tune_ranking", "write_candidates",
-]  # fmt: skip
+    "FEW_PAIRS",
+    "METRICS",
+    "CandidatePool",
+    "TunedRanking",
+    "choose_weights",
+    "random_weights",
+    "tune_ranking",
+    "write_candidates",
+]

@@ -26,7 +26,7 @@ from ..loading import load_model_and_tokenizer
 from ..manifest import renew_manifest
 from ..metrics import Tokenization
 from ..proposals_bidir_seq2seq import WITH_SAMPLES
-from ..rank_tuning import METRICS, tune_ranking, write_candidates
+from ..rank_tuning import FEW_PAIRS, METRICS, tune_ranking, write_candidates
 
 # What candidates were written by, and is stored with the weights.
 KEPT = ("proposals", "consensus_samples", "num_beams")
@@ -112,7 +112,9 @@ def main(argv: list[str] | None = None) -> None:
         f"{args.metric} of {found.pairs} pairs: {found.before:.2f} as the model writes, {found.tuned:.2f} by weights "
         f"that other pairs chose: {test.difference:+.2f} [{test.low:+.2f}, {test.high:+.2f}] p={test.p_value:.4f}"
     )
-    if not found.is_better:
+    if found.pairs < FEW_PAIRS:
+        print(f"{found.pairs} pairs are too few to tell, give some hundreds: the model is left as it is")
+    elif not found.is_better:
         print("no better, as far as these pairs tell: the model is left as it is")
     elif not args.dry_run:
         config = model.generation_config
