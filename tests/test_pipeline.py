@@ -1,4 +1,5 @@
 import logging
+import math
 
 import pytest
 import torch
@@ -250,3 +251,19 @@ def test_other_models_write_from_the_left(tokenizer):
     write = pipeline("bidir-seq2seq", model=BartForConditionalGeneration(config), tokenizer=tokenizer)
     titles = write(DOCUMENTS, batch_size=3, return_details=True, num_beams=2, max_new_tokens=4)
     assert titles[0][0]["direction"] == "l2r" and titles[0][0]["score"] < 0 and titles[1][0]["generated_text"] == ""
+
+
+def test_fewer_titles_than_were_asked_for_are_not_filled_up(folder):
+    write = pipeline("bidir-seq2seq", model=folder)
+    settings = {"num_beams": 12, "num_return_sequences": 12, "proposals": "drawn", "consensus_samples": 6}
+    model, tokenizer = write.model, write.tokenizer
+    # Nearly sure of every word.
+    model.lm_head.weight.data *= 4
+    (titles,) = write(["abcabc"], return_details=True, **settings)
+    assert 1 <= len(titles) < 12 and len({title["generated_text"] for title in titles}) == len(titles)
+    assert all(math.isfinite(title["score"]) for title in titles)
+    inputs, _ = write.batch(["abcabc"])
+    output = model.generate(**inputs, **settings, return_dict_in_generate=True, output_scores=True)
+    assert output.sequences_scores.isfinite().sum() == len(titles)
+    nothing = output.sequences[~output.sequences_scores.isfinite()]
+    assert len(nothing) == 12 - len(titles) and not (nothing[:, 1:] != tokenizer.pad_token_id).any()

@@ -40,7 +40,7 @@ from transformers.utils import logging
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
 from .directions_bidir_seq2seq import Direction, check_ids, directions_of
 from .kernels_bidir_seq2seq import is_read_at_once
-from .output_bidir_seq2seq import NextTokens, Shortlist
+from .output_bidir_seq2seq import IMPOSSIBLE, NextTokens, Shortlist
 from .proposals_bidir_seq2seq import (
     DRAWN,
     SPLICED,
@@ -117,7 +117,8 @@ class BidirBeamSearchOutput(GenerateBeamEncoderDecoderOutput):
     Args:
         sequences: `[R, L]`, in reading order.
         sequences_scores: `[R]`, what the candidates were ranked by: log-probability divided by length **
-            length_penalty, of the direction that wrote it, or what the rule of `ranking` says.
+            length_penalty, of the direction that wrote it, or what the rule of `ranking` says. Minus infinity where a
+            document has fewer titles than `num_return_sequences`; the row is then empty.
         directions: For each sequence the direction that wrote it, `"l2r"` or `"r2l"`.
         token_scores: `[R, L - 1]`, for each token of `sequences` after the start id its (processed) log-probability
             when its direction wrote it, the end's included, 0 at padding. With `output_scores`.
@@ -944,6 +945,12 @@ class BidirSeq2SeqGenerationMixin:
         # Where each returned sequence has a row of its own (sampling), that row gives its best.
         per_row = generation_config.num_return_sequences * rows // scores.shape[0]
         found = {name: select(values, order[:, :per_row]).flatten(0, 1) for name, values in pool.items()}
+        # Where there are not so many titles, what fills up the rows is none.
+        is_none = scores[:, :per_row] == IMPOSSIBLE
+        is_none[:, 0] = False
+        found["sequences"][:, 1:].masked_fill_(is_none.flatten()[:, None], pad_id)
+        if "token_scores" in found:
+            found["token_scores"].masked_fill_(is_none.flatten()[:, None], 0)
         length = (found["sequences"] != pad_id).sum(1).amax()
         sequences = found.pop("sequences")[:, :length]
         if not generation_config.return_dict_in_generate:

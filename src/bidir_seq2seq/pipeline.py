@@ -17,6 +17,7 @@ from transformers.utils import logging
 from .charset import encoding_problem
 from .encoders_bidir_seq2seq import PIECE_INPUTS, pieces_of, places_of, readable
 from .loading import forget_origin
+from .output_bidir_seq2seq import IMPOSSIBLE
 from .unknown_words import TitleCollator, can_extend, decode, extend_ids, normalizer_of
 
 logger = logging.get_logger(__name__)
@@ -273,7 +274,9 @@ class BidirSeq2SeqPipeline(Pipeline):
             texts = [decode(self.tokenizer, ids.tolist(), words, vocab_size) for ids in model_outputs["sequences"][0]]
             scores = [None] * len(texts) if model_outputs["scores"] is None else model_outputs["scores"][0].tolist()
             directions = ["r2l" if from_right else "l2r" for from_right in model_outputs["from_right"][0]]
-            written = zip(texts, scores, directions)
+            written = [title for title in zip(texts, scores, directions) if title[1] != IMPOSSIBLE]
+            # All were cut: the first is as good as any.
+            written = written or [(texts[0], None, directions[0])]
         if not return_details:
             return [{"generated_text": text} for text, _, _ in written]
         truncated = bool(model_outputs["truncated"])
