@@ -45,5 +45,5 @@ def test_who_sees_pairs_often_needs_dropout(passes, expected):
     assert suitable_dropout(passes) == expected
 
 
-def test_a_short_training_rises_in_a_tenth_of_its_updates():
-    assert [suitable_warmup(updates) for updates in (1, 93, 1999, 2000, 50_000)] == [0, 9, 199, 200, 200]
+def test_a_short_training_rises_in_half_of_its_updates():
+    assert [suitable_warmup(updates) for updates in (1, 93, 399, 400, 50_000)] == [0, 46, 199, 200, 200]

@@ -277,7 +277,7 @@ def stable_updates(total: int, warmup: int, falling: int) -> int:
     if stable < 0:
         logger.warning_once(
             f"of {total} updates the learning rate would rise in {warmup} and fall in {falling}: it does not come to "
-            f"its peak. Give less warmup_steps, such as {total // 10}, or leave them out"
+            f"its peak. Give less warmup_steps, such as {total // 2}, or leave them out"
         )
     return stable
 

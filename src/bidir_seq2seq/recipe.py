@@ -27,8 +27,9 @@ DROPOUT, DROPOUT_FROM = 0.2, 5
 # A wide model that sees every pair so often is better than one of half the width that sees it more often in the same
 # time (docs/training.md).
 WIDE, WIDE_FROM = 256, 2
-# Updates in which the learning rate rises to its peak, at most; and their share of a short training.
-WARMUP, WARMUP_SHARE = 200, 0.1
+# Updates in which the learning rate rises to its peak, at most; and their share of a short training, which learns less
+# in a tenth, and by far less where it never comes there (docs/training.md).
+WARMUP, WARMUP_SHARE = 200, 0.5
 # Of a new model; better in all trials but one (docs/training.md).
 LABEL_SMOOTHING = 0.1
 # Fewer pairs say little about what suits them.
@@ -131,7 +132,7 @@ def suitable_warmup(updates: int) -> int:
     if updates * WARMUP_SHARE >= WARMUP:
         return WARMUP
     warmup = int(updates * WARMUP_SHARE)
-    logger.warning_once(f"warmup_steps={warmup}, a tenth of the updates; --warmup_steps sets another number")
+    logger.warning_once(f"warmup_steps={warmup}, half of the updates; --warmup_steps sets another number")
     return warmup
 
 

@@ -226,8 +226,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
     warmup_steps: float | None = field(
         default=None,
         metadata={
-            "help": f"Warm-up updates (or, below 1, their share of all that are planned). Default: {WARMUP}, or a "
-            "tenth of all updates where that is less."
+            "help": f"Warm-up updates (or, below 1, their share of all that are planned). Default: {WARMUP}, or "
+            "half of all updates where that is less."
         },
     )
     per_device_train_batch_size: int = field(
