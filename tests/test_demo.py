@@ -120,13 +120,25 @@ def test_a_word_outside_the_vocabulary_is_shown_and_may_be_copied():
     assert all("\ufffd" not in text for written in result.written for text, _ in written.titles)
 
 
+def test_the_default_is_what_the_model_writes_by_itself():
+    torch.manual_seed(3)
+    writer = make_writer()
+    writer.model.generation_config.num_beams = 9
+    writer = DemoWriter(writer.model, writer.tokenizer)
+    for text in ("abc def", "fed cba", "aabbccdd"):
+        (own,) = writer.pipeline(text)
+        default = next(written for written in writer.write(text).written if written.system == "default")
+        assert default.titles[0][0] == own["generated_text"].strip()
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("max_length", [9, 30])
-def test_the_history_is_the_search(writer, max_length):
+def test_the_history_is_the_search(writer, max_length, length_penalty):
     """Paths of the finished titles spell what `generate` returns, and shares add up."""
     ids = torch.tensor([writer.tokenizer("abcdef")["input_ids"]])
     output = writer.model.generate(
         input_ids=ids, num_beams=3, num_return_sequences=3, output_attentions=True, return_dict_in_generate=True,
-        decoding_direction="both", joint_rescoring=False, max_length=max_length,
+        decoding_direction="both", joint_rescoring=False, max_length=max_length, length_penalty=length_penalty,
     )  # fmt: skip
     search = search_history(writer.model, writer.tokenizer, output.history, ids[0])
     assert "".join(search.source) == "abcdef"
@@ -138,6 +150,9 @@ def test_the_history_is_the_search(writer, max_length):
             assert [step for step, _ in path] == list(range(title.step + 1))
             texts = [search.steps[direction][step][rank].text for step, rank in path]
             assert "".join(texts if direction == "l2r" else texts[::-1]).strip() == title.text
+            # Sums of log-probabilities, whatever titles are ranked by.
+            sums = [search.steps[direction][step][rank].score for step, rank in path]
+            assert sums == sorted(sums, reverse=True)
             found[title.text] = title.score
     assert set(titles) <= set(found)
     for title, score in zip(titles, output.sequences_scores.tolist()):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from copy import deepcopy
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from conftest import sideways, tiny_model
 from datasets import Dataset
 
+from bidir_seq2seq import report
 from bidir_seq2seq.commands.report import main
 from bidir_seq2seq.evaluation import (
     available_systems,
@@ -19,7 +21,7 @@ from bidir_seq2seq.evaluation import (
     score,
     score_pairs,
 )
-from bidir_seq2seq.plots import LIGHT, Curve, as_svg, loss_figure
+from bidir_seq2seq.plots import LIGHT, Curve, as_svg, length_figure, loss_figure
 from bidir_seq2seq.report import read_run, write_report
 from bidir_seq2seq.source_words import source_word_mass
 from bidir_seq2seq.tokenization import build_char_tokenizer
@@ -126,10 +128,28 @@ def test_two_runs_stand_side_by_side(run, tmp_path):
     path = write_report([run, run], tmp_path, names=["one", "two"], look=False)
     text = Page(path).text
     assert "ROUGE-L +0.00 [+0.00, +0.00], p=1.0000" in re.sub(r"\s+", " ", text)
-    assert "Where two is better" in text and {p.stem for p in tmp_path.glob("positions*")} == {
-        "positions_1",
-        "positions_2",
-    }
+    assert {p.stem for p in tmp_path.glob("positions*")} == {"positions_1", "positions_2"}
+    # They write the same.
+    assert "is better" not in text
+
+
+def test_pairs_stand_where_a_run_is_better_on_them(run):
+    one, two = read_run(run, name="one"), read_run(run, name="two")
+    two.pairs = deepcopy(two.pairs)
+    rouge = [pair["titles"][two.main_system]["rougeL"] for pair in two.pairs]
+    best, worst = rouge.index(max(rouge)), rouge.index(min(rouge))
+    assert rouge[best] > rouge[worst]
+    for index, value in ((best, 0.0), (worst, 100.0)):
+        two.pairs[index]["titles"][two.main_system]["rougeL"] = value
+    found = {group["heading"]: group["pairs"] for group in report._examples([one, two])}
+    assert [len(found[f"Where {name} is better"]) for name in ("one", "two")] == [1, 1]
+
+
+@pytest.mark.parametrize("longest", [1, 10, 40, 41, 42, 50, 80, 123, 200])
+def test_every_title_is_in_the_histogram_of_lengths(longest):
+    figure = length_figure(LIGHT, {"l2r": [5, 1, longest, longest]})
+    edges = figure.axes[0].patches[0].get_xy()[:, 0]
+    assert edges.min() < 1 and edges.max() > longest
 
 
 def test_what_is_missing_is_left_out_or_named(run, tmp_path):

@@ -164,7 +164,7 @@ def plain_rivals(model, document, direction, true, num_beams, margin):
     """As `rivals` of one document, by a list of hypotheses and the forward pass."""
     found, first, hypotheses = [], 0, []
     vocab = range(model.config.vocab_size)
-    never = {direction.pad_id, direction.start_id}
+    never = {direction.pad_id, direction.start_id, model.config.unk_token_id}
     for place in range(len(true)):
         going_on = [*hypotheses, true[:place]]
         candidates = []

@@ -294,7 +294,8 @@ def length_figure(theme: Theme, lengths: Mapping[str, Sequence[int]]) -> Figure:
     """How long titles are in tokens: for `"reference"`, filled, and for each system a histogram."""
     figure, axes = _axes("tokens in a title", "titles (%)")
     longest = max((max(values, default=0) for values in lengths.values()), default=0)
-    bins = np.arange(0, longest + 2, max(1, -(-longest // 40))) - 0.5
+    width = max(1, -(-longest // 40))
+    bins = np.arange(0, longest + width + 1, width) - 0.5
     for name, values in lengths.items():
         share: dict[str, Any] = {"bins": bins, "weights": np.full(len(values), 100 / max(len(values), 1))}
         if name == "reference":

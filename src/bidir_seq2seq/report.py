@@ -341,12 +341,13 @@ def _examples(runs: list[Run]) -> list[dict]:
     groups = {"Best": order, "In the middle": order[max(middle - NUM_EXAMPLES // 2, 0) :], "Worst": order[::-1]}
     if len(beside) > 1:
         other = np.array([pair["titles"][beside[1].main_system]["rougeL"] for pair in beside[1].pairs])
-        by_gain = np.argsort(rouge - other, kind="stable")
-        groups = {
-            f"Where {beside[1].name} is better": by_gain,
-            f"Where {run.name} is better": by_gain[::-1],
-            **groups,
+        gain = rouge - other
+        by_gain = np.argsort(gain, kind="stable")
+        ahead = {
+            f"Where {beside[1].name} is better": by_gain[gain[by_gain] < 0],
+            f"Where {run.name} is better": by_gain[gain[by_gain] > 0][::-1],
         }
+        groups = {heading: indices for heading, indices in ahead.items() if len(indices)} | groups
     return [
         {"heading": heading, "pairs": [_example(beside, index) for index in indices[:NUM_EXAMPLES]]}
         for heading, indices in groups.items()

@@ -396,6 +396,7 @@ class BeamHistory:
         finished_tokens, finished_parents: `[D, B, K, t]`, the best finished hypotheses as they were written, the end
             included and padded after it, and which hypothesis each token continued, -1 at padding.
         finished_scores: `[D, B, K]`, summed log-probabilities divided by length ** length_penalty, best first.
+        length_penalty: As of the search.
     """
 
     tokens: list[torch.Tensor] = field(default_factory=list)
@@ -406,6 +407,7 @@ class BeamHistory:
     finished_tokens: torch.Tensor | None = None
     finished_parents: torch.Tensor | None = None
     finished_scores: torch.Tensor | None = None
+    length_penalty: float = 1.0
 
     def add(self, beam: Beam, step: Step, parents: torch.LongTensor) -> None:
         """One step of a beam that has taken it, whose hypotheses continue `parents`, `[D, B, K]`."""
@@ -422,6 +424,7 @@ class BeamHistory:
         finished = beam.finished_paths[:, :, 1 : beam.length].unflatten(0, shape[:2])
         self.finished_tokens, self.finished_parents = finished.unbind(-1)
         self.finished_scores = beam.finished_scores.view(shape)
+        self.length_penalty = beam.length_penalty
 
 
 def select(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -233,7 +233,7 @@ def _finished(
             alike = (history.parents[step][place] == rank).nonzero().flatten().tolist()
             # Whatever continues a hypothesis has looked where that looked.
             looks = _looks(history, (*place, alike[0]), step, places) if alike else {**_NO_LOOKS}
-            total = round(score * len(tokens), 4)
+            total = round(score * len(tokens) ** history.length_penalty, 4)
             rank = _put(steps[step], Choice(reader.token(tokens[-1]), rank, score=total, **looks))
         text = reader.text(tokens if place[0] == 0 else tokens[::-1])
         found.append(Finished(step, rank, round(score, 4), text))

@@ -169,7 +169,7 @@ def rivals(
     scores = torch.full((batch_size, num_beams + 1), IMPOSSIBLE, device=device)
     scores[:, -1] = 0
     first = torch.zeros_like(lengths)
-    never = [direction.pad_id, direction.start_id]
+    never = [direction.pad_id, direction.start_id, model.config.unk_token_id]
     found = []
     for place in range(targets.shape[1]):
         features = steps.step(read[None, :, :, -1]).features[0]

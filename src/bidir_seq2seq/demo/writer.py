@@ -96,18 +96,19 @@ class DemoWriter:
         directions = self.model.config.decoder_directions
         for direction in ("l2r", "r2l", "both") if directions == "both" else (directions,):
             own = {"decoding_direction": direction, "proposals": searches_of(self.model.config, direction)}
-            result.written.append(self._generate(direction, encoded, **own, **OWN_RANKING))
-        result.written.append(self._generate("default", encoded))
+            result.written.append(self._generate(direction, encoded, self.num_beams, **own, **OWN_RANKING))
+        # With all its beams: fewer might write another title.
+        result.written.append(self._generate("default", encoded, self.model.generation_config.num_beams or 1))
         if has_twin_search(self.model.config):
             result.search, _ = record_search(self.model, self.tokenizer, text, num_beams=self.num_beams, **OWN_RANKING)
         return result
 
-    def _generate(self, system: str, encoded: dict[str, Any], **kwargs: Any) -> Written:
+    def _generate(self, system: str, encoded: dict[str, Any], num_beams: int, **kwargs: Any) -> Written:
         start = time.perf_counter()
         output = self.model.generate(
             **{name: encoded[name].to(self.model.device) for name in SOURCES if name in encoded},
-            num_beams=self.num_beams,
-            num_return_sequences=self.num_beams,
+            num_beams=num_beams,
+            num_return_sequences=min(num_beams, MAX_BEAMS),
             return_dict_in_generate=True,
             **kwargs,
         )
