@@ -167,7 +167,7 @@ def _as_its_kind(path: str, name: str, value: Any, types: dict[str, Any]) -> Any
                     f"{path}: {name} is {text!r}, which is no text: put it in quotes (YAML takes no, off, yes and on "
                     "for truths, and digits for a number)"
                 )
-    if kinds == {bool} and not isinstance(value, str | bool | None) and value not in (0, 1):
+    if kinds == {bool} and not isinstance(value, str) and value not in (None, 0, 1):
         raise ValueError(f"{path}: {name} is {value!r}, but it must be true or false")
     if isinstance(value, str) and kinds == {bool}:
         try:

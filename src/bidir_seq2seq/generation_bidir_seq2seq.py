@@ -40,7 +40,7 @@ from transformers.utils import logging
 from .cache_bidir_seq2seq import BidirSeq2SeqCache
 from .directions_bidir_seq2seq import Direction, check_ids, directions_of
 from .kernels_bidir_seq2seq import is_read_at_once
-from .output_bidir_seq2seq import IMPOSSIBLE, NextTokens, Shortlist
+from .output_bidir_seq2seq import IMPOSSIBLE, NextTokens, Shortlist, Words
 from .proposals_bidir_seq2seq import (
     DRAWN,
     SPLICED,
@@ -771,7 +771,8 @@ class BidirSeq2SeqGenerationMixin:
             synced_gpus: Whether to go on stepping until every process is done.
         """
         batch_size, direction = len(input_ids) // generation_config.num_beams, generation_config.decoding_direction
-        next_tokens = self._next_tokens(encoder_outputs, generation_config.vocabulary_shortlist)
+        words = self.words(encoder_outputs)
+        next_tokens = self._next_tokens(words, encoder_outputs, generation_config.vocabulary_shortlist)
 
         def run(name: str, processors: Sequence, criteria: Sequence) -> tuple[Found, Beam, Any]:
             directions = directions_of(self.config, name)
@@ -804,9 +805,12 @@ class BidirSeq2SeqGenerationMixin:
 
                 def some(documents: torch.LongTensor) -> Found:
                     outputs = encoder_outputs.select(documents)
+                    their_tokens = self._next_tokens(
+                        self.words(outputs), outputs, generation_config.vocabulary_shortlist
+                    )
                     return draw_titles(
                         self.model.start_steps(outputs, own.name),
-                        self._next_tokens(outputs, generation_config.vocabulary_shortlist)([own.name]),
+                        their_tokens([own.name]),
                         own,
                         generation_config.consensus_samples,
                         limits[documents],
@@ -824,9 +828,8 @@ class BidirSeq2SeqGenerationMixin:
                 # What is read from the left is written so, too, unless there is but the other direction.
                 own = directions_of(self.config, direction)[0]
                 (processors,) = _sides(own.name, to_splice)
-                size = self.words(encoder_outputs).num_words
                 written, _ = own.writing_order(sequences.flatten(0, 1))
-                return may_be_written(written, processors, size, own.pad_id).view(sequences.shape[:2])
+                return may_be_written(written, processors, words.num_words, own.pad_id).view(sequences.shape[:2])
 
             return self._gather_results(runs, encoder_outputs, generation_config, draw, obeys)
 
@@ -869,12 +872,14 @@ class BidirSeq2SeqGenerationMixin:
             do_sample=generation_config.do_sample,
         )
 
-    def _next_tokens(self, encoder_outputs: Any, size: int | None) -> Callable[[Sequence[str]], NextTokens]:
+    def _next_tokens(
+        self, words: Words, encoder_outputs: Any, size: int | None
+    ) -> Callable[[Sequence[str]], NextTokens]:
         """What scores the next tokens of some directions."""
         shortlist = None
         if size is not None and size < self.config.vocab_size:
             shortlist = Shortlist.of(self.config, encoder_outputs.source_words, self.prior, self.lm_head, size)
-        return partial(self.words(encoder_outputs).next_tokens, shortlist)
+        return partial(words.next_tokens, shortlist)
 
     @staticmethod
     def _start_records(generation_config: GenerationConfig) -> StepRecords:
