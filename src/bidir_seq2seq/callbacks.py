@@ -15,7 +15,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
-from .recipe import WARMUP
+from .training_arguments import WARMUP
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

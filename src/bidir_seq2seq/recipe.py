@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .pair_summary import taken_share
+from .training_arguments import WARMUP
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,9 +28,9 @@ DROPOUT, DROPOUT_FROM = 0.2, 5
 # A wide model that sees every pair so often is better than one of half the width that sees it more often in the same
 # time (docs/training.md).
 WIDE, WIDE_FROM = 256, 2
-# Updates in which the learning rate rises to its peak, at most; and their share of a short training, which learns less
-# in a tenth, and by far less where it never comes there (docs/training.md).
-WARMUP, WARMUP_SHARE = 200, 0.5
+# Of a short training so much is warm-up: it learns less with a tenth, and by far less where the learning rate never
+# comes to its peak (docs/training.md).
+WARMUP_SHARE = 0.5
 # Of a new model; better in all trials but one (docs/training.md).
 LABEL_SMOOTHING = 0.1
 # Fewer pairs say little about what suits them.
@@ -139,7 +140,6 @@ def suitable_warmup(updates: int) -> int:
 __all__ = [
     "DROPOUT",
     "LABEL_SMOOTHING",
-    "WARMUP",
     "WIDE",
     "suitable_directions",
     "suitable_dropout",

@@ -22,8 +22,7 @@ from transformers.utils import logging
 
 from .loading import weights_damage
 from .manifest import MANIFEST_NAME, differences, flush, write_manifest
-from .recipe import WARMUP
-from .training_arguments import DataArguments, ModelArguments, TrainingArguments
+from .training_arguments import WARMUP, DataArguments, ModelArguments, TrainingArguments
 
 logger = logging.get_logger(__name__)
 

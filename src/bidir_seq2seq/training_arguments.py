@@ -10,10 +10,11 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.utils import logging
 
 from .arguments import check_numbers
-from .recipe import WARMUP
 
 logger = logging.get_logger(__name__)
 
+# Updates in which the learning rate rises to its peak, but for short trainings (`recipe.suitable_warmup`).
+WARMUP = 200
 # What a validation that writes titles measures.
 VALIDATION_METRICS = ("loss", "rouge1", "rouge2", "rougeL", "bleu", "first4", "last4", "gen_len")
 
