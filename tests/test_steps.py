@@ -15,6 +15,7 @@ VARIANTS = [
     {"rnn_type": "gru", "decoder_layers": 3},
     {"use_attention": False},
     {"use_attention": False, "twin_memory": "features"},
+    {"share_encoder": False},
 ]
 
 

@@ -387,6 +387,7 @@ def test_a_translation_that_is_seen_often_gets_twins_but_a_run_made_longer_stays
         ({"decoder_directions": "r2l"}, {}),
         ({"twin_partner": "own"}, {}),
         ({"twin_dropout": 0.3}, {}),
+        ({"share_encoder": False}, {}),
         ({}, {"own_partner_share": 0.5}),
     ],
 )
@@ -394,6 +395,7 @@ def test_whoever_asks_for_directions_gets_them(translation, tmp_path, model, tra
     run(translation, tmp_path, model={"tokenizer_type": "word", **model}, **NO_VALIDATION, **training)
     found = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).config
     assert found.decoder_directions == model.get("decoder_directions", "both")
+    assert found.share_encoder == model.get("share_encoder", True)
 
 
 def test_titles_get_twins_if_nothing_is_said(files, tmp_path, caplog):

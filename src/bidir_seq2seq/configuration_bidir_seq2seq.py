@@ -7,9 +7,11 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 # The newest format that this code can read. It grows by one when a change makes older code misread a checkpoint.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Older code would look for recurrent layers in the place of another encoder, and draw them at random.
 OTHER_ENCODERS_FORMAT = 2
+# It would draw the encoders of both directions at random, which it does not know.
+TWO_ENCODERS_FORMAT = 3
 
 # What differs between the published Keras programs ("the reference") and our defaults, each with the reason:
 # * layer_norm_eps: 1e-14 lets a near-constant vector blow up its gradient; 1e-5 is torch's own default.
@@ -57,6 +59,8 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
         encoder_config (`dict`): Settings of the pretrained encoder, its `model_type` among them.
         encoder_layers (`int`): Layers of the encoder, unless it is pretrained.
         encoder_kernel_size (`int`): Tokens that a convolution of the encoder looks at; odd.
+        share_encoder (`bool`): Whether both decoders read the states of one encoder, or each those of its own, as wide
+            and deep as one alone. Both encoders know words by the same vectors.
         encoder_ffn_dim (`int`): Width between the two linear layers after each self-attention of the encoder.
         decoder_layers (`int`): Recurrent layers of each decoder.
         num_attention_heads (`int`): Heads of source attention and twin attention.
@@ -116,6 +120,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
     encoder_layers: int = 2
     encoder_kernel_size: int = 15
     encoder_ffn_dim: int = 512
+    share_encoder: bool = True
     decoder_layers: int = 2
     num_attention_heads: int = 8
     attention_head_size: int = 16
@@ -178,6 +183,8 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
             _check(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
         if self.encoder_type != "rnn":
             self.format_version = max(self.format_version, OTHER_ENCODERS_FORMAT)
+        if not self.share_encoder:
+            self.format_version = max(self.format_version, TWO_ENCODERS_FORMAT)
         _check(
             self.format_version <= FORMAT_VERSION,
             "format_version",
@@ -203,6 +210,13 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
             self.encoder_config,
             f"does not go with encoder_type={self.encoder_type!r}: a pretrained encoder has one, which "
             "BidirSeq2SeqForConditionalGeneration.from_pretrained_encoder fills in, and no other encoder has",
+        )
+        _check(
+            self.share_encoder or (self.decoder_directions == "both" and self.encoder_type != "pretrained"),
+            "share_encoder",
+            self.share_encoder,
+            f"does not go with decoder_directions={self.decoder_directions!r} and encoder_type={self.encoder_type!r}: "
+            "it gives each of two decoders an encoder of its own, which is not pretrained; leave it out",
         )
         _check(
             self.encoder_type != "self_attention" or head_size % 2 == 0,

@@ -167,6 +167,19 @@ def rotate(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+class SideBySide(nn.Module):
+    """A module for each of two halves of the channels, which know nothing of each other: two encoders in one."""
+
+    def __init__(self, l2r: nn.Module, r2l: nn.Module):
+        super().__init__()
+        self.l2r, self.r2l = l2r, r2l
+
+    def forward(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
+        """`x` `[..., 2D]`, and what both modules are told beside it, to `[..., 2H]`."""
+        left, right = x.chunk(2, dim=-1)
+        return torch.cat([self.l2r(left, *args), self.r2l(right, *args)], dim=-1)
+
+
 ENCODER_LAYERS = {"rnn": EncoderLayer, "cnn": ConvolutionLayer, "self_attention": SelfAttentionLayer}
 
 # What a pretrained encoder is told of a source, beside our tokens; padded with zeros.
@@ -343,6 +356,7 @@ __all__ = [
     "PretrainedReader",
     "Rows",
     "SelfAttentionLayer",
+    "SideBySide",
     "encoder_of",
     "kept_config",
     "pieces_of",

@@ -36,6 +36,7 @@ from .encoders_bidir_seq2seq import (
     SOURCE_TOKENIZER_NAME,
     PretrainedReader,
     Rows,
+    SideBySide,
     encoder_of,
     kept_config,
     pieces_of,
@@ -59,8 +60,9 @@ class BidirSeq2SeqEncoderOutput(BaseModelOutput):
     """What the decoders may know of the documents.
 
     Args:
-        last_hidden_state: `[B, S, H]`, zero at padding.
-        pooler_output: `[B, H]`, the maximum over unpadded positions; zero for an empty document.
+        last_hidden_state: `[B, S, H]`, zero at padding; where each direction has an encoder of its own, `[B, S, 2H]`,
+            left-to-right first.
+        pooler_output: `[B, H]` or `[B, 2H]`, the maximum over unpadded positions; zero for an empty document.
         source_mask: `[B, S]` bool, true where there is a token.
         source_words: `[B, V]` bool, true for ids that occur in the document; `None` without prior.
         source_ids: `[B, S]`, for words to copy, V and above outside the vocabulary; `None` without copies.
@@ -191,10 +193,18 @@ class Encoder(nn.Module):
             # One piece may hold several of our tokens, which their own vectors tell apart.
             self.resize = nn.Linear(config.embedding_size, config.hidden_size)
             sizes = []
-        self.layers = nn.ModuleList(ENCODER_LAYERS[config.encoder_type](config, size) for size in sizes)
-        # Layers that add to what they read need one at the end.
-        self.norm = None if config.encoder_type == "rnn" else nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layers = nn.ModuleList(
+            self._for_each(lambda size=size: ENCODER_LAYERS[config.encoder_type](config, size)) for size in sizes
+        )
+        self.norm = None
+        if config.encoder_type != "rnn":
+            # Layers that add to what they read need one at the end.
+            self.norm = self._for_each(lambda: nn.LayerNorm(config.hidden_size, config.layer_norm_eps))
         self.dropout = nn.Dropout(config.dropout)
+
+    def _for_each(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """A module, or one for each direction's encoder."""
+        return make() if self.config.share_encoder else SideBySide(make(), make())
 
     @can_return_tuple
     def forward(
@@ -254,6 +264,8 @@ class Encoder(nn.Module):
             x = self.embed_tokens(given.T.gather(0, rows.order))
         else:
             x = rows.arrange(given)
+        if not self.config.share_encoder:
+            x = torch.cat([x, x], dim=-1)
         x = self.dropout(x)
         hidden_states = []
         if self.pretrained is not None:
@@ -289,7 +301,7 @@ class Encoder(nn.Module):
         """Of states that somebody else has kept, as other models of transformers take them, our own output.
 
         Args:
-            outputs: With `last_hidden_state` `[B, S, H]`, or that as the first of a tuple.
+            outputs: With a `last_hidden_state` such as ours, or that as the first of a tuple.
             input_ids, attention_mask, extended_input_ids: `[B, S]`, as for `forward`; without ids there is no prior
                 for any word, and nothing to copy.
         """
@@ -341,8 +353,10 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """One direction: modulated recurrent layers, then attention to the source and to the twin, then features."""
 
-    def __init__(self, config: BidirSeq2SeqConfig, twin_memory_size: int | None):
+    def __init__(self, config: BidirSeq2SeqConfig, twin_memory_size: int | None, encoder: int | None = None):
         super().__init__()
+        # Which of two encoders it reads; `None` where there is one.
+        self.encoder = encoder
         heads = (config.num_attention_heads, config.attention_head_size)
         sizes = [config.embedding_size] + [config.hidden_size] * config.decoder_layers
         self.norms = nn.ModuleList(ModulatedLayerNorm(config.hidden_size, s, config.layer_norm_eps) for s in sizes)
@@ -364,16 +378,20 @@ class Decoder(nn.Module):
         self.feature = MatmulLinear(sum(self.feature_sizes), config.embedding_size)
         self.dropout = nn.Dropout(config.dropout)
 
+    def own(self, states: torch.Tensor) -> torch.Tensor:
+        """Of the states of all encoders, `[..., H]` or `[..., 2H]`, those that this decoder reads, `[..., H]`."""
+        return states if self.encoder is None else states.chunk(2, dim=-1)[self.encoder]
+
     def read_source(self, encoder_outputs: BidirSeq2SeqEncoderOutput) -> SourceMemory:
         """What this decoder needs of B encoded documents; compute it once per document."""
         keys = values = None
         mask = encoder_outputs.source_mask
         if self.source_attention is not None:
-            keys, values = self.source_attention.memory(encoder_outputs.last_hidden_state)
+            keys, values = self.source_attention.memory(self.own(encoder_outputs.last_hidden_state))
             # An empty document is read as it is, all zeros: a query that may read nothing has no defined result.
             mask = mask | ~mask.any(1, keepdim=True)
         return SourceMemory(
-            modulations=[norm.modulation(encoder_outputs.pooler_output) for norm in self.norms],
+            modulations=[norm.modulation(self.own(encoder_outputs.pooler_output)) for norm in self.norms],
             keys=keys,
             values=values,
             mask=mask[:, None, None],
@@ -576,12 +594,12 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         self.decoder = self.r2l_decoder = None
         both = config.decoder_directions == "both"
         if config.decoder_directions != "r2l":
-            self.decoder = Decoder(config, twin_memory_size=config.hidden_size if both else None)
+            self.decoder = Decoder(config, config.hidden_size if both else None, None if config.share_encoder else 0)
         if config.decoder_directions != "l2r":
             twin_memory_size = config.hidden_size if both else None
             if both and config.twin_memory == "features":
                 twin_memory_size = self.decoder.feature.in_features
-            self.r2l_decoder = Decoder(config, twin_memory_size)
+            self.r2l_decoder = Decoder(config, twin_memory_size, None if config.share_encoder else 1)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -1214,7 +1232,9 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
                 mask = mask & (ids != getattr(self.config, name))
             copies = {
-                name: Copies(attention, encoder_outputs.last_hidden_state, ids, mask)
+                name: Copies(
+                    attention, self.model.direction_decoder(name).own(encoder_outputs.last_hidden_state), ids, mask
+                )
                 for name, attention in self.copy_attention.items()
             }
         words = Words(self.lm_head, prior, copies)

@@ -290,7 +290,7 @@ def _chosen(
         model_args = _of_width(model_args, suitable_width(passes(directions or "both", WIDE)))
     if directions is None:
         settings_of_twins = (model_args.twin_dropout, model_args.twin_partner, training_args.own_partner_share)
-        asked_for = any(setting is not None for setting in settings_of_twins)
+        asked_for = any(setting is not None for setting in settings_of_twins) or not model_args.share_encoder
         directions = (
             "both" if asked_for else suitable_directions(pairs, tokenizer, passes("both", model_args.hidden_size))
         )

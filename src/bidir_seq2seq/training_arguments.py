@@ -97,6 +97,12 @@ class ModelArguments:
             "choices": ["both", "l2r", "r2l"],
         },
     )
+    share_encoder: bool = field(
+        default=True,
+        metadata={
+            "help": "Both decoders read one encoder; False: each has its own, which takes longer and more memory."
+        },
+    )
     use_attention: bool = field(default=True, metadata={"help": "Attend to the source."})
     use_prior: bool = field(default=True, metadata={"help": "Favour words of the source by a learned prior."})
     prior_initial_scale: float = field(
@@ -481,4 +487,4 @@ def _go_by_updates(name: str, training_args: TrainingArguments) -> None:
     )
 
 
-__all__ = ["DataArguments", "ModelArguments", "TrainingArguments", "settle_streaming"]
+__all__ = ["WARMUP", "DataArguments", "ModelArguments", "TrainingArguments", "settle_streaming"]
