@@ -69,7 +69,7 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
     "settled-again": ({}, 1, 1),
     # And half as many, in the same time, that read each pair twice.
     "settled-twice": ({"r_drop": 5.0}, 0.5, 1),
-    # Each direction reads by itself; fewer updates, in the same time.
+    # Each direction reads by itself; fewer updates, in about the same time.
     "own-encoders": ({"twin_partner": "none", "share_encoder": False}, 0.75, 1),
     "l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
     "two-l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION / 2, 2),
