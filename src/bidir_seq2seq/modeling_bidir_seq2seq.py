@@ -194,17 +194,17 @@ class Encoder(nn.Module):
             self.resize = nn.Linear(config.embedding_size, config.hidden_size)
             sizes = []
         self.layers = nn.ModuleList(
-            self._for_each(lambda size=size: ENCODER_LAYERS[config.encoder_type](config, size)) for size in sizes
+            self._for_each(ENCODER_LAYERS[config.encoder_type], config, size) for size in sizes
         )
         self.norm = None
         if config.encoder_type != "rnn":
             # Layers that add to what they read need one at the end.
-            self.norm = self._for_each(lambda: nn.LayerNorm(config.hidden_size, config.layer_norm_eps))
+            self.norm = self._for_each(nn.LayerNorm, config.hidden_size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def _for_each(self, make: Callable[[], nn.Module]) -> nn.Module:
+    def _for_each(self, make: Callable[..., nn.Module], *args: Any) -> nn.Module:
         """A module, or one for each direction's encoder."""
-        return make() if self.config.share_encoder else SideBySide(make(), make())
+        return make(*args) if self.config.share_encoder else SideBySide(make(*args), make(*args))
 
     @can_return_tuple
     def forward(
@@ -353,10 +353,10 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """One direction: modulated recurrent layers, then attention to the source and to the twin, then features."""
 
-    def __init__(self, config: BidirSeq2SeqConfig, twin_memory_size: int | None, encoder: int | None = None):
+    def __init__(self, config: BidirSeq2SeqConfig, twin_memory_size: int | None, half: int | None = None):
         super().__init__()
-        # Which of two encoders it reads; `None` where there is one.
-        self.encoder = encoder
+        # Which half of the states it reads, where there are those of two encoders.
+        self.half = half
         heads = (config.num_attention_heads, config.attention_head_size)
         sizes = [config.embedding_size] + [config.hidden_size] * config.decoder_layers
         self.norms = nn.ModuleList(ModulatedLayerNorm(config.hidden_size, s, config.layer_norm_eps) for s in sizes)
@@ -380,18 +380,18 @@ class Decoder(nn.Module):
 
     def own(self, states: torch.Tensor) -> torch.Tensor:
         """Of the states of all encoders, `[..., H]` or `[..., 2H]`, those that this decoder reads, `[..., H]`."""
-        return states if self.encoder is None else states.chunk(2, dim=-1)[self.encoder]
+        return states if self.half is None else states.chunk(2, dim=-1)[self.half]
 
     def read_source(self, encoder_outputs: BidirSeq2SeqEncoderOutput) -> SourceMemory:
         """What this decoder needs of B encoded documents; compute it once per document."""
         keys = values = None
-        mask = encoder_outputs.source_mask
+        mask, pooled = encoder_outputs.source_mask, self.own(encoder_outputs.pooler_output)
         if self.source_attention is not None:
             keys, values = self.source_attention.memory(self.own(encoder_outputs.last_hidden_state))
             # An empty document is read as it is, all zeros: a query that may read nothing has no defined result.
             mask = mask | ~mask.any(1, keepdim=True)
         return SourceMemory(
-            modulations=[norm.modulation(self.own(encoder_outputs.pooler_output)) for norm in self.norms],
+            modulations=[norm.modulation(pooled) for norm in self.norms],
             keys=keys,
             values=values,
             mask=mask[:, None, None],
@@ -593,13 +593,14 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         self.encoder = Encoder(config)
         self.decoder = self.r2l_decoder = None
         both = config.decoder_directions == "both"
+        twin_memory_size = config.hidden_size if both else None
+        halves = (None, None) if config.share_encoder else (0, 1)
         if config.decoder_directions != "r2l":
-            self.decoder = Decoder(config, config.hidden_size if both else None, None if config.share_encoder else 0)
+            self.decoder = Decoder(config, twin_memory_size, halves[0])
         if config.decoder_directions != "l2r":
-            twin_memory_size = config.hidden_size if both else None
             if both and config.twin_memory == "features":
                 twin_memory_size = self.decoder.feature.in_features
-            self.r2l_decoder = Decoder(config, twin_memory_size, None if config.share_encoder else 1)
+            self.r2l_decoder = Decoder(config, twin_memory_size, halves[1])
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
