@@ -42,6 +42,8 @@ TOKENIZER_SETTINGS = (
     "fingerprint of the training pairs",
 )
 
+# What runs had from before there was a choice, which is why they have no record of it.
+ONLY_CHOICE_BEFORE = {"share_encoder": True, "r_drop": 0.0}
 # What runs without a record of it had if nothing was said.
 SCHEDULE_BEFORE = "cosine"
 
@@ -115,7 +117,7 @@ def keep_run_settings(training_args: TrainingArguments, settings: dict[str, obje
     folder = Path(training_args.output_dir)
     record = folder / "run_settings.json"
     if record.exists():
-        before = json.loads(record.read_text(encoding="utf-8"))
+        before = ONLY_CHOICE_BEFORE | json.loads(record.read_text(encoding="utf-8"))
         # Through JSON, since that is how the others have come.
         now = json.loads(json.dumps(settings))
         if now["lr_scheduler_type"] == type(training_args).lr_scheduler_type:
