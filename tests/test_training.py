@@ -848,7 +848,9 @@ def test_a_run_from_before_there_was_a_choice_goes_on_as_it_had_to(files, begun)
     settings = json.loads(record.read_text())
     assert settings.pop("share_encoder") and settings.pop("r_drop") == 0
     record.write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="share_encoder was True and is False, r_drop was 0.0 and is 1.0; use another"):
+    with pytest.raises(
+        ValueError, match="share_encoder was True and is False, r_drop was 0.0 and is 1.0; use another"
+    ):
         run(files, begun, model={"share_encoder": False}, max_steps=6, r_drop=1.0)
     run(files, begun, max_steps=6)
     assert json.loads((begun / "trainer_state.json").read_text())["global_step"] == 6

@@ -167,7 +167,7 @@ def rotate(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-class SideBySide(nn.Module):
+class ForEachDirection(nn.Module):
     """A module for each of two halves of the channels, which know nothing of each other: two encoders in one."""
 
     def __init__(self, l2r: nn.Module, r2l: nn.Module):
@@ -353,10 +353,10 @@ __all__ = [
     "SOURCE_TOKENIZER_NAME",
     "ConvolutionLayer",
     "EncoderLayer",
+    "ForEachDirection",
     "PretrainedReader",
     "Rows",
     "SelfAttentionLayer",
-    "SideBySide",
     "encoder_of",
     "kept_config",
     "pieces_of",

@@ -34,9 +34,9 @@ from .encoders_bidir_seq2seq import (
     PIECE_INPUTS,
     RNN_CLASSES,
     SOURCE_TOKENIZER_NAME,
+    ForEachDirection,
     PretrainedReader,
     Rows,
-    SideBySide,
     encoder_of,
     kept_config,
     pieces_of,
@@ -204,7 +204,7 @@ class Encoder(nn.Module):
 
     def _for_each(self, make: Callable[..., nn.Module], *args: Any) -> nn.Module:
         """A module, or one for each direction's encoder."""
-        return make(*args) if self.config.share_encoder else SideBySide(make(*args), make(*args))
+        return make(*args) if self.config.share_encoder else ForEachDirection(make(*args), make(*args))
 
     @can_return_tuple
     def forward(
