@@ -71,6 +71,8 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
     "settled-twice": ({"r_drop": 5.0}, 0.5, 1),
     # Each direction reads by itself; fewer updates, in about the same time.
     "own-encoders": ({"twin_partner": "none", "share_encoder": False}, 0.75, 1),
+    # And half as many again.
+    "own-encoders-again": ({"twin_partner": "none", "share_encoder": False}, 0.4, 1),
     "l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
     "two-l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION / 2, 2),
     "independent": ({"twin_partner": "none"}, 1, 1),
@@ -98,6 +100,7 @@ GOES_ON_FROM = {
     "repaired": "twin",
     "settled-again": "settled",
     "settled-twice": "settled",
+    "own-encoders-again": "own-encoders",
     **dict.fromkeys(("own-stage", "two-stage", "two-stage-leaking"), "independent"),
     **dict.fromkeys(("l2r-more", "l2r-risk", "l2r-beam"), "l2r"),
 }
