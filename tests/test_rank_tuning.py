@@ -79,6 +79,26 @@ def test_a_ranking_may_be_a_function_of_ones_own():
     assert torch.equal(found.sequences, others.sequences)
 
 
+def test_another_model_may_rank_as_well():
+    model, other = tiny_model(), tiny_model(decoder_directions="l2r")
+    input_ids, _ = random_pairs()
+    read_by_other = other.get_encoder()(input_ids=input_ids)
+
+    def theirs(candidates):
+        judged = other.sequence_log_probs(read_by_other, candidates.labels.flatten(0, 1))
+        return judged["l2r"].view(candidates.scores.shape)
+
+    found = model.generate(input_ids, ranking=theirs, num_return_sequences=3, **SETTINGS)
+    # Each title by itself, as the other model has it.
+    labels = found.sequences[:, 1:].masked_fill(found.sequences[:, 1:] == model.config.pad_token_id, -100)
+    for row, (title, score) in enumerate(zip(labels, found.sequences_scores)):
+        document = input_ids[row // 3 : row // 3 + 1]
+        alone = other.sequence_log_probs(other.get_encoder()(input_ids=document), title[title != -100][None])["l2r"]
+        torch.testing.assert_close(score[None], alone)
+    by_document = found.sequences_scores.view(-1, 3)
+    assert torch.equal(by_document, by_document.sort(descending=True).values)
+
+
 @pytest.mark.parametrize(
     ("ranking", "message"),
     [
