@@ -1,7 +1,8 @@
 import pytest
 import torch
+from conftest import random_pairs, tiny_model
 
-from bidir_seq2seq.cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer
+from bidir_seq2seq.cache_bidir_seq2seq import CACHE_NAME, BidirSeq2SeqCache, RecurrentStateLayer
 
 
 def filled_layer() -> RecurrentStateLayer:
@@ -52,3 +53,27 @@ def test_a_recorded_past_is_taken_back_token_by_token():
         layer.crop(-1)
     with pytest.raises(ValueError, match="crop\\(1\\)"):
         layer.crop(1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+@pytest.mark.parametrize("of_base", [False, True])
+def test_it_goes_by_either_name(name, of_base):
+    """transformers before 5.24 asks for the one, and from then on for the other."""
+    model = tiny_model()
+    model = model.model if of_base else model
+    input_ids, _ = random_pairs(batch_size=2)
+    titles = torch.tensor([[2, 5, 6], [2, 7, 8]])
+    settings = {"input_ids": input_ids, "decoding_direction": "l2r"}
+    whole = model(**settings, decoder_input_ids=titles)
+    past = model(**settings, decoder_input_ids=titles[:, :2], use_cache=True)[CACHE_NAME]
+    assert past.get_seq_length() == 2
+    rest = model(**settings, decoder_input_ids=titles[:, 2:], **{name: past})
+    assert rest[CACHE_NAME] is past and past.get_seq_length() == 3
+    torch.testing.assert_close(rest[0][:, 0], whole[0][:, 2])
+
+
+def test_both_names_at_once_are_refused():
+    past = BidirSeq2SeqCache(num_layers=2)
+    with pytest.raises(ValueError, match="two names of the same"):
+        tiny_model()(torch.tensor([[5]]), decoder_input_ids=torch.tensor([[2]]), cache=past, past_key_values=past)

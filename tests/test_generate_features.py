@@ -10,6 +10,7 @@ from conftest import random_pairs, tiny_model
 from transformers import EosTokenCriteria, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import LogitsProcessor, LogitsProcessorList
 
+from bidir_seq2seq.cache_bidir_seq2seq import CACHE_NAME
 from bidir_seq2seq.generation_bidir_seq2seq import Beam
 from bidir_seq2seq.samples_bidir_seq2seq import DRAWN_TOGETHER
 
@@ -649,14 +650,14 @@ def test_a_past_is_continued():
     rest = model.generate(
         input_ids,
         decoder_input_ids=half.sequences,
-        past_key_values=copy.deepcopy(half.past_key_values),
         **settings,
+        **{CACHE_NAME: copy.deepcopy(half[CACHE_NAME])},
         min_length=9,
         max_length=9,
     )
     assert torch.equal(rest.sequences, whole.sequences)
-    with pytest.raises(ValueError, match="past_key_values continues one direction"):
-        model.generate(input_ids, past_key_values=half.past_key_values, max_new_tokens=4)
+    with pytest.raises(ValueError, match=f"{CACHE_NAME} continues one direction"):
+        model.generate(input_ids, **{CACHE_NAME: half[CACHE_NAME]}, max_new_tokens=4)
 
 
 def test_a_decoding_function_of_the_callers_own():
@@ -701,7 +702,7 @@ def test_a_plain_search_of_one_direction_is_transformers_own(direction, num_beam
     # Greedy search processes logits, which only transformers' own does.
     assert bool(own) == (num_beams > 1 or "repetition_penalty" not in settings)
     assert torch.equal(ours.sequences, theirs.sequences)
-    assert ours.past_key_values.get_seq_length() > 0
+    assert ours[CACHE_NAME].get_seq_length() > 0
     if num_beams > 1:
         torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores)
     settings["return_dict_in_generate"] = False

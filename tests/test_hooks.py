@@ -15,6 +15,7 @@ import pytest
 from transformers import Cache, GenerationMixin
 
 import bidir_seq2seq
+from bidir_seq2seq.cache_bidir_seq2seq import CACHE_NAME
 from bidir_seq2seq.generation_bidir_seq2seq import BidirSeq2SeqGenerationMixin
 
 MODULES = [
@@ -120,7 +121,7 @@ def test_a_public_hook_is_still_theirs(owner, name):
 def test_the_past_has_the_name_and_the_methods_that_we_use():
     asked = {"activate_past_recording", "get_seq_length", "is_recording_past"}
     assert asked <= USED_BY_US and asked <= set(dir(Cache))
-    assert "past_key_values" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    assert CACHE_NAME in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)

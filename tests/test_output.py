@@ -5,6 +5,7 @@ import torch
 from conftest import random_pairs, tiny_model
 from torch import nn
 
+from bidir_seq2seq.cache_bidir_seq2seq import CACHE_NAME
 from bidir_seq2seq.output_bidir_seq2seq import NextTokens, Shortlist, Words
 
 B, K, E = 3, 2, 8
@@ -212,7 +213,7 @@ def test_copies_are_mixed_with_the_vocabulary(direction, variant):
             past_key_values=past,
             use_cache=True,
         )
-        past = step.past_key_values
+        past = step[CACHE_NAME]
         torch.testing.assert_close(step.logits[0, 0].exp(), wanted[place], rtol=1e-4, atol=1e-6)
 
 

@@ -6,14 +6,38 @@ size, N attention heads, D head size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.modeling_outputs import Seq2SeqModelOutput
 
 if TYPE_CHECKING:
     from .output_bidir_seq2seq import Words
+
+# What transformers calls a cache, in what models return and are given: from 5.24 on "cache".
+CACHE_NAME = "cache" if "cache" in {field.name for field in fields(Seq2SeqModelOutput)} else "past_key_values"
+
+
+def takes_cache(function: Callable) -> Callable:
+    """Gives a function of `past_key_values` the newer name as well: `cache`.
+
+    Raises:
+        ValueError: When called with both.
+    """
+
+    @wraps(function)
+    def with_either(*args: Any, **kwargs: Any) -> Any:
+        if (cache := kwargs.pop("cache", None)) is not None:
+            if kwargs.get("past_key_values") is not None:
+                raise ValueError("cache and past_key_values are two names of the same: give one of them")
+            kwargs["past_key_values"] = cache
+        return function(*args, **kwargs)
+
+    return with_either
 
 
 @dataclass
@@ -181,4 +205,4 @@ class BidirSeq2SeqCache(Cache):
             self.written = self.written.index_select(0, rows.to(self.written.device))
 
 
-__all__ = ["BidirSeq2SeqCache", "RecurrentStateLayer", "SourceMemory"]
+__all__ = ["CACHE_NAME", "BidirSeq2SeqCache", "RecurrentStateLayer", "SourceMemory", "takes_cache"]

@@ -102,6 +102,7 @@ class BidirSeq2SeqConfig(PreTrainedConfig):
     model_type = "bidir_seq2seq"
     keys_to_ignore_at_inference = [
         "past_key_values",
+        "cache",
         "r2l_logits",
         "decoder_hidden_states",
         "decoder_attentions",

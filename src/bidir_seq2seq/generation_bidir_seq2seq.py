@@ -37,7 +37,7 @@ from transformers.generation.utils import (
 )
 from transformers.utils import logging
 
-from .cache_bidir_seq2seq import BidirSeq2SeqCache
+from .cache_bidir_seq2seq import CACHE_NAME, BidirSeq2SeqCache, takes_cache
 from .directions_bidir_seq2seq import Direction, check_ids, directions_of
 from .kernels_bidir_seq2seq import is_read_at_once
 from .output_bidir_seq2seq import IMPOSSIBLE, NextTokens, Shortlist, Words
@@ -507,14 +507,14 @@ class BidirSeq2SeqGenerationMixin:
     ) -> None:
         direction = generation_config.decoding_direction
         if direction == "both":
-            if model_kwargs.get("past_key_values") is not None:
-                raise ValueError(f"past_key_values continues one direction: {ONE_WAY} or 'r2l'")
+            if model_kwargs.get(CACHE_NAME) is not None:
+                raise ValueError(f"{CACHE_NAME} continues one direction: {ONE_WAY} or 'r2l'")
             return
         model_kwargs["decoding_direction"] = direction
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = BidirSeq2SeqCache(self.config.decoder_layers)
+        if model_kwargs.get(CACHE_NAME) is None and generation_config.use_cache is not False:
+            model_kwargs[CACHE_NAME] = BidirSeq2SeqCache(self.config.decoder_layers)
             if generation_config.is_assistant:
-                model_kwargs["past_key_values"].activate_past_recording()
+                model_kwargs[CACHE_NAME].activate_past_recording()
 
     def _get_logits_processor(
         self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
@@ -606,9 +606,9 @@ class BidirSeq2SeqGenerationMixin:
     ) -> GenerateOutput | torch.LongTensor:
         # `generate` looks for the name `inputs_tensor` in this signature.
         one_way, kwargs["inputs_tensor"] = super()._assisted_decoding, inputs_tensor
-        if kwargs.get("past_key_values") is not None:
+        if kwargs.get(CACHE_NAME) is not None:
             # It would be done anyway, and tells this from a plain search.
-            kwargs["past_key_values"].activate_past_recording()
+            kwargs[CACHE_NAME].activate_past_recording()
         return self._decode(one_way, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
     def _decode(
@@ -683,7 +683,7 @@ class BidirSeq2SeqGenerationMixin:
         input_ids: torch.LongTensor, generation_config: GenerationConfig, kwargs: dict[str, Any]
     ) -> bool:
         """Whether titles of one direction are searched for from their beginning on."""
-        past = kwargs.get("past_key_values")
+        past = kwargs.get(CACHE_NAME)
         return (
             not generation_config.do_sample
             and input_ids.shape[1] == 1
@@ -747,6 +747,7 @@ class BidirSeq2SeqGenerationMixin:
         is_padding = sequences[:, -token_scores.shape[1] :] == self.config.pad_token_id
         return token_scores.masked_fill(is_padding, 0)
 
+    @takes_cache
     def _search(
         self,
         input_ids: torch.LongTensor,
@@ -842,11 +843,11 @@ class BidirSeq2SeqGenerationMixin:
         steps.leave_in(past_key_values)
         past_key_values.written = beam.running[:, :, :-1].flatten(0, 1)
         if generation_config.num_beams == 1:
-            return GenerateEncoderDecoderOutput(sequences=sequences, past_key_values=past_key_values)
+            return GenerateEncoderDecoderOutput(sequences=sequences, **{CACHE_NAME: past_key_values})
         return GenerateBeamEncoderDecoderOutput(
             sequences=sequences,
             sequences_scores=found.scores[:, :count].flatten(),
-            past_key_values=past_key_values,
+            **{CACHE_NAME: past_key_values},
         )
 
     def _start(

@@ -26,7 +26,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils import cached_file, can_return_tuple, logging
 
-from .cache_bidir_seq2seq import BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory
+from .cache_bidir_seq2seq import CACHE_NAME, BidirSeq2SeqCache, RecurrentStateLayer, SourceMemory, takes_cache
 from .configuration_bidir_seq2seq import BidirSeq2SeqConfig
 from .directions_bidir_seq2seq import IGNORE_INDEX, Direction, check_ids, directions_of, pack_labels
 from .encoders_bidir_seq2seq import (
@@ -630,6 +630,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
         return decoder
 
     @can_return_tuple
+    @takes_cache
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -658,7 +659,8 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
             decoder_attention_mask: Accepted and not needed: targets are padded on the right.
             r2l_decoder_input_ids: `[R, T]` target ids from the right; with it both decoders run.
             encoder_outputs: Instead of `input_ids`; B documents for R = B * G rows.
-            past_key_values: The past of the one direction that runs.
+            past_key_values: The past of the one direction that runs; also taken as `cache`, as transformers calls it
+                from 5.24 on.
             inputs_embeds: `[B, S, E]` instead of `input_ids`.
             decoder_inputs_embeds: `[R, T, E]` instead of `decoder_input_ids`.
             decoding_direction: `"l2r"` or `"r2l"`: which decoder reads `decoder_input_ids` when one runs. Default:
@@ -728,7 +730,7 @@ class BidirSeq2SeqModel(BidirSeq2SeqPreTrainedModel):
                 past_key_values = BidirSeq2SeqCache(self.config.decoder_layers)
             embeds = self._embed(decoder_input_ids, decoder_inputs_embeds)
             run = self._run_one(direction, embeds, encoder_outputs, past_key_values, output_attentions)
-            direction_outputs = {"past_key_values": past_key_values}
+            direction_outputs = {CACHE_NAME: past_key_values}
         return BidirSeq2SeqModelOutput(
             last_hidden_state=run["features"],
             decoder_hidden_states=tuple(run["hidden_states"]) if output_hidden_states else None,
@@ -968,6 +970,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         return directions_of(self.config, "l2r")[0].decoder_inputs(pack_labels(labels, self.config.bos_token_id))
 
     @can_return_tuple
+    @takes_cache
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -1051,8 +1054,9 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             return_dict=True,
             **kwargs,
         )
-        words = self.words(encoder_outputs, outputs.past_key_values)
-        written = [self._written(outputs, directions[0], decoder_input_ids)]
+        cache = outputs.get(CACHE_NAME)
+        words = self.words(encoder_outputs, cache)
+        written = [self._written(outputs, directions[0], decoder_input_ids, cache)]
         if outputs.r2l_last_hidden_state is not None:
             written.append(Written(outputs.r2l_last_hidden_state, "r2l", r2l_decoder_input_ids))
         loss, logits = self.loss_and_logits(words, written, targets, **kwargs)
@@ -1060,11 +1064,11 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
             loss=loss,
             logits=logits[0] if logits else None,
             r2l_logits=logits[1] if len(logits) > 1 else None,
-            past_key_values=outputs.past_key_values,
             decoder_hidden_states=outputs.decoder_hidden_states,
             cross_attentions=outputs.cross_attentions,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
+            **{CACHE_NAME: cache},
         )
 
     def loss_and_logits(
@@ -1188,6 +1192,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
         outputs: BidirSeq2SeqModelOutput,
         direction: Direction,
         inputs: torch.LongTensor | None,
+        cache: BidirSeq2SeqCache | None,
     ) -> Written:
         """What the only or left-to-right direction makes words of."""
         if self.copy_attention is not None:
@@ -1196,7 +1201,7 @@ class BidirSeq2SeqForConditionalGeneration(BidirSeq2SeqPreTrainedModel, BidirSeq
                     "decoder_inputs_embeds do not say which words were written, and a model with use_copy=True looks "
                     "for them in the source: give decoder_input_ids"
                 )
-            inputs = inputs if outputs.past_key_values is None else outputs.past_key_values.read(inputs)
+            inputs = inputs if cache is None else cache.read(inputs)
         return Written(outputs.last_hidden_state, direction.name, inputs)
 
     def _check_labels(
