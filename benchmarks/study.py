@@ -94,6 +94,8 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
     # One direction that learns from the pairs and from twins' best titles of the same documents, pair for pair.
     "distilled": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
     "distilled-drawn": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
+    # One direction that learns, beside the true words, what several twins hold each next word to be.
+    "soft": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
 }
 # Recipes that go on from another one's model of the same seed, and that learn from its titles.
 GOES_ON_FROM = {
@@ -107,6 +109,7 @@ GOES_ON_FROM = {
 # Into how many folds pairs are dealt out for those who write for a second stage.
 FOLDS = {"two-stage": 2, "two-stage-leaking": 1}
 TAUGHT_BY = {"distilled": "alone-own", "distilled-drawn": "alone-own"}
+SOFT_TEACHERS, TEACHER_SEEDS = {"soft": "alone-own"}, (0, 1, 2)
 # How the teacher writes for a recipe, or of a data set: else in the best way that is not much slower than others.
 TEACHES_BY = {"distilled-drawn": "l2r+r2l, drawn", "multi30k_en_de": "l2r+r2l, joint"}
 # As many titles as two directions draw.
@@ -214,6 +217,10 @@ def train_model(arguments: StudyArguments, data: str, recipe: str, seed: int) ->
         settings["model_name_or_path"] = str(before)
     elif recipe in TAUGHT_BY:
         teacher, before_seconds = train_model(arguments, data, TAUGHT_BY[recipe], seed)
+    elif recipe in SOFT_TEACHERS:
+        trained = [train_model(arguments, data, SOFT_TEACHERS[recipe], one) for one in TEACHER_SEEDS]
+        settings["soft_teachers"] = [str(folder) for folder, _ in trained]
+        before_seconds = sum(seconds for _, seconds in trained)
     start, is_broken_off = time.process_time(), any(output_dir.glob("checkpoint-*"))
     if recipe in TAUGHT_BY:
         settings["train_file"] = str(pseudo_pairs(teacher, data, recipe, settings["train_file"], output_dir))

@@ -58,6 +58,7 @@ PAGE = {
             "ending": "OwnPartnerCallback PatienceCallback TimeLimitCallback Pace",
             "trial": "try_out",
             "consistency": "read_twice Consistency divergence",
+            "teachers": "load_teachers TeacherInputs Taught soft_cross_entropy",
             "sequence_training": "RiskInputs Risk rouge_cost chrf_cost edit_cost BeamInputs BeamMargin rivals Rival",
             "unknown_words": "TitleCollator extend_ids decode",
             "data": "load_pairs encode_pairs PairEncoder EncodingReport",

@@ -15,7 +15,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer, TrainerControl, TrainerState
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    Seq2SeqTrainer,
+    TrainerControl,
+    TrainerState,
+)
 
 from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, callbacks, recipe
 from bidir_seq2seq import trainer as trainer_module
@@ -703,6 +711,51 @@ def test_whole_titles_are_learned_from_a_model_on_and_where_it_was_stopped(objec
         run(files, tmp_path / "whole", model, max_steps=6)
 
 
+@pytest.mark.parametrize("directions", ["both", "l2r"])
+def test_a_student_of_teachers_and_where_it_was_stopped(files, finished, tmp_path, directions):
+    teacher, model = tmp_path / "teacher", {"decoder_directions": directions}
+    shutil.copytree(finished[0], teacher)
+    settings = {"soft_teachers": [str(finished[0]), str(teacher)], "soft_share": 0.9, "save_total_limit": None}
+    run(files, tmp_path / "whole", model, **settings)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "stopped" / "checkpoint-2")
+    run(files, tmp_path / "stopped", model, **settings)
+    run(files, tmp_path / "without", model, save_total_limit=None)
+    whole, stopped, without = (
+        load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("whole", "stopped", "without")
+    )
+    assert whole.keys() == without.keys()
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    assert any(not torch.equal(whole[name], without[name]) for name in whole)
+    with pytest.raises(ValueError, match="soft_share was 0.9 and is 0.5"):
+        run(files, tmp_path / "whole", model, **{**settings, "soft_share": 0.5})
+    with pytest.raises(ValueError, match=r"soft_teachers was \[.*\] and is None"):
+        run(files, tmp_path / "whole", model, save_total_limit=None)
+    weights = load_file(teacher / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, teacher / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"soft_teachers was \[.*\] and is \[.*\]"):
+        run(files, tmp_path / "whole", model, **settings)
+
+
+def test_teachers_that_cannot_teach(files, finished, tmp_path):
+    teacher = str(finished[0])
+
+    def refused(message, model=None, **settings):
+        with pytest.raises(ValueError, match=message):
+            run(files, tmp_path / "student", model, **{"soft_teachers": [teacher], **settings})
+        shutil.rmtree(tmp_path / "student", ignore_errors=True)
+
+    refused("has other words than the student: give the student its tokenizer", {"min_frequency": 24})
+    refused("has use_copy=True, and the student use_copy=False: .* make them alike", {"use_copy": False})
+    refused("soft_share=0 is the teachers' share of the loss: above 0", soft_share=0.0)
+    refused("soft_teachers=.* with r_drop|r_drop=.* with soft_teachers", r_drop=1.0)
+    run(files, tmp_path / "left", {"decoder_directions": "l2r"})
+    refused("left writes 'l2r' alone, and the student 'both': take twins", soft_teachers=[str(tmp_path / "left")])
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    tiny = BartConfig(vocab_size=12, d_model=8, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=8, **heads)
+    BartForConditionalGeneration(tiny).save_pretrained(tmp_path / "bart")
+    refused("is a BartForConditionalGeneration, which has other words", soft_teachers=[str(tmp_path / "bart")])
+
+
 def test_pairs_that_are_read_twice_and_where_that_was_stopped(files, tmp_path):
     settings = {"r_drop": 5.0, "save_total_limit": None}
     run(files, tmp_path / "whole", {"dropout": 0.3}, **settings)
@@ -718,7 +771,7 @@ def test_pairs_that_are_read_twice_and_where_that_was_stopped(files, tmp_path):
         run(files, tmp_path / "whole", {"dropout": 0.3}, r_drop=2.0)
     with pytest.raises(ValueError, match="r_drop=5 with dropout=0: .* set dropout, to 0.2 perhaps"):
         run(files, tmp_path / "none", {"dropout": 0.0}, r_drop=5.0)
-    with pytest.raises(ValueError, match="r_drop=5 with sequence_objective='risk': a batch is either read twice"):
+    with pytest.raises(ValueError, match="r_drop=5.0 with sequence_objective='risk': a batch is read twice, or"):
         TrainingArguments(str(tmp_path), use_cpu=True, r_drop=5.0, sequence_objective="risk")
 
 

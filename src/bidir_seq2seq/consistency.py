@@ -77,12 +77,16 @@ def divergence(words: Words, written: Written, targets: torch.LongTensor, start:
     Returns:
         A scalar, in nats.
     """
+    p, q = words.logits(some_places(written, start)).float().log_softmax(-1).chunk(2)
+    is_target = targets[: len(p), start : start + STEPS] != IGNORE_INDEX
+    return (((p.exp() - q.exp()) * (p - q)).sum(-1) * is_target).sum()
+
+
+def some_places(written: Written, start: int) -> Written:
+    """Of what was written, the places `start` to `start + STEPS`, and all inputs up to them."""
     end = start + STEPS
     inputs = None if written.inputs is None else cast(torch.LongTensor, written.inputs[:, :end])
-    some = Written(written.features[:, start:end], written.direction, inputs)
-    p, q = words.logits(some).float().log_softmax(-1).chunk(2)
-    is_target = targets[: len(p), start:end] != IGNORE_INDEX
-    return (((p.exp() - q.exp()) * (p - q)).sum(-1) * is_target).sum()
+    return Written(written.features[:, start:end], written.direction, inputs)
 
 
 def read_twice(inputs: dict[str, Any], weight: float, smoothing: float = 0.0) -> dict[str, Any]:
@@ -103,4 +107,4 @@ def read_twice(inputs: dict[str, Any], weight: float, smoothing: float = 0.0) ->
     return {**twice, "objective": Consistency(weight, smoothing)}
 
 
-__all__ = ["Consistency", "divergence", "read_twice"]
+__all__ = ["Consistency", "divergence", "read_twice", "some_places"]

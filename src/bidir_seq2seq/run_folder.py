@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from .loading import weights_damage
 from .manifest import MANIFEST_NAME, differences, flush, write_manifest
+from .title_file import describe_model
 from .training_arguments import WARMUP, DataArguments, ModelArguments, TrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -43,7 +44,7 @@ TOKENIZER_SETTINGS = (
 )
 
 # What runs had from before there was a choice, which is why they have no record of it.
-ONLY_CHOICE_BEFORE = {"share_encoder": True, "r_drop": 0.0}
+ONLY_CHOICE_BEFORE = {"share_encoder": True, "r_drop": 0.0, "soft_teachers": None}
 # What runs without a record of it had if nothing was said.
 SCHEDULE_BEFORE = "cosine"
 
@@ -68,6 +69,8 @@ def run_settings(
     names += ["encoder_learning_rate", "freeze_encoder"]
     names += ["optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"]
     names += ["data_seed", "train_sampling_strategy", "dataloader_drop_last", "bf16", "fp16"]
+    if training_args.soft_teachers is not None:
+        names.append("soft_share")
     if training_args.sequence_objective is not None:
         names += [field.name for field in fields(training_args) if field.name.startswith("sequence_")]
     best = {}
@@ -81,6 +84,8 @@ def run_settings(
         "max_source_length": data_args.max_source_length,
         "max_target_length": data_args.max_target_length,
         **{name: getattr(training_args, name) for name in names},
+        # With what is in their folders.
+        "soft_teachers": [describe_model(name) for name in training_args.soft_teachers or ()] or None,
         "warmup_steps": None if training_args.chooses_warmup else training_args.warmup_steps,
         "pairs per update": pairs_per_update(training_args),
         "streaming": data_args.streaming,

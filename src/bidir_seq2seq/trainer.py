@@ -40,6 +40,7 @@ from .run_folder import (
 )
 from .sampler import EpochCallback, EpochLengthSampler
 from .sequence_training import BeamInputs, RiskInputs
+from .teachers import TeacherInputs
 
 with extra("train"):
     # Without it there is no Trainer, and transformers does not say why.
@@ -68,7 +69,8 @@ class TitleTrainer(Seq2SeqTrainer):
     not there.
 
     Args:
-        sequence_inputs: What has the model write before each update, to learn from that. Default: nothing.
+        sequence_inputs: What has the model write before each update, or its teachers read it, to learn from that.
+            Default: nothing.
 
     Raises:
         ValueError: After three such updates in a row, on a validation loss that is not finite, and before a checkpoint
@@ -76,7 +78,9 @@ class TitleTrainer(Seq2SeqTrainer):
         OSError: If a checkpoint cannot be saved; in one line, with what still stands.
     """
 
-    def __init__(self, *args: Any, sequence_inputs: RiskInputs | BeamInputs | None = None, **kwargs: Any):
+    def __init__(
+        self, *args: Any, sequence_inputs: RiskInputs | BeamInputs | TeacherInputs | None = None, **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
         self.sequence_inputs = sequence_inputs
         self._aside: Path | None = None
@@ -152,8 +156,8 @@ class TitleTrainer(Seq2SeqTrainer):
         return loss if self.args.logging_nan_inf_filter else torch.where(loss.isfinite(), loss, 0.0)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As transformers' own; in training of what the model writes of the batch, or of the batch read twice, if that
-        is asked for."""
+        """As transformers' own; in training of what the model writes of the batch, of what its teachers make of it, or
+        of the batch read twice, if that is asked for."""
         if model.training:
             plain = self.accelerator.unwrap_model(model)
             if self.sequence_inputs is not None:

@@ -66,6 +66,7 @@ from .run_folder import (
 )
 from .sequence_training import BeamInputs, RiskInputs
 from .streaming import PairStream, StreamCollator, encoded_titles, log_survey, open_stream
+from .teachers import TeacherInputs, load_teachers
 from .tokenization import build_bpe_tokenizer, build_char_tokenizer, build_word_tokenizer, number_of_ids
 from .trainer import TitleTrainer, finite_or_none
 from .training_arguments import DataArguments, ModelArguments, TrainingArguments, settle_streaming
@@ -154,6 +155,7 @@ def _train(
             f"r_drop={training_args.r_drop:g} with dropout=0: a pair that is read twice is the same both times; set "
             "dropout, to 0.2 perhaps, or leave r_drop out"
         )
+    sequence_inputs = _sequence_inputs(model_args, training_args, model, tokenizer)
     propose_bfloat16(training_args)
     encoded, reports = {}, {}
     for name, split in pairs.items():
@@ -205,7 +207,7 @@ def _train(
         if validates and training_args.predict_with_generate
         else None,
         callbacks=callbacks,
-        sequence_inputs=_sequence_inputs(model_args, training_args, tokenizer),
+        sequence_inputs=sequence_inputs,
     )
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(MovableEndCallback)
@@ -437,9 +439,14 @@ def _own_partner_share(
 
 
 def _sequence_inputs(
-    model_args: ModelArguments, training_args: TrainingArguments, tokenizer: PreTrainedTokenizerBase
-) -> RiskInputs | BeamInputs | None:
+    model_args: ModelArguments,
+    training_args: TrainingArguments,
+    model: BidirSeq2SeqForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+) -> RiskInputs | BeamInputs | TeacherInputs | None:
     args = training_args
+    if args.soft_teachers:
+        return TeacherInputs(load_teachers(args.soft_teachers, model, tokenizer), args.soft_share)
     if args.sequence_objective is None:
         return None
     if model_args.model_name_or_path is None:

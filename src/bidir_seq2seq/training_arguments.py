@@ -316,6 +316,16 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         },
     )
 
+    soft_teachers: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Models of this package and of the same words, whose probabilities of each next word (the mean of "
+            "several) are learned beside the true word; they read each batch, which takes longer. Best several that "
+            "were trained apart. Default: none."
+        },
+    )
+    soft_share: float = field(default=0.8, metadata={"help": "Share of the loss that soft_teachers have."})
+
     sequence_objective: str | None = field(
         default=None,
         metadata={
@@ -384,10 +394,11 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             )
         self._check_shares()
         check_numbers(self, r_drop=0.0)
-        if self.r_drop and self.sequence_objective is not None:
+        chosen = [name for name in ("r_drop", "sequence_objective", "soft_teachers") if getattr(self, name)]
+        if len(chosen) > 1:
+            first, second = (f"{name}={getattr(self, name)!r}" for name in chosen[:2])
             raise ValueError(
-                f"r_drop={self.r_drop:g} with sequence_objective={self.sequence_objective!r}: a batch is either read "
-                "twice or written, leave one out"
+                f"{first} with {second}: a batch is read twice, or written, or learned from teachers; leave one out"
             )
         if not 0 <= (self.own_partner_share or 0) <= 1:
             raise ValueError(f"own_partner_share={self.own_partner_share} is a share of the updates: 0 to 1")
