@@ -184,7 +184,8 @@ def load_teachers(
                 f"soft_teachers: {name} is a {type(teacher).__name__}, which has other words: let it write titles "
                 "(`bidir-seq2seq distil`), or take a model of this package"
             )
-        if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
+        has_words = teacher.config.vocab_size == config.vocab_size
+        if not has_words or load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
             raise ValueError(
                 f"soft_teachers: {name} has other words than the student: give the student its tokenizer "
                 f"(--tokenizer_name {name})"
