@@ -107,4 +107,4 @@ def read_twice(inputs: dict[str, Any], weight: float, smoothing: float = 0.0) ->
     return {**twice, "objective": Consistency(weight, smoothing)}
 
 
-__all__ = ["Consistency", "divergence", "read_twice", "some_places"]
+__all__ = ["STEPS", "Consistency", "divergence", "read_twice", "some_places"]
