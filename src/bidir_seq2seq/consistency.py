@@ -9,7 +9,7 @@ Letters: B pairs, R = 2 B rows (all pairs, and all of them again), S source leng
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -55,13 +55,29 @@ class Consistency:
         if num_items is None:
             num_items = (targets[0] != IGNORE_INDEX).sum().clamp(min=2) / 2
         loss = words.loss(written, targets, 2 * num_items, self.smoothing)
-        # Made here, and not while places are looked at one after the other.
-        assert words.base is not None
-        total = loss.new_zeros(())
-        for own, wanted in zip(written, targets):
-            for start in range(0, wanted.shape[1], STEPS):
-                total = total + checkpoint(divergence, words, own, wanted, start, use_reentrant=False)
+        total = sum(over_places(divergence, words, own, wanted) for own, wanted in zip(written, targets))
         return loss + self.weight / 4 * total / (num_items * len(targets))
+
+
+def over_places(
+    measure: Callable[..., torch.Tensor], words: Words, written: Written, targets: torch.LongTensor, *others: Any
+) -> torch.Tensor:
+    """What a measure such as [`divergence`] adds up to over all places of targets `[R, T]`, in little memory.
+
+    Args:
+        measure: Called with all that follows and the first of `STEPS` places, for the gradient once more.
+        words, written, targets: As for it.
+        *others: What else it takes.
+
+    Returns:
+        A scalar.
+    """
+    # Made here, and not while places are looked at one after the other.
+    assert words.base is not None
+    total = words.base.new_zeros((), dtype=torch.float32)
+    for start in range(0, targets.shape[1], STEPS):
+        total = total + checkpoint(measure, words, written, targets, *others, start, use_reentrant=False)
+    return total
 
 
 def divergence(words: Words, written: Written, targets: torch.LongTensor, start: int = 0) -> torch.Tensor:
@@ -107,4 +123,4 @@ def read_twice(inputs: dict[str, Any], weight: float, smoothing: float = 0.0) ->
     return {**twice, "objective": Consistency(weight, smoothing)}
 
 
-__all__ = ["STEPS", "Consistency", "divergence", "read_twice", "some_places"]
+__all__ = ["STEPS", "Consistency", "divergence", "over_places", "read_twice", "some_places"]
