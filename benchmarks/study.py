@@ -74,6 +74,8 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
     # And half as many again.
     "own-encoders-again": ({"twin_partner": "none", "share_encoder": False}, 0.4, 1),
     "l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
+    # In half the time.
+    "l2r-half": ({"decoder_directions": "l2r"}, ONE_DIRECTION / 2, 1),
     "two-l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION / 2, 2),
     "independent": ({"twin_partner": "none"}, 1, 1),
     "twin": ({"twin_partner": "gold"}, 1, 1),

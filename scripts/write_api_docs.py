@@ -64,6 +64,7 @@ PAGE = {
             "data": "load_pairs encode_pairs PairEncoder EncodingReport",
             "streaming": "open_stream PairStream StreamCollator",
             "pair_summary": "summarize_pairs PairSummary taken_share",
+            "pair_memory": "PairMemory",
             "recipe": "suitable_tokenizer_type suitable_vocabulary suitable_width suitable_directions "
             "suitable_dropout",
             "allocator": "keep_freed_memory",

@@ -168,6 +168,17 @@ def cell(row: dict, column: str):
     return None
 
 
+def with_cell(row: dict, column: str, value) -> dict:
+    """A copy of a row with another value where [`cell`] finds that of a column; beside it if there is none."""
+    outer, dot, rest = column.partition(".")
+    while dot and column not in row:
+        if isinstance(row.get(outer), dict):
+            return {**row, outer: with_cell(row[outer], rest, value)}
+        name, dot, rest = rest.partition(".")
+        outer = f"{outer}.{name}"
+    return {**row, column: value}
+
+
 @dataclass(frozen=True)
 class _Chain(Table):
     """Tables one after the other."""

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": ("train", "train a title model from pairs of texts"),
     "distil": ("distil", "train a student on titles that a teacher writes"),
     "partners": ("partners", "write what twin decoders are to read of each other in a second stage of training"),
+    "retrieve": ("retrieve", "put the most similar training pairs behind documents, to be read with them"),
     "generate": ("generate", "write titles for texts with a trained model"),
     "check": ("check_data", "show what files of pairs hold, before training on them"),
     "score": ("score", "score a model's directions, or lines that something else wrote, on held-out pairs"),
