@@ -142,6 +142,17 @@ def test_lines_stay_lines(run, tmp_path):
     assert len(lines) == 3 and lines[1] == "" and lines[2].startswith("the dog\u2028barks | ")
 
 
+def test_text_without_spaces_is_compared_by_characters(run, tmp_path):
+    rows = [{"text": "国家统计局公布数据", "title": "数据"}, {"text": "南非检方撤销指控", "title": "指控"}]
+    path = tmp_path / "chinese.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "new.txt").write_text("统计局的新消息\n", encoding="utf-8")
+    (lines,) = run("new.txt", train_file=[str(path)], source_column=None)
+    assert lines == ["统计局的新消息 | 数据"]
+    (lines,) = run("new.txt", train_file=[str(path)], source_column=None, unit="word")
+    assert lines == ["统计局的新消息"]
+
+
 def test_a_bad_row_is_named_or_left_out(run, tmp_path):
     (tmp_path / "new.jsonl").write_text('{"en": "the cat"}\n{"en": 5}\n{"en": "a dog"}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="line 2"):

@@ -283,4 +283,4 @@ def _measure(file: DataFile, encoding: str) -> TextFile:
     return TextFile(file, encoding, line_end, whole + (last != line_end))
 
 
-__all__ = ["DataFile", "TextFile", "find_files", "inspect_text", "is_saved_dataset", "open_bytes"]
+__all__ = ["PACKINGS", "DataFile", "TextFile", "find_files", "inspect_text", "is_saved_dataset", "open_bytes"]

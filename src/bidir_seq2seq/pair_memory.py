@@ -127,4 +127,4 @@ def _in_a_line(text: str) -> str:
     return " ".join(text.split())
 
 
-__all__ = ["PairMemory"]
+__all__ = ["TEMPLATE", "UNITS", "PairMemory"]

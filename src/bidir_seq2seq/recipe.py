@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
@@ -54,11 +55,16 @@ def suitable_tokenizer_type(pairs: Dataset | PairStream) -> str:
     some = next(iter(pairs.iter(1000)))
     if len(some["source"]) < FEW_PAIRS:
         return "char"
+    return "bpe" if has_spaces(text or "" for side in ("source", "target") for text in some[side]) else "char"
+
+
+def has_spaces(texts: Iterable[str]) -> bool:
+    """Whether the scripts of some texts have spaces between words, but for less than a tenth of the letters."""
     letters = unspaced = 0
-    for text in (text or "" for side in ("source", "target") for text in some[side]):
+    for text in texts:
         letters += sum(map(str.isalpha, text))
         unspaced += len(UNSPACED.findall(text))
-    return "bpe" if 10 * unspaced < letters else "char"
+    return 10 * unspaced < letters
 
 
 def suitable_vocabulary(num_pairs: int, tokenizer_type: str) -> tuple[int, int]:
@@ -141,6 +147,7 @@ __all__ = [
     "DROPOUT",
     "LABEL_SMOOTHING",
     "WIDE",
+    "has_spaces",
     "suitable_directions",
     "suitable_dropout",
     "suitable_tokenizer_type",

@@ -505,4 +505,4 @@ class _Saved(Table):
             yield Row(values, self.name, "row", number)
 
 
-__all__ = ["Row", "Table", "cell", "leaves", "open_table", "split_lines"]
+__all__ = ["Row", "Table", "cell", "leaves", "open_table", "split_lines", "with_cell"]

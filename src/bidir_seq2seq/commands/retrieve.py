@@ -17,6 +17,7 @@ import json
 import operator
 import os
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -27,6 +28,7 @@ from ..data import load_pairs, read_texts
 from ..files import PACKINGS, DataFile, find_files
 from ..manifest import flush
 from ..pair_memory import TEMPLATE, UNITS, PairMemory
+from ..recipe import has_spaces
 from ..tables import open_table, with_cell
 from .distil import column_of
 from .generate import source_column
@@ -53,11 +55,11 @@ class RetrieveArguments:
             "documents gain by, as ' | {source} / {target}'."
         },
     )
-    unit: str = field(
-        default="word",
+    unit: str | None = field(
+        default=None,
         metadata={
-            "help": "What documents are compared by: what stands between spaces, or characters, for text without "
-            "spaces such as Chinese.",
+            "help": "What documents are compared by: what stands between spaces, or characters. Default: characters "
+            "where a script has no spaces, such as Chinese.",
             "choices": list(UNITS),
         },
     )
@@ -114,10 +116,17 @@ def retrieve(args: RetrieveArguments) -> list[Path]:
         encoding=args.encoding,
         on_bad_rows=args.on_bad_rows,
     )["train"]
+    # As many as a tokenizer is chosen by.
+    some = (text or "" for text in islice(column_of(pairs, "source"), 1000))
+    unit = args.unit or ("word" if has_spaces(some) else "char")
     columns = (column_of(pairs, name) for name in ("source", "target"))
     known = ((source or "", target or "") for source, target in zip(*columns))
-    memory = PairMemory(known, args.unit, args.ngram_sizes, args.template)
-    logger.warning(f"{len(memory):,} documents are remembered, of {len(pairs):,} pairs")
+    memory = PairMemory(known, unit, args.ngram_sizes, args.template)
+    sizes = " and ".join(map(str, memory.ngram_sizes))
+    logger.warning(
+        f"{len(memory):,} documents are remembered, of {len(pairs):,} pairs, and compared by n-grams of {sizes} "
+        f"{'words' if unit == 'word' else 'characters'}"
+    )
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     for file, output in zip(files, outputs):
         _write(args, memory, file, output)
