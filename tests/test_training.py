@@ -25,7 +25,7 @@ from transformers import (
     TrainerState,
 )
 
-from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, callbacks, recipe
+from bidir_seq2seq import BidirSeq2SeqForConditionalGeneration, callbacks, recipe, training_arguments
 from bidir_seq2seq import trainer as trainer_module
 from bidir_seq2seq import training as training_module
 from bidir_seq2seq.callbacks import SharedProcessorsCallback, StopSignalCallback
@@ -639,6 +639,21 @@ def test_the_same_command_again_leaves_the_finished_twins_as_they_are(files, tmp
     for _ in range(2):
         run(files, tmp_path, eval_strategy="no", own_partner_share=0.5)
         assert BidirSeq2SeqForConditionalGeneration.from_pretrained(tmp_path).config.twin_partner == "own"
+
+
+def test_settings_of_a_way_to_learn_that_was_not_asked_for_are_told(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(training_arguments.logger, "warning_once", said.append)
+    quiet = {"output_dir": str(tmp_path), "use_cpu": True}
+    training_arguments.TrainingArguments(**quiet, soft_share=0.5, sequence_metric="per")
+    assert [line for line in said if "means nothing" in line] == [
+        "sequence_metric='per' means nothing without sequence_objective",
+        "soft_share=0.5 means nothing without soft_teachers",
+    ]
+    said.clear()
+    training_arguments.TrainingArguments(**quiet, soft_share=0.5, soft_teachers=["a"])
+    training_arguments.TrainingArguments(**quiet, sequence_objective="risk", sequence_metric="per", soft_share=0.8)
+    assert not said
 
 
 def test_what_makes_a_new_tokenizer_is_said_to_change_nothing_of_another(files, finished, tmp_path, caplog):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from transformers import Seq2SeqTrainingArguments
@@ -393,6 +393,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
                 "leave it out"
             )
         self._check_shares()
+        self._say_what_means_nothing()
         check_numbers(self, r_drop=0.0)
         chosen = [name for name in ("r_drop", "sequence_objective", "soft_teachers") if getattr(self, name)]
         if len(chosen) > 1:
@@ -417,6 +418,14 @@ class TrainingArguments(Seq2SeqTrainingArguments):
                     f"{name}={getattr(self, name):g} with max_train_minutes={self.max_train_minutes:g}: there is a "
                     "share of all updates only where their number is given; give a number of updates, or leave it out"
                 )
+
+    def _say_what_means_nothing(self) -> None:
+        """Settings of a way to learn that was not asked for would be passed over without a word."""
+        defaults = {each.name: each.default for each in fields(self)}
+        ways = {name: "sequence_objective" for name in defaults if name.startswith("sequence_")}
+        for name, way in {**ways, "soft_share": "soft_teachers"}.items():
+            if not getattr(self, way) and getattr(self, name) != defaults[name]:
+                logger.warning_once(f"{name}={getattr(self, name)!r} means nothing without {way}")
 
     def _choose_metric(self) -> None:
         metric, default = self.metric_for_best_model, "rougeL" if self.predict_with_generate else "loss"
