@@ -47,6 +47,7 @@ from bidir_seq2seq.commands.distil import (
     write_training_pairs,
 )
 from bidir_seq2seq.commands.partners import PartnerArguments, write_partners
+from bidir_seq2seq.commands.retrieve import RetrieveArguments, retrieve
 from bidir_seq2seq.evaluation import listed_references, load_test_pairs
 from bidir_seq2seq.metrics import TitleScore, bleu_of_counts, pair_scores, paired_bootstrap, pronunciation_scores
 from bidir_seq2seq.pipeline import BidirSeq2SeqPipeline
@@ -74,8 +75,6 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
     # And half as many again.
     "own-encoders-again": ({"twin_partner": "none", "share_encoder": False}, 0.4, 1),
     "l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
-    # In half the time.
-    "l2r-half": ({"decoder_directions": "l2r"}, ONE_DIRECTION / 2, 1),
     "two-l2r": ({"decoder_directions": "l2r"}, ONE_DIRECTION / 2, 2),
     "independent": ({"twin_partner": "none"}, 1, 1),
     "twin": ({"twin_partner": "gold"}, 1, 1),
@@ -98,6 +97,11 @@ RECIPES: dict[str, tuple[dict, float, int]] = {
     "distilled-drawn": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
     # One direction that learns, beside the true words, what several twins hold each next word to be.
     "soft": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
+    # Documents with the most similar training pair behind them; and with fewer updates, for long trainings.
+    "similar": ({"twin_partner": "none", "own_partner_share": 0.2}, 1, 1),
+    "l2r-similar": ({"decoder_directions": "l2r"}, ONE_DIRECTION, 1),
+    "l2r-similar-third": ({"decoder_directions": "l2r"}, 0.3 * ONE_DIRECTION, 1),
+    "l2r-similar-sixth": ({"decoder_directions": "l2r"}, 0.15 * ONE_DIRECTION, 1),
 }
 # Recipes that go on from another one's model of the same seed, and that learn from its titles.
 GOES_ON_FROM = {
@@ -114,6 +118,8 @@ TAUGHT_BY = {"distilled": "alone-own", "distilled-drawn": "alone-own"}
 SOFT_TEACHERS, TEACHER_SEEDS = {"soft": "alone-own"}, (0, 1, 2)
 # How the teacher writes for a recipe, or of a data set: else in the best way that is not much slower than others.
 TEACHES_BY = {"distilled-drawn": "l2r+r2l, drawn", "multi30k_en_de": "l2r+r2l, joint"}
+# How the most similar pair is found and put behind a document, where it is not as `retrieve` does it.
+SIMILAR = {"cmudict_g2p": {"ngram_sizes": [2, 3], "template": " | {source} / {target}"}}
 # As many titles as two directions draw.
 BY_ITSELF = {"num_beams": 3, "ranking": "consensus", "consensus_samples": 64}
 ALONE = {
@@ -207,7 +213,7 @@ def train_model(arguments: StudyArguments, data: str, recipe: str, seed: int) ->
         Its folder, and the processor seconds that all of it took.
     """
     changes, share, _ = RECIPES[recipe]
-    settings_file, folder = Path(arguments.study_dir) / f"{data}.yaml", Path(arguments.data_dir) / data
+    settings_file, folder = Path(arguments.study_dir) / f"{data}.yaml", pairs_folder(arguments, data, recipe)
     all_updates = yaml.safe_load(settings_file.read_text(encoding="utf-8"))["max_steps"]
     updates = round(all_updates * share)
     output_dir = Path(arguments.output_dir) / data / f"{recipe}-{seed}"
@@ -237,6 +243,18 @@ def train_model(arguments: StudyArguments, data: str, recipe: str, seed: int) ->
     return output_dir, before_seconds + seconds
 
 
+def pairs_folder(arguments: StudyArguments, data: str, recipe: str) -> Path:
+    """Where a recipe's pairs are; those with similar pairs behind them are put there first, unless they are there."""
+    given, similar = Path(arguments.data_dir) / data, Path(arguments.output_dir) / data / "similar"
+    if "similar" not in recipe:
+        return given
+    files = [str(given / f"{name}.jsonl") for name in ("train", "validation", "test")]
+    missing = [file for file in files if not (similar / Path(file).name).exists()]
+    if missing:
+        retrieve(RetrieveArguments(files[:1], missing, str(similar), **SIMILAR.get(data, {})))
+    return similar
+
+
 def pseudo_pairs(teacher: Path, data: str, recipe: str, train_file: str, folder: Path) -> Path:
     """Leaves the training pairs, and their documents with a teacher's best titles, in a student's folder."""
     best = TWINS[TEACHES_BY.get(recipe) or TEACHES_BY.get(data, "all, consensus")]
@@ -254,7 +272,7 @@ def run(arguments: StudyArguments, data: str, recipe: str, seed: int) -> dict:
     folders, seconds = zip(*trained)
     models = [AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True).eval() for folder in folders]
     tokenizer = AutoTokenizer.from_pretrained(folders[0])
-    test_file = str(Path(arguments.data_dir) / data / "test.jsonl")
+    test_file = str(pairs_folder(arguments, data, recipe) / "test.jsonl")
     pairs = load_test_pairs(test_file, target_columns=REFERENCES.get(data))
     ways = {}
     for name, settings in (ways_of(models[0], recipe) if number == 1 else {"together": ALONE["l2r beam 3"]}).items():

@@ -621,6 +621,26 @@ def test_how_a_study_learns_does_not_hang_on_defaults():
         assert {"dropout", "label_smoothing", "lr_scheduler_type"} <= set(yaml.safe_load(file.read_text())), file
 
 
+def test_a_recipe_of_similar_pairs_reads_them_in_all_its_files(tmp_path):
+    given = tmp_path / "data" / "cmudict_g2p"
+    given.mkdir(parents=True)
+    words = {"train": ["C A T", "C A R T"], "validation": ["C A R"], "test": ["R A T"]}
+    for name, letters in words.items():
+        rows = [{"letters": word, "phonemes": word.lower(), "references": [word.lower()]} for word in letters]
+        (given / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = study.StudyArguments(data_dir=str(tmp_path / "data"), output_dir=str(tmp_path / "models"))
+    assert study.pairs_folder(arguments, "cmudict_g2p", "l2r") == given
+    folder = study.pairs_folder(arguments, "cmudict_g2p", "l2r-similar")
+    read = {name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()] for name in words}
+    assert [row["letters"] for row in read["train"]] == ["C A T | C A R T / c a r t", "C A R T | C A T / c a t"]
+    assert [row["letters"] for row in read["validation"]] == ["C A R | C A R T / c a r t"]
+    assert read["test"] == [{"letters": "R A T | C A T / c a t", "phonemes": "r a t", "references": ["r a t"]}]
+    # What is there is not made again.
+    (folder / "test.jsonl").write_text("mine")
+    assert study.pairs_folder(arguments, "cmudict_g2p", "similar") == folder
+    assert (folder / "test.jsonl").read_text() == "mine"
+
+
 @pytest.mark.e2e
 def test_a_student_of_a_study_has_a_teacher_of_its_seed(pair_files, tmp_path, capsys):
     data = tmp_path / "data" / "xwlb_brief"
