@@ -81,7 +81,7 @@ class RetrieveArguments:
     on_bad_rows: str = field(
         default="error",
         metadata={
-            "help": "At a row that cannot be read: stop, or skip it (it is left out, and counted).",
+            "help": "At a row that cannot be read: stop, or skip it (it is left out, and counted; a line is empty).",
             "choices": ["error", "skip"],
         },
     )
@@ -146,27 +146,36 @@ def _name(file: DataFile) -> str:
 def _write(args: RetrieveArguments, memory: PairMemory, file: DataFile, output: Path) -> None:
     """Writes one file anew, whole or not at all."""
     table = open_table(file.path, args.encoding, shape="texts")
-    column = source_column(table, args.source_column)
+    column, is_lines = source_column(table, args.source_column), file.kind == "lines"
     number, alone, bad = 0, 0, []
-    unfinished = output.with_name(output.name + ".tmp")
-    with open(unfinished, "w", encoding="utf-8", newline="\n") as stream:
-        rows = read_texts(table, [column], args.on_bad_rows)
-        for row, texts in tqdm(rows, output.name, operator.length_hint(table) or None, unit=" documents"):
-            if texts is None:
-                bad.append(row)
-                continue
-            number += 1
-            text = texts[0] or ""
-            extended = memory.extend(text, args.num_neighbors)
-            alone += extended == text
-            # What has no text keeps what it has: nothing, or null.
-            values = row.values if extended == text else with_cell(row.values, column, extended)
-            # A parquet file may hold dates.
-            line = extended if file.kind == "lines" else json.dumps(values, ensure_ascii=False, default=str)
-            stream.write(line + "\n")
-    flush(unfinished)
-    unfinished.replace(output)
-    left_out = f"; {len(bad):,} bad rows are left out, the first: {bad[0]}" if bad else ""
+    # Of this process: another one may be writing the same file.
+    unfinished = output.with_name(f"{output.name}.{os.getpid()}.tmp")
+    try:
+        with open(unfinished, "w", encoding="utf-8", newline="\n") as stream:
+            rows = read_texts(table, [column], args.on_bad_rows)
+            for row, texts in tqdm(rows, output.name, operator.length_hint(table) or None, unit=" documents"):
+                if texts is None:
+                    bad.append(row)
+                    # The line beside it, of another file, has its own number.
+                    stream.write("\n" if is_lines else "")
+                    continue
+                number += 1
+                text = texts[0] or ""
+                extended = memory.extend(text, args.num_neighbors)
+                alone += extended == text
+                # What has no text keeps what it has: nothing, or null.
+                values = row.values if extended == text else with_cell(row.values, column, extended)
+                # A parquet file may hold dates.
+                line = extended if is_lines else json.dumps(values, ensure_ascii=False, default=str)
+                stream.write(line + "\n")
+        flush(unfinished)
+        unfinished.replace(output)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    left_out = (
+        f"; {len(bad):,} bad rows are {'empty lines' if is_lines else 'left out'}, the first: {bad[0]}" if bad else ""
+    )
     logger.warning(f"{output}: {number:,} documents, {alone:,} of which are like none that is remembered{left_out}")
 
 
