@@ -338,7 +338,7 @@ def report(results: dict[str, dict[str, dict[int, dict]]]) -> None:
         metric = METRICS.get(data, "rougeL")
         better = min if metric == "wer" else max
         print(f"\n{data}: {metric}")
-        print(f"{'recipe':16}{'way':18}{'seeds':>6}{'mean':>8}{'range':>14}{'first4':>8}{'last4':>7}", end="")
+        print(f"{'recipe':20}{'way':18}{'seeds':>6}{'mean':>8}{'range':>14}{'first4':>8}{'last4':>7}", end="")
         print(f"{'training s':>12}{'search s':>10}   against one direction's best beam; and its own of such a way")
         alone = recipes.get("l2r", {})
         beams = {way: over_seeds(data, that_have(alone, way), way) for way in ways_in(alone)}
@@ -353,7 +353,7 @@ def report(results: dict[str, dict[str, dict[int, dict]]]) -> None:
                     statistics.mean(x[edge] for x in found) if edge in found[0] else float("nan")
                     for edge in ("first4", "last4")
                 ]
-                line = f"{recipe:16}{way:18}{len(figures):6}{statistics.mean(figures):8.2f}"
+                line = f"{recipe:20}{way:18}{len(figures):6}{statistics.mean(figures):8.2f}"
                 line += f"{f'{min(figures):.1f}-{max(figures):.1f}':>14}{edges[0]:8.1f}{edges[1]:7.1f}"
                 line += f"{known_mean([run['seconds'] for run in written.values()]):12.0f}"
                 line += f"{statistics.mean(x['search_seconds'] for x in found):10.1f}"
