@@ -103,6 +103,12 @@ def test_what_cannot_be_remembered_is_refused(arguments, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("number", [0, -1])
+def test_no_neighbors_are_no_number(number):
+    with pytest.raises(ValueError, match=f"num_neighbors={number}: ask for at least 1"):
+        PairMemory(PAIRS).extend("the black bird", number)
+
+
 def test_without_bm25s_the_command_is_named():
     with pytest.raises(ImportError, match=r"pip install 'bidir_seq2seq\[retrieval\]'"), extra("retrieval"):
         raise ModuleNotFoundError(name="bm25s")

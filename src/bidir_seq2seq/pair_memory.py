@@ -80,8 +80,13 @@ class PairMemory:
 
         Args:
             text: A document.
-            num_neighbors: How many, at least 1.
+            num_neighbors: How many.
+
+        Raises:
+            ValueError: If less than 1.
         """
+        if num_neighbors < 1:
+            raise ValueError(f"num_neighbors={num_neighbors}: ask for at least 1")
         terms = self._terms(text)
         if not terms:
             return []
