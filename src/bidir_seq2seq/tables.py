@@ -158,25 +158,26 @@ def cell(row: dict, column: str):
     """A row's value in a column, `None` if it has none."""
     if column in row:
         return row[column]
-    outer, dot, rest = column.partition(".")
-    while dot:
-        if isinstance(row.get(outer), dict):
-            return cell(row[outer], rest)
-        # A dot may be part of a name.
-        name, dot, rest = rest.partition(".")
-        outer = f"{outer}.{name}"
-    return None
+    outer, rest = _inside(row, column)
+    return None if outer is None else cell(row[outer], rest)
 
 
 def with_cell(row: dict, column: str, value) -> dict:
     """A copy of a row with another value where [`cell`] finds that of a column; beside it if there is none."""
+    outer, rest = (None, "") if column in row else _inside(row, column)
+    return {**row, column: value} if outer is None else {**row, outer: with_cell(row[outer], rest, value)}
+
+
+def _inside(row: dict, column: str) -> tuple[str | None, str]:
+    """Of a dotted path the object in a row that it leads into, `None` if there is none, and the path from there."""
     outer, dot, rest = column.partition(".")
-    while dot and column not in row:
+    while dot:
         if isinstance(row.get(outer), dict):
-            return {**row, outer: with_cell(row[outer], rest, value)}
+            return outer, rest
+        # A dot may be part of a name.
         name, dot, rest = rest.partition(".")
         outer = f"{outer}.{name}"
-    return {**row, column: value}
+    return None, ""
 
 
 @dataclass(frozen=True)
